@@ -1,0 +1,70 @@
+"""One way to run a model: the knobs of an engine, in TensorRT-LLM's own names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """A deployment of one model on one or more replicas of GPUs.
+
+    Defaults are those of `trtllm-serve` 1.2 on its PyTorch backend.
+    """
+
+    quantization: str = "bf16"
+    kv_cache_dtype: str = "bf16"
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    moe_expert_parallel_size: int = 1
+    """Ranks over which whole experts are spread; the rest of TP splits each expert."""
+    enable_attention_dp: bool = False
+    """Attention is replicated and each rank serves its own requests."""
+    moe_backend: str = "CUTLASS"
+    num_replicas: int = 1
+    max_batch_size: int = 2048
+    """Sequences in one iteration (per rank under attention DP)."""
+    max_num_tokens: int = 8192
+    """Tokens in one iteration (per rank under attention DP)."""
+    max_seq_len: int = 0
+    """Longest prompt plus output; 0 takes the model's own limit."""
+    tokens_per_block: int = 32
+    free_gpu_memory_fraction: float = 0.9
+    """TensorRT-LLM: share of what is free after weights and activations."""
+    gpu_memory_utilization: float = 0.9
+    """vLLM: share of the whole GPU that the engine may use."""
+    kv_cache_max_tokens: int = 0
+    """Pins the KV capacity of a replica; 0 lets the fraction decide."""
+    enable_chunked_prefill: bool = False
+    enable_block_reuse: bool = True
+    capacity_scheduler_policy: str = "GUARANTEED_NO_EVICT"
+    cuda_graph_max_batch_size: int = 128
+    """Largest decode batch captured in a CUDA graph; 0 is eager."""
+    cuda_graph_padding: bool = False
+    stream_interval: int = 1
+    disable_overlap_scheduler: bool = False
+    allreduce_strategy: str = "AUTO"
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that one replica of the model takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the whole deployment."""
+        return self.gpus_per_replica * self.num_replicas
+
+    @property
+    def moe_tensor_parallel_size(self) -> int:
+        """Ranks over which each expert is split."""
+        return self.tensor_parallel_size // self.moe_expert_parallel_size
+
+    @property
+    def attention_tensor_parallel_size(self) -> int:
+        """Ranks over which attention heads are split."""
+        return 1 if self.enable_attention_dp else self.tensor_parallel_size
+
+
+KNOBS: tuple[str, ...] = tuple(field.name for field in fields(EngineConfig))
+"""Every knob that `--set`, `--pin` and `--limit` take."""

@@ -1,0 +1,1 @@
+"""Launches and measures a configuration on real hardware."""

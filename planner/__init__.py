@@ -1,0 +1,1 @@
+"""Plans how to run a large language model on TensorRT-LLM."""

@@ -1,0 +1,1 @@
+"""Data only: GPUs, models, workloads, engines and fitted calibrations."""
