@@ -1,0 +1,218 @@
+"""Reads and writes calibration files: fitted operators per GPU, step constants per engine.
+
+`profiles/calibrations/<gpu>/<engine>-<version>.json` holds one GPU's operators;
+`profiles/calibrations/engines/<engine>.json` holds what belongs to the engine and its
+host. A user's own file may hold either part and is laid over the shipped ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cost_models.calibration import (
+    Calibration,
+    ErrorQuantiles,
+    OperatorFits,
+    Provenance,
+)
+from cost_models.errors import ProfileError
+from cost_models.frontend import FrontEndConstants
+from cost_models.gpu import GpuSpec
+from cost_models.memory import MemoryConstants
+from cost_models.operators.attention import DecodeAttentionParams, PrefillAttentionParams
+from cost_models.operators.collectives import AllReduceParams, NcclParams
+from cost_models.operators.fit import OperatorFit, params_from_json, params_to_json
+from cost_models.operators.gemm import GemmParams
+from cost_models.operators.mla import MlaBmmParams, MlaDecodeParams, MlaPrefillParams
+from cost_models.operators.moe import MoeParams
+from cost_models.step_constants import StepConstants
+
+SCHEMA_VERSION = 1
+
+PARAMS_BY_FAMILY: Mapping[str, type[Any]] = {
+    "gemm": GemmParams,
+    "attention_prefill": PrefillAttentionParams,
+    "attention_decode": DecodeAttentionParams,
+    "moe": MoeParams,
+    "mla_prefill": MlaPrefillParams,
+    "mla_decode": MlaDecodeParams,
+    "mla_bmm": MlaBmmParams,
+    "allreduce": AllReduceParams,
+    "nccl": NcclParams,
+}
+
+LENDERS: Mapping[str, tuple[str, ...]] = {
+    "ampere": ("a100_sxm", "l40s", "h100_sxm", "h200_sxm", "b200_sxm"),
+    "ada": ("l40s", "h100_sxm", "h200_sxm", "a100_sxm", "b200_sxm"),
+    "hopper": ("h200_sxm", "h100_sxm", "l40s", "a100_sxm", "b200_sxm"),
+    "blackwell": ("b200_sxm", "h200_sxm", "h100_sxm", "l40s", "a100_sxm"),
+}
+"""Whose fitted efficiencies a GPU borrows where it has no table of its own, nearest first."""
+
+Operators = dict[str, dict[str, OperatorFit[Any]]]
+
+
+def load_calibration(gpu: GpuSpec, engine: str = "trtllm", path: str | Path = "") -> Calibration:
+    """Return what is known of an engine on a GPU: datasheet, then shipped, then the user's file.
+
+    Raises:
+        ProfileError: The engine has no calibration, or a file cannot be read.
+    """
+    shared = _engine_file(engine)
+    own = _shipped_operators(gpu.name)
+    operators, borrowed = _with_borrowed(own, gpu)
+    calibration = Calibration(
+        gpu=gpu.name,
+        engine=engine,
+        engine_version=str(shared["engine_version"]),
+        provenance=Provenance.CALIBRATED if own else Provenance.DATASHEET,
+        operators=OperatorFits(**operators),
+        step=StepConstants(**shared["step"]),
+        memory=MemoryConstants(**shared["memory"]),
+        front_end=FrontEndConstants(**shared["front_end"]),
+        intervals={k: ErrorQuantiles(**v) for k, v in shared["intervals"].items()},
+        borrowed=frozenset(borrowed),
+        sources=tuple(shared["sources"]),
+    )
+    return _overlaid(calibration, Path(path)) if path else calibration
+
+
+def operators_to_json(operators: Mapping[str, Mapping[str, OperatorFit[Any]]]) -> dict[str, Any]:
+    """Return fitted operators as plain JSON values."""
+    return {
+        family: {dtype: _fit_to_json(fit) for dtype, fit in fits.items()}
+        for family, fits in operators.items()
+    }
+
+
+def operators_from_json(data: Mapping[str, Mapping[str, Any]]) -> Operators:
+    """Rebuild fitted operators from `operators_to_json`."""
+    return {
+        family: {
+            dtype: OperatorFit(
+                **{**fit, "params": params_from_json(PARAMS_BY_FAMILY[family], fit["params"])}
+            )
+            for dtype, fit in fits.items()
+        }
+        for family, fits in data.items()
+    }
+
+
+def read_calibration_file(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a calibration file.
+
+    Raises:
+        ProfileError: Missing, not JSON, or of another schema version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ProfileError(f"{path}: not a calibration file ({error})") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ProfileError(
+            f"{path}: schema_version is {version!r}", hint=f"this version reads {SCHEMA_VERSION}"
+        )
+    return dict(data)
+
+
+def calibrated_gpus() -> list[str]:
+    """Names of the GPUs that have fitted operators."""
+    return sorted(
+        entry.name
+        for entry in _calibrations().iterdir()
+        if entry.is_dir() and entry.name != "engines"
+    )
+
+
+def _calibrations() -> Path:
+    return Path(str(files("profiles"))) / "calibrations"
+
+
+def _engine_file(engine: str) -> dict[str, Any]:
+    path = _calibrations() / "engines" / f"{engine}.json"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.json"))
+        raise ProfileError(f"engine {engine!r} has no calibration", hint=f"known: {known}")
+    return read_calibration_file(path)
+
+
+@cache
+def _shipped_operators(gpu_name: str) -> Operators:
+    """Operators fitted on this GPU, empty where there are none. Read once a process."""
+    folder = _calibrations() / gpu_name
+    merged: Operators = {}
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        for family, fits in operators_from_json(read_calibration_file(path)["operators"]).items():
+            merged.setdefault(family, {}).update(fits)
+    return merged
+
+
+def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, Iterator[str]]:
+    """Fill every family and dtype: the GPU's own fit, else the nearest lender's bare formula."""
+    complete: Operators = {family: dict(own.get(family, {})) for family in PARAMS_BY_FAMILY}
+    borrowed = []
+    for lender in LENDERS[gpu.architecture]:
+        if lender == gpu.name:
+            continue
+        for family, fits in _shipped_operators(lender).items():
+            for dtype, fit in fits.items():
+                if dtype not in complete[family]:
+                    complete[family][dtype] = _lent(fit)
+                    borrowed.append(f"{family}/{dtype}")
+    return complete, iter(borrowed)
+
+
+def _lent(fit: OperatorFit[Any]) -> OperatorFit[Any]:
+    """Constants without the residual, which belongs to the chip it was seen on."""
+    if "residual" in {field.name for field in fields(fit.params)}:
+        return replace(fit, params=replace(fit.params, residual=None))
+    return fit
+
+
+def _overlaid(calibration: Calibration, path: Path) -> Calibration:
+    data = read_calibration_file(path)
+    operators = {
+        field.name: dict(getattr(calibration.operators, field.name))
+        for field in fields(OperatorFits)
+    }
+    for family, fits in operators_from_json(data.get("operators", {})).items():
+        operators[family].update(fits)
+    return replace(
+        calibration,
+        operators=OperatorFits(**operators),
+        step=replace(calibration.step, **data.get("step", {})),
+        memory=replace(calibration.memory, **data.get("memory", {})),
+        front_end=replace(calibration.front_end, **data.get("front_end", {})),
+        provenance=Provenance.CALIBRATED,
+        sources=(*calibration.sources, str(path)),
+    )
+
+
+def _fit_to_json(fit: OperatorFit[Any]) -> dict[str, Any]:
+    record = {field.name: getattr(fit, field.name) for field in fields(fit)}
+    record["params"] = params_to_json(fit.params)
+    record["covers"] = {name: list(bounds) for name, bounds in fit.covers.items()}
+    return record
+
+
+def engine_constants_to_json(calibration: Calibration) -> dict[str, Any]:
+    """Return the engine's part of a calibration as plain JSON values."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "engine": calibration.engine,
+        "engine_version": calibration.engine_version,
+        "step": asdict(calibration.step),
+        "memory": asdict(calibration.memory),
+        "front_end": asdict(calibration.front_end),
+        "intervals": {name: asdict(q) for name, q in calibration.intervals.items()},
+        "sources": list(calibration.sources),
+    }

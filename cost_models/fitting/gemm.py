@@ -1,0 +1,155 @@
+"""Fits `GemmParams` to tables of measured GEMM latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.fitting.constants import Bounds, fit_constants
+from cost_models.fitting.grid import fit_residual_grid
+from cost_models.fitting.quality import Quality, folds_by_key, fit_quality
+from cost_models.gpu import GpuSpec
+from cost_models.operators.fit import OperatorFit
+from cost_models.operators.gemm import GemmParams, gemm_seconds
+from cost_models.operators.grid import ResidualGrid
+from cost_models.tables import Table, num_rows, select
+
+FloatArray = NDArray[np.float64]
+
+MICROSECOND = 1e-6
+
+CAST_LAUNCH_S = 1.3e-6
+"""The kernel that scales and narrows activations (`scale_matrix`), without finding the scale."""
+
+SUBSAMPLE = 1500
+"""Points on which the physical constants are fitted; the residual grid sees all."""
+
+SMOOTHNESS = 0.03
+"""Weight of the residual grid's smoothness, chosen by cross-validation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """What is known of a dtype before fitting."""
+
+    compute: str
+    weight_bytes: float
+    activation_bytes: float
+    quantizes: bool = False
+
+
+FORMATS: Mapping[str, _Format] = {
+    "bfloat16": _Format(compute="bf16", weight_bytes=2, activation_bytes=2),
+    "fp8": _Format(compute="fp8", weight_bytes=1, activation_bytes=1, quantizes=True),
+    "fp8_block": _Format(compute="fp8", weight_bytes=1, activation_bytes=1, quantizes=True),
+    "nvfp4": _Format(compute="fp4", weight_bytes=0.5625, activation_bytes=0.5625, quantizes=True),
+    "int8_wo": _Format(compute="bf16", weight_bytes=1, activation_bytes=2),
+    "int4_wo": _Format(compute="bf16", weight_bytes=0.5, activation_bytes=2),
+    "sq": _Format(compute="int8", weight_bytes=1, activation_bytes=1, quantizes=True),
+}
+
+BOUNDS: Bounds = {
+    "launch_s": (3e-6, 3e-7, 4e-5),
+    "scale_s": (2e-6, 1e-8, 4e-5),
+    "quantize_bytes_per_s": (2.5e12, 2e11, 5e13),
+    "compute_efficiency": (0.85, 0.1, 1.05),
+    "hbm_efficiency": (0.80, 0.4, 0.98),
+    "l2_speedup": (3.0, 1.0, 8.0),
+    "roofline_norm": (3.0, 1.0, 8.0),
+    "sm_bytes_per_s": (150e9, 2e10, 1e12),
+    "tile_s": (1e-6, 1e-8, 2e-5),
+    "split_s": (2.5e-6, 1e-8, 2e-5),
+    "wave_rounding": (0.1, 1e-3, 1.0),
+}
+
+
+def fit_gemm(table: Table, gpu: GpuSpec) -> dict[str, OperatorFit[GemmParams]]:
+    """Return the fitted constants by dtype.
+
+    Args:
+        table: Columns dtype, m, n, k, latency_us, framework_version of one system.
+        gpu: The system's datasheet.
+    """
+    fits: dict[str, OperatorFit[GemmParams]] = {}
+    for dtype in sorted(np.unique(table["dtype"]).tolist(), key=lambda name: name != "bfloat16"):
+        rows = select(table, table["dtype"] == dtype)
+        plain = fits["bfloat16"].params.launch_s if fits else BOUNDS["launch_s"][0]
+        fits[dtype] = _fit_dtype(rows, gpu, dtype, plain_launch_s=plain)
+    return fits
+
+
+def predict_gemm(
+    table: Table, gpu: GpuSpec, fits: Mapping[str, OperatorFit[GemmParams]]
+) -> FloatArray:
+    """Return the predicted seconds of every row; NaN where no fit serves its dtype."""
+    seconds = np.full(num_rows(table), np.nan)
+    for dtype, fit in fits.items():
+        rows = table["dtype"] == dtype
+        if rows.any():
+            seconds[rows] = _predict(select(table, rows), gpu, fit.params)
+    return seconds
+
+
+def _predict(table: Table, gpu: GpuSpec, params: GemmParams) -> FloatArray:
+    return gemm_seconds(table["m"], table["n"], table["k"], gpu=gpu, params=params)
+
+
+def _fit_dtype(
+    table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: float
+) -> OperatorFit[GemmParams]:
+    measured_s = table["latency_us"] * MICROSECOND
+    params = _fit_constants(table, gpu, dtype, plain_launch_s=plain_launch_s)
+    log_error = np.log(measured_s / _predict(table, gpu, params))
+    shapes = table["n"].astype(np.int64) * 1_000_003 + table["k"]
+    left_out = np.zeros(log_error.size)
+    for train, test in folds_by_key(shapes):
+        grid = _fit_grid(select(table, train), log_error[train])
+        left_out[test] = log_error[test] - grid.log_factor(*(table[c][test] for c in "mnk"))
+    params = replace(params, residual=_fit_grid(table, log_error))
+    quality: Quality = fit_quality(measured_s, _predict(table, gpu, params), left_out)
+    return OperatorFit(
+        params=params,
+        source=f"{dtype} GEMM on {gpu.name}, TensorRT-LLM {table['framework_version'][0]}",
+        covers={c: (float(table[c].min()), float(table[c].max())) for c in "mnk"},
+        **quality,
+    )
+
+
+def _fit_constants(table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: float) -> GemmParams:
+    """Least squares on log error over a spread-out subsample, in log of the constants.
+
+    Launch and scale time cannot be told apart by size, so a quantizing dtype takes the
+    launch of the BF16 kernel and of one cast; what is left is the scale kernel.
+    """
+    form = FORMATS[dtype]
+    fixed = {"scale_s": 0.0, "quantize_bytes_per_s": 0.0}
+    if form.quantizes:
+        fixed = {"launch_s": plain_launch_s + CAST_LAUNCH_S}
+    names = [name for name in BOUNDS if name not in fixed]
+    step = max(num_rows(table) // SUBSAMPLE, 1)
+    sample = select(table, np.arange(num_rows(table)) % step == 0)
+
+    def build(constants: Mapping[str, float]) -> GemmParams:
+        return GemmParams(
+            compute=form.compute,
+            weight_bytes=form.weight_bytes,
+            activation_bytes=form.activation_bytes,
+            **fixed,
+            **constants,
+        )
+
+    constants = fit_constants(
+        lambda constants: _predict(sample, gpu, build(constants)),
+        sample["latency_us"] * MICROSECOND,
+        {name: BOUNDS[name] for name in names},
+    )
+    return build(constants)
+
+
+def _fit_grid(table: Table, log_error: FloatArray) -> ResidualGrid:
+    columns = [table[name].astype(np.float64) for name in "mnk"]
+    axes = [np.unique(np.log2(column)) for column in columns]
+    return fit_residual_grid(axes, columns, log_error, smoothness=SMOOTHNESS)

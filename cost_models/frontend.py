@@ -1,0 +1,37 @@
+"""What stands between a client and the engine's step loop: HTTP, tokenisation, streaming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontEndConstants:
+    """Serial host work outside the step, and how far the step loop runs ahead of it.
+
+    The front end is one event loop: its work per request and per token adds up, so it
+    limits the rate of a deployment when the GPU is faster.
+    """
+
+    request_s: float = 0.0
+    """Accepting one request: parsing, tokenising, handing it to the engine."""
+    prompt_token_s: float = 0.0
+    """The same, per prompt token."""
+    active_stream_s: float = 0.0
+    """Delay that each stream being served adds to a new request."""
+    first_token_s: float = 0.0
+    """From the end of the step that makes the first token to the client."""
+    streamed_token_s: float = 0.0
+    """Serial work for one streamed token."""
+    jitter_s: float = 0.0
+    """Standard deviation of a step's time that does not grow with it."""
+    jitter_fraction: float = 0.0
+    """Standard deviation of a step's time as a share of it."""
+    steps_in_flight: int = 2
+    """Steps scheduled before the first one's output is known: 2 under overlap scheduling."""
+    slot_lag: int = 0
+    """Batch slots that finished requests still hold (TensorRT-LLM 1.0 release candidates: 1)."""
+
+    def seconds_per_request(self, isl: float, osl: float) -> float:
+        """Serial front-end time that one request takes in all."""
+        return self.request_s + isl * self.prompt_token_s + osl * self.streamed_token_s

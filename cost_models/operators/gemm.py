@@ -1,0 +1,176 @@
+"""Seconds of a linear layer, Y[m, n] = X[m, k] · W[n, k]ᵀ, on tensor cores.
+
+The kernel library is taken to pick the cheapest of a set of tiles and split-K factors;
+a tile costs the larger of its arithmetic and its share of memory traffic, rows are
+padded to the tile, and the grid of tiles fills the SMs in waves that overlap
+(persistent kernels). A residual grid over (m, n, k) carries what this leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cost_models.gpu import GpuSpec
+from cost_models.operators.grid import ResidualGrid
+
+FloatArray = NDArray[np.float64]
+
+TILES = (
+    (64, 16), (64, 32), (64, 64), (64, 128), (64, 256),
+    (128, 16), (128, 32), (128, 64), (128, 128), (128, 256),
+)  # fmt: skip
+"""Output tiles of the library's kernels; each is tried in both orientations."""
+
+SPLITS = (1, 2, 4, 8, 16)
+"""Factors by which K is split over SMs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmParams:
+    """Constants of one dtype on one GPU."""
+
+    compute: str
+    """Tensor-core rate: a key of `GpuSpec.flop_per_s`."""
+    weight_bytes: float
+    """Bytes of one weight in memory."""
+    activation_bytes: float
+    """Bytes of one activation as the kernel reads it."""
+    launch_s: float
+    """Fixed time of the kernel."""
+    scale_s: float
+    """Fixed time of finding activation scales at run time (dynamic quantization)."""
+    quantize_bytes_per_s: float
+    """Rate at which activations are read and rewritten narrow; 0 when they are not."""
+    compute_efficiency: float
+    hbm_efficiency: float
+    l2_speedup: float
+    """L2 bandwidth over HBM bandwidth."""
+    roofline_norm: float
+    """Order of the p-norm that joins arithmetic and memory time."""
+    sm_bytes_per_s: float
+    """Rate at which one SM loads operand tiles."""
+    tile_s: float
+    """Prologue and epilogue of one tile."""
+    split_s: float
+    """Fixed time of adding the parts of a split K."""
+    wave_rounding: float
+    """0: waves of tiles overlap fully; 1: each waits for the last."""
+    residual: ResidualGrid | None = None
+    """Over (m, n, k)."""
+
+
+def gemm_seconds(
+    m: ArrayLike,
+    n: ArrayLike,
+    k: ArrayLike,
+    *,
+    gpu: GpuSpec,
+    params: GemmParams,
+    weights_cold: bool = False,
+    static_scales: bool = False,
+) -> FloatArray:
+    """Return the time of Y[m, n] = X[m, k] · W[n, k]ᵀ, in seconds.
+
+    Args:
+        m: Tokens.
+        n: Output features on this rank.
+        k: Input features on this rank.
+        gpu: Where it runs.
+        params: Constants of the dtype.
+        weights_cold: Read all weights from HBM, as a model does whose layers follow
+            each other; the tables timed small weights while they were in L2.
+        static_scales: Activation scales come with the checkpoint, so that only the
+            cast remains of the dynamic quantization that the tables include.
+    """
+    m, n, k = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (m, n, k)))
+    seconds = _kernel_seconds(m, n, k, gpu=gpu, params=params, weights_cold=False)
+    total = seconds + _quantize_seconds(m, k, params, static_scales=static_scales)
+    if params.residual is not None:
+        factor = params.residual.factor(m, n, k)
+    else:
+        factor = np.ones(())
+    if weights_cold:
+        cold = _kernel_seconds(m, n, k, gpu=gpu, params=params, weights_cold=True)
+        total = total + (cold - seconds)
+    return np.asarray(total * factor, dtype=np.float64)
+
+
+def _quantize_seconds(
+    m: FloatArray, k: FloatArray, params: GemmParams, *, static_scales: bool
+) -> FloatArray:
+    """Read BF16 activations to find their scale, read them again and write them narrow."""
+    if not params.quantize_bytes_per_s:
+        return np.zeros(())
+    cast_s = 3 * m * k / params.quantize_bytes_per_s
+    if static_scales:
+        return cast_s
+    return params.scale_s + 2 * m * k / params.quantize_bytes_per_s + cast_s
+
+
+def _kernel_seconds(
+    m: FloatArray,
+    n: FloatArray,
+    k: FloatArray,
+    *,
+    gpu: GpuSpec,
+    params: GemmParams,
+    weights_cold: bool,
+) -> FloatArray:
+    memory_s = _memory_seconds(m, n, k, gpu=gpu, params=params, weights_cold=weights_cold)
+    flop_per_s = params.compute_efficiency * gpu.peak_flop_per_s(params.compute) / gpu.num_sms
+    l2_bytes_per_s = params.l2_speedup * params.hbm_efficiency * gpu.hbm_bytes_per_s
+    best = np.full(m.shape, np.inf)
+    for (rows, cols), split in product(_both_ways(TILES), SPLITS):
+        arithmetic = 2 * rows * cols / flop_per_s
+        operands = (rows * params.activation_bytes + cols * params.weight_bytes) / (
+            params.sm_bytes_per_s
+        )
+        tile_s = np.hypot(arithmetic, operands) * (k / split) + params.tile_s
+        tiles_per_sm = np.ceil(m / rows) * np.ceil(n / cols) * split / gpu.num_sms
+        waves = np.where(
+            tiles_per_sm <= 1,
+            1.0,
+            params.wave_rounding * np.ceil(tiles_per_sm)
+            + (1 - params.wave_rounding) * tiles_per_sm,
+        )
+        seconds = _p_norm(waves * tile_s, memory_s, params.roofline_norm)
+        if split > 1:
+            seconds = seconds + params.split_s + 4 * m * n * split / l2_bytes_per_s
+        best = np.minimum(best, seconds)
+    return params.launch_s + best
+
+
+def _memory_seconds(
+    m: FloatArray,
+    n: FloatArray,
+    k: FloatArray,
+    *,
+    gpu: GpuSpec,
+    params: GemmParams,
+    weights_cold: bool,
+) -> FloatArray:
+    """Operands and result through HBM, or L2 for the share that the benchmark left there."""
+    hbm_bytes_per_s = params.hbm_efficiency * gpu.hbm_bytes_per_s
+    weights, inputs, outputs = (
+        params.weight_bytes * n * k,
+        params.activation_bytes * m * k,
+        2 * m * n,
+    )
+    in_l2 = 1 / (1 + ((weights + inputs + outputs) / gpu.l2_bytes) ** 3)
+    time_per_byte = (1 - in_l2) / hbm_bytes_per_s + in_l2 / (hbm_bytes_per_s * params.l2_speedup)
+    weights_time = weights / hbm_bytes_per_s if weights_cold else weights * time_per_byte
+    return weights_time + inputs * time_per_byte + outputs / hbm_bytes_per_s
+
+
+def _p_norm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:
+    """(aᵖ + bᵖ)^(1/p), scaled by the larger so that nothing underflows."""
+    larger, smaller = np.maximum(a, b), np.minimum(a, b)
+    return np.asarray(larger * (1 + (smaller / larger) ** p) ** (1 / p))
+
+
+def _both_ways(tiles: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    return sorted({*tiles, *((cols, rows) for rows, cols in tiles)})

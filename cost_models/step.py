@@ -1,0 +1,405 @@
+"""The cost of one engine iteration: the only place where operators become seconds.
+
+A step holds some sequences that decode one token and some prompt tokens that are
+prefilled. The closed-form estimator and the simulator both call `StepModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.cuda_graphs import captured_batch_sizes
+from cost_models.engine import EngineConfig
+from cost_models.gpu import GpuSpec
+from cost_models.kv_cache import kv_heads_per_rank
+from cost_models.model import AttentionKind, LayerGroup, ModelSpec
+from cost_models.operators.attention import (
+    AttentionHeads,
+    decode_attention_seconds,
+    prefill_attention_seconds,
+)
+from cost_models.operators.collectives import allreduce_seconds, nccl_seconds
+from cost_models.operators.gemm import gemm_seconds
+from cost_models.operators.mla import (
+    mla_bmm_seconds,
+    mla_decode_seconds,
+    mla_prefill_seconds,
+)
+from cost_models.operators.moe import MoeShape, moe_seconds
+from cost_models.precision import kv_dtype, quantization
+
+FloatArray = NDArray[np.float64]
+
+ELEMENT_BYTES = 2
+"""Activations between operators are BF16."""
+
+TOKEN_KNOTS = np.unique(
+    np.concatenate(
+        [
+            np.arange(1, 65),
+            np.arange(72, 513, 8),
+            np.arange(513, 514),
+            np.geomspace(576, 65536, 150).round(),
+        ]
+    )
+)
+"""Token counts at which a GEMM is timed once; between them it is interpolated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """What one step (or an array of steps) works on. Arrays broadcast."""
+
+    decode_sequences: ArrayLike = 0.0
+    """Sequences that get one token each."""
+    decode_kv_len: ArrayLike = 0.0
+    """Mean cached tokens of those sequences."""
+    prefill_sequences: ArrayLike = 0.0
+    """Prompts, or chunks of prompts."""
+    prefill_tokens: ArrayLike = 0.0
+    """New prompt tokens over all of those."""
+    prefill_past: ArrayLike = 0.0
+    """Mean tokens that each prompt has already in the cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """Seconds of a step, by operator family."""
+
+    by_family: Mapping[str, FloatArray]
+
+    @property
+    def seconds(self) -> FloatArray:
+        """Time of the whole step."""
+        return np.sum(np.broadcast_arrays(*self.by_family.values()), axis=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepModel:
+    """Step cost of one model, on one kind of GPU, under one way to split and store it.
+
+    Only the knobs that shape the operators matter here: precision, parallel sizes,
+    attention DP, CUDA graphs. Batch and token limits are the scheduler's affair.
+    """
+
+    model: ModelSpec
+    config: EngineConfig
+    gpu: GpuSpec
+    calibration: Calibration
+    _curves: dict[tuple[str, int, int], FloatArray] = field(default_factory=dict, repr=False)
+
+    def cost(self, batch: StepBatch) -> StepCost:
+        """Return the time of a pass of `batch` through all layers, by family."""
+        sequences, tokens, kv_len, prompts, past = _columns(batch)
+        decoding = self._graph_padded(sequences, tokens)
+        families = _Families()
+        for group in self.model.layer_groups:
+            layer = _Layer(self, group)
+            layer.add_projections(families, decoding + tokens)
+            layer.add_attention(families, sequences, kv_len, prompts, tokens, past)
+            layer.add_mlp(families, decoding + tokens)
+            layer.add_elementwise(families, decoding + tokens)
+        self._add_head(families, decoding + prompts)
+        self._add_gaps(families)
+        scaled = families.scaled(self.calibration.step.family_scale)
+        self._add_floor(scaled, eager=self._is_eager(sequences, tokens))
+        step = self.calibration.step
+        scaled["host"] = step.host_s + step.host_per_sequence_s * (sequences + prompts)
+        return StepCost(by_family=scaled)
+
+    def seconds(self, batch: StepBatch) -> FloatArray:
+        """Return the time of a pass of `batch` through all layers."""
+        return self.cost(batch).seconds
+
+    def gemm(self, tokens: FloatArray, n: int, k: int, *, dtype: str = "") -> FloatArray:
+        """Return the time of one linear layer, from its curve over token counts."""
+        dtype = dtype or self.linear_dtype
+        key = (dtype, n, k)
+        if key not in self._curves:
+            self._curves[key] = gemm_seconds(
+                TOKEN_KNOTS,
+                n,
+                k,
+                gpu=self.gpu,
+                params=self.calibration.operators.gemm[dtype].params,
+                weights_cold=True,
+                static_scales=not quantization(self.config.quantization).dynamic_activation_scale,
+            )
+        return np.where(tokens > 0, np.interp(tokens, TOKEN_KNOTS, self._curves[key]), 0.0)
+
+    @property
+    def linear_dtype(self) -> str:
+        """GEMM table of the linear layers outside the experts."""
+        row = quantization(self.config.quantization)
+        return "bfloat16" if row.experts_only else row.gemm_dtype
+
+    @property
+    def kv_table(self) -> str:
+        """Attention table of the KV-cache dtype."""
+        return kv_dtype(self.config.kv_cache_dtype).attention_dtype
+
+    def _graph_padded(self, sequences: FloatArray, prefill_tokens: FloatArray) -> FloatArray:
+        """Pad pure decode batches to the captured sizes that the engine replays."""
+        sizes = np.asarray(captured_batch_sizes(self.config, self.calibration.engine))
+        if not sizes.size or not self.config.cuda_graph_padding:
+            return sequences
+        slot = np.searchsorted(sizes, sequences - 1e-9)
+        padded = sizes[np.minimum(slot, sizes.size - 1)]
+        in_graph = (prefill_tokens == 0) & (slot < sizes.size) & (sequences > 0)
+        return np.where(in_graph, padded, sequences)
+
+    def _is_eager(self, sequences: FloatArray, prefill_tokens: FloatArray) -> NDArray[np.bool_]:
+        sizes = captured_batch_sizes(self.config, self.calibration.engine)
+        return (prefill_tokens > 0) | (sequences > (sizes[-1] if sizes else 0))
+
+    def _add_head(self, families: _Families, rows: FloatArray) -> None:
+        """Embedding of the next tokens and logits of the rows that are sampled."""
+        tp = self.config.attention_tensor_parallel_size
+        vocab_shard = -(-self.model.vocab_size // tp)
+        hidden = self.model.hidden_size
+        families.add("lm_head", self.gemm(rows, vocab_shard, hidden, dtype="bfloat16"))
+        if tp > 1:
+            logits_bytes = rows * vocab_shard * ELEMENT_BYTES
+            families.add("communication", self.nccl("all_gather", logits_bytes))
+
+    def nccl(self, collective: str, message_bytes: FloatArray) -> FloatArray:
+        """Return the time of one NCCL collective over the TP group."""
+        return nccl_seconds(
+            message_bytes,
+            self.config.tensor_parallel_size,
+            gpu=self.gpu,
+            params=self.calibration.operators.nccl[f"{collective}/half"].params,
+        )
+
+    def _add_gaps(self, families: _Families) -> None:
+        step = self.calibration.step
+        doublings = np.log2(self.config.tensor_parallel_size)
+        per_layer = step.layer_gap_s + step.tp_gap_s * doublings
+        families.add("gaps", np.asarray(self.model.num_layers * per_layer))
+
+    def _add_floor(self, families: dict[str, FloatArray], *, eager: NDArray[np.bool_]) -> None:
+        """Launching an eager step's kernels takes the host this long, however little they do."""
+        step = self.calibration.step
+        per_layer = step.eager_layer_s
+        if self.config.tensor_parallel_size > 1:
+            per_layer += step.eager_layer_tp_s
+        floor = self.model.num_layers * per_layer
+        gpu_s = np.sum(np.broadcast_arrays(*families.values()), axis=0)
+        joined = (gpu_s**step.eager_norm + floor**step.eager_norm) ** (1 / step.eager_norm)
+        families["launch"] = np.where(eager, joined - gpu_s, 0.0)
+
+
+class _Families:
+    """Seconds by operator family, summed as layers are added."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, FloatArray] = {}
+
+    def add(self, family: str, seconds: FloatArray, *, layers: int = 1) -> None:
+        self.seconds[family] = self.seconds.get(family, np.zeros(())) + layers * seconds
+
+    def scaled(self, scale: Mapping[str, float]) -> dict[str, FloatArray]:
+        return {name: value * scale.get(name, 1.0) for name, value in self.seconds.items()}
+
+
+class _Layer:
+    """Adds the operators of one group of equal layers."""
+
+    def __init__(self, step: StepModel, group: LayerGroup) -> None:
+        self.step = step
+        self.group = group
+        self.hidden = step.model.hidden_size
+        self.tp = step.config.tensor_parallel_size
+        self.attention_tp = step.config.attention_tensor_parallel_size
+        self.operators = step.calibration.operators
+
+    def add_projections(self, families: _Families, tokens: FloatArray) -> None:
+        attention, count, gemm = self.group.attention, self.group.count, self.step.gemm
+        heads = attention.num_heads // self.attention_tp
+        if attention.kind is AttentionKind.MLA:
+            latent = attention.kv_lora_rank + attention.qk_rope_head_dim
+            query_in = attention.q_lora_rank or self.hidden
+            families.add(
+                "gemm", gemm(tokens, attention.q_lora_rank + latent, self.hidden), layers=count
+            )
+            families.add("gemm", gemm(tokens, heads * attention.head_dim, query_in), layers=count)
+            output_width = heads * attention.v_head_dim
+        else:
+            kv_heads = kv_heads_per_rank(attention, self.attention_tp)
+            width = (heads + 2 * kv_heads) * attention.head_dim
+            families.add("gemm", gemm(tokens, width, self.hidden), layers=count)
+            output_width = heads * attention.head_dim
+        families.add("gemm", gemm(tokens, self.hidden, output_width), layers=count)
+        if self.attention_tp > 1:
+            families.add("communication", self._allreduce(tokens), layers=count)
+
+    def add_attention(
+        self,
+        families: _Families,
+        sequences: FloatArray,
+        kv_len: FloatArray,
+        prompts: FloatArray,
+        tokens: FloatArray,
+        past: FloatArray,
+    ) -> None:
+        mla = self.group.attention.kind is AttentionKind.MLA
+        decode = self._mla_decode if mla else self._decode
+        prefill = self._mla_prefill if mla else self._prefill
+        count = self.group.count
+        families.add(
+            "attention_decode", _where_any(sequences, decode, sequences, kv_len), layers=count
+        )
+        chunk = tokens / np.maximum(prompts, 1.0)
+        families.add(
+            "attention_prefill", _where_any(tokens, prefill, prompts, chunk, past), layers=count
+        )
+
+    def _heads(self) -> AttentionHeads:
+        attention = self.group.attention
+        return AttentionHeads(
+            num_heads=attention.num_heads // self.attention_tp,
+            num_kv_heads=kv_heads_per_rank(attention, self.attention_tp),
+            head_dim=attention.head_dim,
+            window_size=attention.window_size,
+        )
+
+    def _decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
+        params = self.operators.attention_decode[self.step.kv_table].params
+        return decode_attention_seconds(
+            self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params
+        )
+
+    def _prefill(self, prompts: FloatArray, chunk: FloatArray, past: FloatArray) -> FloatArray:
+        params = self.operators.attention_prefill[self.step.kv_table].params
+        return prefill_attention_seconds(
+            self._heads(), chunk, past, prompts, gpu=self.step.gpu, params=params
+        )
+
+    def _mla_decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
+        heads = self.group.attention.num_heads // self.attention_tp
+        gpu = self.step.gpu
+        core = mla_decode_seconds(
+            heads,
+            sequences,
+            kv_len,
+            gpu=gpu,
+            params=self.operators.mla_decode[self.step.kv_table].params,
+        )
+        absorb = sum(
+            mla_bmm_seconds(heads, sequences, gpu=gpu, params=self.operators.mla_bmm[op].params)
+            for op in ("mla_gen_pre/bfloat16", "mla_gen_post/bfloat16")
+        )
+        return core + absorb
+
+    def _mla_prefill(self, prompts: FloatArray, chunk: FloatArray, past: FloatArray) -> FloatArray:
+        attention = self.group.attention
+        heads = attention.num_heads // self.attention_tp
+        core = mla_prefill_seconds(
+            heads,
+            chunk,
+            past,
+            prompts,
+            gpu=self.step.gpu,
+            params=self.operators.mla_prefill[self.step.kv_table].params,
+        )
+        expanded = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
+        return core + self.step.gemm(prompts * (chunk + past), expanded, attention.kv_lora_rank)
+
+    def add_mlp(self, families: _Families, tokens: FloatArray) -> None:
+        mlp, count = self.group.mlp, self.group.count
+        if not mlp.is_moe:
+            families.add("gemm", self._dense_mlp(tokens, mlp.inter_size), layers=count)
+            if self.tp > 1:
+                families.add("communication", self._allreduce(tokens), layers=count)
+            return
+        router = self.step.gemm(tokens, mlp.num_experts, self.hidden, dtype="bfloat16")
+        families.add("gemm", router, layers=count)
+        if mlp.shared_inter_size:
+            families.add("gemm", self._dense_mlp(tokens, mlp.shared_inter_size), layers=count)
+        families.add("moe", self._experts(tokens), layers=count)
+        families.add("communication", self._combine(tokens), layers=count)
+
+    def _dense_mlp(self, tokens: FloatArray, inter_size: int) -> FloatArray:
+        shard = -(-inter_size // self.attention_tp)
+        up_width = shard * (2 if self.group.mlp.gated else 1)
+        up = self.step.gemm(tokens, up_width, self.hidden)
+        return up + self.step.gemm(tokens, self.hidden, shard)
+
+    def _experts(self, tokens: FloatArray) -> FloatArray:
+        mlp, config = self.group.mlp, self.step.config
+        row = quantization(config.quantization)
+        shape = MoeShape(
+            hidden_size=self.hidden,
+            inter_size=mlp.inter_size,
+            top_k=mlp.top_k,
+            num_experts=mlp.num_experts,
+            moe_tp_size=config.moe_tensor_parallel_size,
+            moe_ep_size=config.moe_expert_parallel_size,
+            gated=mlp.gated,
+        )
+        params = self.operators.moe[row.moe_dtype].params
+        entering = tokens * (self.tp if config.enable_attention_dp else 1)
+        return moe_seconds(
+            shape, entering, gpu=self.step.gpu, params=params, weight_bits=row.weight_bits
+        )
+
+    def _combine(self, tokens: FloatArray) -> FloatArray:
+        """Bring the experts' outputs together over the TP group."""
+        if self.tp == 1:
+            return np.zeros(())
+        if not self.step.config.enable_attention_dp:
+            return self._allreduce(tokens)
+        gathered = tokens * self.tp * self.hidden * ELEMENT_BYTES
+        return self.step.nccl("all_gather", gathered) + self.step.nccl("reduce_scatter", gathered)
+
+    def _allreduce(self, tokens: FloatArray) -> FloatArray:
+        return allreduce_seconds(
+            tokens * self.hidden * ELEMENT_BYTES,
+            self.tp,
+            gpu=self.step.gpu,
+            params=self.operators.allreduce["bfloat16"].params,
+        )
+
+    def add_elementwise(self, families: _Families, tokens: FloatArray) -> None:
+        """Residual + norm twice (read 2, write 2 tensors each) and the gated activation."""
+        mlp, step = self.group.mlp, self.step.calibration.step
+        norms = self.step.model.norms_per_layer
+        elements = 4 * self.hidden * norms
+        kernels = norms
+        inter = mlp.shared_inter_size if mlp.is_moe else mlp.inter_size
+        if inter:
+            elements += 3 * inter / self.attention_tp
+            kernels += 1
+        if self.group.attention.qk_norm:
+            kernels += 1
+        bytes_moved = tokens * elements * ELEMENT_BYTES
+        bandwidth = step.elementwise_efficiency * self.step.gpu.hbm_bytes_per_s
+        seconds = kernels * step.elementwise_launch_s + bytes_moved / bandwidth
+        families.add("elementwise", seconds, layers=self.group.count)
+
+
+def _columns(batch: StepBatch) -> tuple[FloatArray, ...]:
+    columns = (
+        batch.decode_sequences,
+        batch.prefill_tokens,
+        batch.decode_kv_len,
+        batch.prefill_sequences,
+        batch.prefill_past,
+    )
+    return tuple(np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in columns)))
+
+
+def _where_any(
+    present: FloatArray, operator: Callable[..., FloatArray], *arguments: FloatArray
+) -> FloatArray:
+    """Time the operator only for the steps in which it has work to do."""
+    result = np.zeros(present.shape)
+    active = present > 0
+    if active.any():
+        result[active] = operator(*(argument[active] for argument in arguments))
+    return result

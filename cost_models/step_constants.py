@@ -1,0 +1,32 @@
+"""The constants of an engine's step that no operator table holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepConstants:
+    """Host time, gaps and floors of one engine; fitted on serving runs."""
+
+    host_s: float
+    """Per step: scheduling, sampling and their launch, not hidden by the overlap scheduler."""
+    host_per_sequence_s: float
+    """Per step and running sequence."""
+    layer_gap_s: float
+    """Per layer: gaps between kernels inside a CUDA graph."""
+    tp_gap_s: float
+    """Per layer and doubling of TP: ranks wait for the slowest before each all-reduce."""
+    eager_layer_s: float
+    """Per layer: launching the kernels of a step that runs without a CUDA graph."""
+    eager_layer_tp_s: float
+    """The same in addition when TP exceeds 1."""
+    eager_norm: float
+    """Order of the p-norm that joins GPU time and the launch floor of eager steps."""
+    elementwise_efficiency: float
+    """Share of HBM bandwidth that norms and activations reach."""
+    elementwise_launch_s: float
+    """Per fused element-wise kernel."""
+    family_scale: Mapping[str, float] = field(default_factory=dict)
+    """Engine's operator time over the table's, by family; 1 where absent."""

@@ -1,0 +1,108 @@
+"""How one lane of a deployment runs at every batch size: step times, TPOT, request rate.
+
+A lane is a batch of its own: a replica, an attention-DP rank of one, or one of the
+micro-batches that fill a pipeline. The curve depends on the step model and the token
+budget only, so all configurations that differ in other knobs share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cost_models.step import StepBatch, StepModel
+from planner.estimator.load import Load
+
+FloatArray = NDArray[np.float64]
+
+BATCH_GRID = np.unique(np.geomspace(1, 4096, 56).round())
+"""Decoding sequences at which the step is timed; between them the curve is interpolated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingCurve:
+    """Steady state over the number of decoding sequences, one array element each."""
+
+    decoding: FloatArray
+    decode_step_s: FloatArray
+    """A step in which every sequence decodes one token."""
+    mixed_step_s: FloatArray
+    """A step that prefills prompts beside."""
+    mixed_share: FloatArray
+    """Share of the steps that prefill."""
+    prompts_per_mixed_step: FloatArray
+    chunks_per_prompt: FloatArray
+    """Mixed steps that one prompt takes."""
+    tpot_s: FloatArray
+    """Mean step: the time between two tokens of a sequence."""
+    rate_per_s: FloatArray
+    """Requests that the lane completes."""
+
+    def at(self, decoding: ArrayLike) -> ServingCurve:
+        """Return the curve interpolated at other batch sizes."""
+        position = np.log(np.clip(decoding, self.decoding[0], self.decoding[-1]))
+        grid = np.log(self.decoding)
+        return ServingCurve(
+            **{f.name: np.interp(position, grid, getattr(self, f.name)) for f in fields(self)}
+        )
+
+    @property
+    def step_wait_s(self) -> FloatArray:
+        """Mean time until the running step ends, seen by a request that comes at random."""
+        second_moment = (
+            1 - self.mixed_share
+        ) * self.decode_step_s**2 + self.mixed_share * self.mixed_step_s**2
+        return second_moment / (2 * self.tpot_s)
+
+    @property
+    def prefill_s(self) -> FloatArray:
+        """Time from the start of a prompt's first step to its first token."""
+        return self.mixed_step_s * self.chunks_per_prompt
+
+
+def serving_curve(
+    step: StepModel, load: Load, *, max_num_tokens: float, enable_chunked_prefill: bool
+) -> ServingCurve:
+    """Return a lane's steady state at every batch size of `BATCH_GRID`.
+
+    With S sequences decoding, x = S/(osl − 1) requests end per step and as many prompts
+    must be prefilled. A mixed step takes k of them, at least one and at most what
+    `max_num_tokens` leaves, so the share of mixed steps is f = min(1, x/k) and
+    TPOT = (1 − f)·t_decode + f·t_mixed. Where prompts come faster than steps can take
+    them, prefill limits the rate and fewer sequences decode.
+    """
+    decoding = BATCH_GRID
+    prompt = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
+    decode_tokens = max(load.osl.mean - 1, 0.5)
+    budget = np.maximum(max_num_tokens - decoding, 1.0)
+    most = budget / prompt if enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
+    wanted = decoding / decode_tokens
+    prompts = np.minimum(np.maximum(wanted, 1.0), most)
+    mixed_share = np.minimum(wanted / prompts, 1.0)
+    chunks = np.maximum(1.0, np.ceil(prompt / budget)) if enable_chunked_prefill else 1.0
+    chunk = prompts * prompt / np.maximum(prompts, 1.0)
+    kv_len = load.isl.mean + load.osl.mean / 2
+    decode_s = step.seconds(StepBatch(decode_sequences=decoding, decode_kv_len=kv_len))
+    mixed_s = step.seconds(
+        StepBatch(
+            decode_sequences=decoding,
+            decode_kv_len=kv_len,
+            prefill_sequences=np.maximum(prompts, 1.0),
+            prefill_tokens=prompts * prompt,
+            prefill_past=load.reusable_prefix_tokens + (prompt - chunk) / 2,
+        )
+    )
+    tpot = (1 - mixed_share) * decode_s + mixed_share * mixed_s
+    rate = np.minimum(decoding / (decode_tokens * tpot), prompts / mixed_s)
+    return ServingCurve(
+        decoding=decoding,
+        decode_step_s=decode_s,
+        mixed_step_s=mixed_s,
+        mixed_share=mixed_share,
+        prompts_per_mixed_step=prompts,
+        chunks_per_prompt=np.broadcast_to(chunks, decoding.shape),
+        tpot_s=tpot,
+        rate_per_s=np.maximum.accumulate(rate),
+    )

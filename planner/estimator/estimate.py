@@ -1,0 +1,251 @@
+"""From a serving curve and a load to TTFT, TPOT, E2E latency and throughput."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cost_models.frontend import FrontEndConstants
+from planner.estimator.curve import ServingCurve
+from planner.estimator.load import QUANTILES, Load, Protocol
+from planner.estimator.queueing import gamma_quantile, multi_server_wait
+
+FloatArray = NDArray[np.float64]
+
+DEFAULT_WAVES = 10.0
+"""Requests per client in a closed loop that does not say how many it sends."""
+
+OVERLOAD_REQUESTS = 1000.0
+"""Requests of an open loop without an end, over which the backlog of an overload is averaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What bounds the lanes of a deployment. Arrays broadcast over configurations."""
+
+    lanes: ArrayLike
+    """Batches that run side by side: replicas x attention-DP ranks x pipeline stages."""
+    max_sequences: ArrayLike
+    """Sequences that one lane can hold: the batch limit or the KV cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Predicted metrics of a deployment; latencies in seconds by statistic."""
+
+    ttft_s: Mapping[str, FloatArray]
+    tpot_s: Mapping[str, FloatArray]
+    itl_s: Mapping[str, FloatArray]
+    e2el_s: Mapping[str, FloatArray]
+    request_per_s: FloatArray
+    """Completed requests of the whole deployment."""
+    output_tok_per_s: FloatArray
+    decoding: FloatArray
+    """Mean sequences that decode in one lane."""
+    utilisation: FloatArray
+    """Load over the rate that the lanes can sustain."""
+    front_end_share: FloatArray
+    """Share of the front end's time that the load takes; 1 means it limits the rate."""
+
+
+def estimate(
+    curve: ServingCurve, load: Load, limits: Limits, front_end: FrontEndConstants
+) -> Estimate:
+    """Return the metrics of one curve under a load, for an array of limits.
+
+    In an open loop `load.rate_per_s` may be an array too.
+    """
+    lanes = np.asarray(limits.lanes, dtype=np.float64)
+    slots = np.maximum(np.asarray(limits.max_sequences, dtype=np.float64), 1.0)
+    lanes, slots = np.broadcast_arrays(lanes, slots)
+    model = _Lane(curve, load, front_end, lanes, slots)
+    if load.protocol is Protocol.OPEN_LOOP:
+        return model.open_loop()
+    if load.protocol is Protocol.CLOSED_LOOP:
+        return model.closed_loop()
+    return model.offline()
+
+
+class _Lane:
+    """One lane under its share of the load; every method works on arrays of limits."""
+
+    def __init__(
+        self,
+        curve: ServingCurve,
+        load: Load,
+        front_end: FrontEndConstants,
+        lanes: FloatArray,
+        slots: FloatArray,
+    ) -> None:
+        self.curve, self.load, self.front_end = curve, load, front_end
+        self.lanes, self.slots = lanes, slots
+        self.decode_tokens = max(load.osl.mean - 1, 0.0)
+        serial_s = front_end.seconds_per_request(load.isl.mean, load.osl.mean)
+        self.front_end_rate = np.inf if serial_s == 0 else 1.0 / serial_s
+        self.arrival_work_s = front_end.request_s + load.isl.mean * front_end.prompt_token_s
+
+    def open_loop(self) -> Estimate:
+        """Little's law finds the batch at which the lane keeps up with its arrivals."""
+        rate = self.load.rate_per_s / self.lanes
+        most = np.minimum(self.curve.at(self.slots).rate_per_s, self.front_end_rate / self.lanes)
+        served = np.minimum(rate, most)
+        decoding = np.minimum(np.interp(served, *_increasing(self.curve)), self.slots)
+        point = self.curve.at(decoding)
+        service = self._service_s(point) + self.decode_tokens * point.tpot_s
+        utilisation = rate / most
+        variability = (self.load.arrival_cv**2 + self.load.osl.cv**2) / 2
+        slot_wait = multi_server_wait(
+            utilisation=np.minimum(utilisation, 0.999),
+            servers=self.slots,
+            service_s=service,
+            variability=variability,
+        )
+        slot_wait = np.where(utilisation < 1, slot_wait, self._backlog_s(rate, most))
+        prefill_wait = self._prefill_wait_s(point, served)
+        wait = slot_wait + prefill_wait
+        ttft = self._ttft(point, mean_wait=wait, wait_variance=slot_wait**2 + 2 * prefill_wait**2)
+        return self._result(point, ttft=ttft, rate=served * self.lanes, utilisation=utilisation)
+
+    def closed_loop(self) -> Estimate:
+        """Clients that outnumber the slots wait for one; the start is a burst."""
+        clients = self.load.concurrency / self.lanes
+        slots = np.maximum(np.minimum(self.slots, clients) - self.front_end.slot_lag, 1.0)
+        residents = self.curve.decoding + self.curve.rate_per_s * self._service_s(self.curve)
+        decoding = np.interp(np.minimum(slots, clients), residents, self.curve.decoding)
+        point = self.curve.at(decoding)
+        most = self.front_end_rate / self.lanes
+        rate = np.minimum(point.rate_per_s, most)
+        residence = self._service_s(point) + self.decode_tokens * point.tpot_s
+        slot_wait = np.maximum(clients / rate - residence, 0.0)
+        burst = self._burst(point, np.minimum(slots, clients))
+        waves = self.load.num_requests / self.load.concurrency if self.load.num_requests else 0.0
+        first_wave = 1.0 / max(waves or DEFAULT_WAVES, 1.0)
+        ttft = self._ttft(point, mean_wait=slot_wait, wait_variance=(slot_wait / 4) ** 2)
+        ttft = _with_burst(ttft, burst, first_wave)
+        total = clients / (ttft["mean"] + self.decode_tokens * point.tpot_s) * self.lanes
+        return self._result(
+            point, ttft=ttft, rate=total, utilisation=np.asarray(clients / slots, np.float64)
+        )
+
+    def offline(self) -> Estimate:
+        """A full batch until the queue is empty, then a batch that drains."""
+        requests = (self.load.num_requests or 10 * self.slots * self.lanes) / self.lanes
+        point = self.curve.at(np.minimum(self.slots, requests))
+        rate = np.minimum(point.rate_per_s, self.front_end_rate / self.lanes)
+        drain = self.decode_tokens * self.curve.at(np.minimum(self.slots, requests) / 2).tpot_s
+        total_s = requests / rate + drain / 2
+        burst = np.maximum(total_s - self.decode_tokens * point.tpot_s, 0.0)
+        ttft = self._ttft(point, mean_wait=np.zeros_like(burst), wait_variance=np.zeros_like(burst))
+        ttft = _with_burst(ttft, burst, 1.0)
+        return self._result(
+            point, ttft=ttft, rate=requests / total_s * self.lanes, utilisation=np.ones_like(rate)
+        )
+
+    def _service_s(self, point: ServingCurve) -> FloatArray:
+        """Time from arrival to first token when a slot is free: lag, step, prefill, front end."""
+        lag = (self.front_end.steps_in_flight - 1) * point.tpot_s
+        streams = self.front_end.active_stream_s * point.decoding
+        host = self.arrival_work_s + self.front_end.first_token_s + streams
+        return point.step_wait_s + lag + point.prefill_s + host
+
+    def _prefill_wait_s(self, point: ServingCurve, rate: FloatArray) -> FloatArray:
+        """Wait behind other prompts: an M/G/1 queue of prefills (Pollaczek and Khinchine)."""
+        work = point.prefill_s
+        busy = np.minimum(rate * work / np.maximum(point.prompts_per_mixed_step, 1.0), 0.98)
+        spread = (self.load.arrival_cv**2 + self.load.isl.cv**2) / 2
+        return busy / (1 - busy) * work * spread
+
+    def _backlog_s(self, rate: FloatArray, most: FloatArray) -> FloatArray:
+        """Mean wait over a run in which requests come faster than they are served."""
+        requests = (self.load.num_requests or OVERLOAD_REQUESTS) / self.lanes
+        return requests / 2 * np.maximum(1 / most - 1 / rate, 0.0)
+
+    def _burst(self, point: ServingCurve, clients: FloatArray) -> FloatArray:
+        """Time until the last prompt of a simultaneous start has its first token."""
+        per_prompt = point.mixed_step_s / np.maximum(point.prompts_per_mixed_step, 1e-9)
+        increment = per_prompt - point.decode_step_s / np.maximum(point.prompts_per_mixed_step, 1.0)
+        return clients * np.maximum(increment, 0.0) * point.chunks_per_prompt**0
+
+    def _ttft(
+        self, point: ServingCurve, *, mean_wait: FloatArray, wait_variance: FloatArray
+    ) -> dict[str, FloatArray]:
+        service = self._service_s(point)
+        mean = service + mean_wait
+        length_sd = point.prefill_s * self.load.isl.cv
+        variance = wait_variance + length_sd**2 + point.step_wait_s**2 / 3
+        return {"mean": mean} | {
+            name: gamma_quantile(mean, variance, q) for name, q in QUANTILES.items()
+        }
+
+    def _tpot(self, point: ServingCurve) -> dict[str, FloatArray]:
+        """Requests differ in how many mixed steps they meet."""
+        jump = point.mixed_step_s - point.decode_step_s
+        share = point.mixed_share
+        tokens = max(self.decode_tokens, 1.0)
+        variance = jump**2 * share * (1 - share) / tokens
+        if self.load.protocol is Protocol.OPEN_LOOP:
+            swing = self._batch_swing(point)
+            variance = variance + swing**2
+        return {"mean": point.tpot_s} | {
+            name: gamma_quantile(point.tpot_s, variance, q) for name, q in QUANTILES.items()
+        }
+
+    def _batch_swing(self, point: ServingCurve) -> FloatArray:
+        """Standard deviation of TPOT as the batch breathes with the arrivals."""
+        spread = np.sqrt(point.decoding) * self.load.arrival_cv
+        upper = self.curve.at(np.minimum(point.decoding + spread, self.slots))
+        return np.maximum(upper.tpot_s - point.tpot_s, 0.0)
+
+    def _itl(self, point: ServingCurve) -> dict[str, FloatArray]:
+        """Gaps are decode steps, or mixed steps in the share that prefills."""
+        return {"mean": point.tpot_s} | {
+            name: np.where(1 - q < point.mixed_share, point.mixed_step_s, point.decode_step_s)
+            for name, q in QUANTILES.items()
+        }
+
+    def _result(
+        self,
+        point: ServingCurve,
+        *,
+        ttft: dict[str, FloatArray],
+        rate: FloatArray,
+        utilisation: FloatArray,
+    ) -> Estimate:
+        tpot = self._tpot(point)
+        e2el = {"mean": ttft["mean"] + self.decode_tokens * tpot["mean"]}
+        for name, osl in self.load.osl.quantiles.items():
+            share = 1.0 if self.load.osl.cv else 0.0
+            typical = ttft["mean"] if share else ttft[name]
+            e2el[name] = typical + max(osl - 1, 0.0) * tpot["mean"]
+        return Estimate(
+            ttft_s=ttft,
+            tpot_s=tpot,
+            itl_s=self._itl(point),
+            e2el_s=e2el,
+            request_per_s=rate,
+            output_tok_per_s=rate * self.load.osl.mean,
+            decoding=point.decoding,
+            utilisation=utilisation,
+            front_end_share=np.minimum(rate / self.front_end_rate, 1.0),
+        )
+
+
+def _increasing(curve: ServingCurve) -> tuple[FloatArray, FloatArray]:
+    """Rates and batch sizes as `np.interp` wants them: the rate strictly increasing from 0."""
+    nudge = 1e-12 * np.arange(curve.rate_per_s.size)
+    rates = np.concatenate([[0.0], curve.rate_per_s * (1 + nudge)])
+    return rates, np.concatenate([[0.0], curve.decoding])
+
+
+def _with_burst(
+    ttft: dict[str, FloatArray], burst_s: FloatArray, share: float
+) -> dict[str, FloatArray]:
+    """Mix the first wave, whose wait is uniform up to `burst_s`, with the steady state."""
+    mixed = {"mean": ttft["mean"] + share * burst_s / 2}
+    for name, q in QUANTILES.items():
+        in_burst = ttft["mean"] + burst_s * (q - (1 - share)) / share
+        mixed[name] = np.maximum(ttft[name], in_burst) if q > 1 - share else ttft[name]
+    return mixed

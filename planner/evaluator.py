@@ -1,0 +1,315 @@
+"""Predicts many configurations of one model on one GPU under one load, in closed form.
+
+Configurations come as slices: all rows of a slice share the knobs that shape the
+operators (precision, parallel sizes), and differ in limits that only the scheduler and
+the memory model see. What rows share (step model, weights, serving curve) is made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.cuda_graphs import captured_batch_sizes
+from cost_models.engine import EngineConfig
+from cost_models.gpu import GpuSpec
+from cost_models.memory import MemoryKnobs, MemoryModel, MemoryPlan
+from cost_models.model import ModelSpec
+from cost_models.step import StepModel
+from planner.estimator import Estimate, Limits, Load, ServingCurve, estimate, serving_curve
+from planner.estimator.load import QUANTILES, Protocol
+
+FloatArray = NDArray[np.float64]
+
+INNER_KNOBS = (
+    "num_replicas",
+    "max_batch_size",
+    "max_num_tokens",
+    "tokens_per_block",
+    "free_gpu_memory_fraction",
+    "enable_chunked_prefill",
+    "enable_block_reuse",
+    "capacity_scheduler_policy",
+    "cuda_graph_max_batch_size",
+)
+"""Knobs that may differ between the rows of a slice."""
+
+CURVE_KNOBS = (
+    "max_num_tokens",
+    "enable_chunked_prefill",
+    "enable_block_reuse",
+    "cuda_graph_max_batch_size",
+)
+"""Inner knobs that change the serving curve."""
+
+RATE_STEPS = 0.99
+"""Share of a curve point's rate at which the highest rate is probed: below saturation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slice:
+    """Configurations that share everything but some inner knobs."""
+
+    base: EngineConfig
+    columns: Mapping[str, NDArray[Any]]
+    """Values of the inner knobs that differ, one row a configuration; may be empty."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), (None,)))
+
+    def column(self, knob: str) -> NDArray[Any]:
+        """Return a knob's value in every row."""
+        values = self.columns.get(knob)
+        return np.full(len(self), getattr(self.base, knob)) if values is None else values
+
+    def config(self, row: int) -> EngineConfig:
+        """Return one row as a configuration."""
+        return replace(self.base, **{k: _plain(v[row]) for k, v in self.columns.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """Predictions for the rows of a slice. Metric names are those of a measured run."""
+
+    metrics: Mapping[str, FloatArray]
+    memory: MemoryPlan
+    slots: FloatArray
+    """Sequences that one lane can hold at once."""
+    utilisation: FloatArray
+    front_end_share: FloatArray
+    refused_share: FloatArray
+    """Share of prompts longer than the engine takes."""
+    highest_rate_per_s: FloatArray
+    """Highest request rate of the deployment that meets the SLO; 0 where none does."""
+    slo_excess: Mapping[str, FloatArray]
+    """Predicted over allowed, less 1, by SLO metric; 0 or less meets it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluator:
+    """Closed-form predictions of one model, GPU, engine and load."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    calibration: Calibration
+    load: Load
+    slo: Mapping[str, float]
+    """Limits in the units of the metric's name, for example `{"ttft_ms.p99": 500}`."""
+    _steps: dict[EngineConfig, StepModel] = field(default_factory=dict, repr=False)
+    _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
+
+    def evaluate(self, rows: Slice, *, with_highest_rate: bool = True) -> Evaluation:
+        """Return the predictions for every row of a slice."""
+        memory = self.memory(rows)
+        slots = self._slots(rows, memory)
+        lanes = lanes_per_replica(rows.base) * rows.column("num_replicas")
+        parts: list[tuple[NDArray[np.intp], Estimate, FloatArray]] = []
+        for index, config in _curve_groups(rows):
+            curve = self.curve(config)
+            limits = Limits(lanes=lanes[index], max_sequences=slots[index])
+            result = estimate(curve, self._load(config), limits, self.calibration.front_end)
+            highest = (
+                self._highest_rate(curve, config, limits)
+                if with_highest_rate
+                else np.zeros(len(index))
+            )
+            parts.append((index, result, highest))
+        return self._assembled(rows, memory, slots, parts)
+
+    def step_model(self, config: EngineConfig) -> StepModel:
+        """Return the step model of a configuration; those of equal shape share one."""
+        key = replace(_without_inner(config), **_kept(config, ("cuda_graph_max_batch_size",)))
+        if key not in self._steps:
+            self._steps[key] = StepModel(
+                model=self.model, config=key, gpu=self.gpu, calibration=self.calibration
+            )
+        return self._steps[key]
+
+    def curve(self, config: EngineConfig) -> ServingCurve:
+        """Return the serving curve of a configuration; those of equal budget share one."""
+        key = replace(_without_inner(config), **_kept(config, CURVE_KNOBS))
+        if key not in self._curves:
+            self._curves[key] = serving_curve(
+                self.step_model(config),
+                self._load(config),
+                max_num_tokens=config.max_num_tokens,
+                enable_chunked_prefill=config.enable_chunked_prefill,
+            )
+        return self._curves[key]
+
+    def memory(self, rows: Slice) -> MemoryPlan:
+        """Return how every row divides the GPU's memory."""
+        engine = self.calibration.engine
+        graphs = {
+            int(size): len(
+                captured_batch_sizes(
+                    replace(rows.base, cuda_graph_max_batch_size=int(size)), engine
+                )
+            )
+            for size in np.unique(rows.column("cuda_graph_max_batch_size"))
+        }
+        fraction = rows.column("free_gpu_memory_fraction")
+        knobs = MemoryKnobs(
+            max_batch_size=rows.column("max_batch_size"),
+            max_num_tokens=rows.column("max_num_tokens"),
+            max_seq_len=rows.base.max_seq_len or self.model.max_position_embeddings,
+            tokens_per_block=rows.column("tokens_per_block"),
+            kv_fraction=rows.base.gpu_memory_utilization if engine == "vllm" else fraction,
+            kv_cache_max_tokens=rows.base.kv_cache_max_tokens,
+            num_cuda_graphs=np.array(
+                [graphs[int(size)] for size in rows.column("cuda_graph_max_batch_size")]
+            ),
+        )
+        return self._memory_model(rows.base).plan(knobs)
+
+    def _memory_model(self, base: EngineConfig) -> MemoryModel:
+        return MemoryModel(
+            model=self.model,
+            config=base,
+            gpu=self.gpu,
+            engine=self.calibration.engine,
+            constants=self.calibration.memory,
+        )
+
+    def _load(self, config: EngineConfig) -> Load:
+        """Without block reuse every prompt is prefilled whole."""
+        if config.enable_block_reuse:
+            return self.load
+        return replace(self.load, reusable_prefix_tokens=0.0)
+
+    def _slots(self, rows: Slice, memory: MemoryPlan) -> FloatArray:
+        """Sequences that one lane holds: its batch limit, or its share of the KV cache.
+
+        GUARANTEED_NO_EVICT reserves prompt and `max_output_tokens` for each;
+        MAX_UTILIZATION takes blocks as sequences grow, so they hold half their output
+        on average. A prefix that all share is stored once.
+        """
+        load, base = self.load, rows.base
+        shared = np.where(rows.column("enable_block_reuse"), load.reusable_prefix_tokens, 0.0)
+        policy = rows.column("capacity_scheduler_policy")
+        grows = np.isin(policy, GROWING_POLICIES)
+        output = np.where(grows, load.osl.mean / 2, load.max_output_tokens)
+        tokens = np.maximum(load.isl.mean - shared + output, 1.0)
+        per_sequence = memory.layout.sequence_bytes(tokens, rows.column("tokens_per_block"))
+        prefix = memory.layout.sequence_bytes(shared, rows.column("tokens_per_block"))
+        room = np.maximum(memory.kv_cache_bytes_per_gpu - prefix, 0.0)
+        held = np.floor(room / per_sequence / base.pipeline_parallel_size)
+        slots = np.minimum(held, rows.column("max_batch_size"))
+        # A static batch runs until its longest output ends.
+        drained = load.osl.mean / max(load.osl.quantiles["p99"], 1.0)
+        return np.where(policy == "STATIC_BATCH", np.maximum(slots * drained, 1.0), slots)
+
+    def _refused(self, rows: Slice) -> FloatArray:
+        """Share of prompts longer than the token budget where they are not chunked."""
+        budget = rows.column("max_num_tokens").astype(np.float64)
+        isl = self.load.isl
+        longer = np.full(len(rows), float(isl.mean > 0) * 0.0)
+        for name, probability in QUANTILES.items():
+            longer = np.maximum(longer, np.where(isl.quantiles[name] > budget, 1 - probability, 0))
+        longer = np.where((longer == 0) & (isl.maximum > budget), 0.005, longer)
+        longer = np.where(isl.quantiles["p50"] > budget, 1.0, longer)
+        return np.where(rows.column("enable_chunked_prefill"), 0.0, longer)
+
+    def _highest_rate(
+        self, curve: ServingCurve, config: EngineConfig, limits: Limits
+    ) -> FloatArray:
+        """Walk up the curve until the SLO breaks; one row per set of limits."""
+        load = self._load(config)
+        if load.protocol is not Protocol.OPEN_LOOP:
+            result = estimate(curve, load, limits, self.calibration.front_end)
+            met = _meets(self.slo_excess(_metrics(result)))
+            return np.where(met, result.request_per_s, 0.0)
+        lanes = np.asarray(limits.lanes, dtype=np.float64)[:, None]
+        slots = np.asarray(limits.max_sequences, dtype=np.float64)[:, None]
+        batches = np.minimum(curve.decoding[None, :], slots)
+        rates = RATE_STEPS * curve.at(batches).rate_per_s * lanes
+        probe = replace(load, rate_per_s=rates)
+        wide = Limits(lanes=lanes, max_sequences=slots)
+        result = estimate(curve, probe, wide, self.calibration.front_end)
+        excess = self.slo_excess(_metrics(result))
+        met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
+        return np.max(np.where(met, rates, 0.0), axis=1)
+
+    def slo_excess(self, metrics: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Return predicted / allowed - 1 for each metric of the SLO."""
+        return {name: metrics[name] / limit - 1.0 for name, limit in self.slo.items()}
+
+    def _assembled(
+        self,
+        rows: Slice,
+        memory: MemoryPlan,
+        slots: FloatArray,
+        parts: list[tuple[NDArray[np.intp], Estimate, FloatArray]],
+    ) -> Evaluation:
+        size = len(rows)
+        metrics: dict[str, FloatArray] = {}
+        utilisation, share, highest = np.zeros(size), np.zeros(size), np.zeros(size)
+        for index, result, rate in parts:
+            for name, values in _metrics(result).items():
+                metrics.setdefault(name, np.zeros(size))[index] = values
+            utilisation[index] = result.utilisation
+            share[index] = result.front_end_share
+            highest[index] = rate
+        gpus = rows.base.gpus_per_replica * rows.column("num_replicas")
+        metrics["output_tok_per_s_per_gpu"] = metrics["output_tok_per_s"] / gpus
+        return Evaluation(
+            metrics=metrics,
+            memory=memory,
+            slots=slots,
+            utilisation=utilisation,
+            front_end_share=share,
+            refused_share=self._refused(rows),
+            highest_rate_per_s=highest,
+            slo_excess=self.slo_excess(metrics),
+        )
+
+
+GROWING_POLICIES = ("MAX_UTILIZATION", "RECOMPUTE")
+"""Capacity policies that take blocks as sequences grow; vLLM's is called RECOMPUTE here."""
+
+
+def lanes_per_replica(config: EngineConfig) -> int:
+    """Batches that one replica runs side by side: attention-DP ranks x pipeline stages."""
+    ranks = config.tensor_parallel_size if config.enable_attention_dp else 1
+    return ranks * config.pipeline_parallel_size
+
+
+def _metrics(result: Estimate) -> dict[str, FloatArray]:
+    """Name the estimate's values as a measured run does, latencies in milliseconds."""
+    metrics: dict[str, FloatArray] = {}
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        for statistic, seconds in getattr(result, f"{name}_s").items():
+            metrics[f"{name}_ms.{statistic}"] = seconds * 1e3
+    metrics["output_tok_per_s"] = result.output_tok_per_s
+    metrics["request_per_s"] = result.request_per_s
+    return metrics
+
+
+def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
+    return np.logical_and.reduce([value <= 0 for value in excess.values()] or [np.array(True)])
+
+
+def _curve_groups(rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:
+    """Group rows that share a serving curve: (row numbers, one of their configurations)."""
+    keys = list(zip(*(rows.column(knob).tolist() for knob in CURVE_KNOBS), strict=True))
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
+    return [(np.array(members), rows.config(members[0])) for members in groups.values()]
+
+
+def _without_inner(config: EngineConfig) -> EngineConfig:
+    return replace(config, **_kept(EngineConfig(), INNER_KNOBS))
+
+
+def _kept(config: EngineConfig, knobs: tuple[str, ...]) -> dict[str, Any]:
+    return {knob: getattr(config, knob) for knob in knobs}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

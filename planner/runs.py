@@ -1,0 +1,226 @@
+"""Reads measured runs: what a prediction may know of them, and what was measured.
+
+The format is one JSON object a line, described in the README. Only configuration,
+workload, prompt and output lengths and open-loop arrivals may enter a prediction;
+everything under `measured` is for the comparison.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.engine import EngineConfig
+from cost_models.errors import PlannerError, ProfileError
+from planner.estimator import Lengths, Load
+from planner.estimator.load import QUANTILES, Protocol
+
+PROTOCOLS = ("closed_loop", "open_loop", "offline", "capacity")
+
+IGNORED_CONFIG = frozenset({"max_output_tokens"})
+"""Keys of a run's config that are not knobs of the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredRun:
+    """One line of a runs file."""
+
+    run_id: str
+    gpu: str
+    num_gpus: int
+    engine: str
+    engine_version: str
+    model: str
+    config: Mapping[str, Any]
+    workload: Mapping[str, Any]
+    measured: Mapping[str, float]
+    """Flat, `ttft_ms.mean` style."""
+    folder: Path
+    """Where `requests_file` is looked up."""
+
+    @property
+    def protocol(self) -> str:
+        """How requests were sent; `capacity` serves none."""
+        return str(self.workload["protocol"])
+
+    def engine_config(self) -> EngineConfig:
+        """Return the run's configuration; what it does not state is the engine's default.
+
+        Raises:
+            ProfileError: A knob has a value of the wrong type.
+        """
+        known = {field.name: field.type for field in fields(EngineConfig)}
+        stated = {
+            name: value
+            for name, value in self.config.items()
+            if name in known and value is not None
+        }
+        defaults = ENGINE_DEFAULTS.get(self.engine, {})
+        config = EngineConfig(**{**defaults, **stated})
+        replicas = max(self.num_gpus // config.gpus_per_replica, 1)
+        return EngineConfig(**{**defaults, **stated, "num_replicas": replicas})
+
+    def load(self) -> Load:
+        """Return what the run asked the engine to serve.
+
+        Raises:
+            ProfileError: The workload is incomplete, or its requests file cannot be read.
+        """
+        isl, osl, arrivals = self._lengths()
+        protocol = Protocol(self.protocol)
+        num_requests = self.workload.get("num_requests") or (len(isl) if len(isl) > 1 else 0)
+        rate, cv = self._arrivals(protocol, arrivals)
+        return Load(
+            protocol=protocol,
+            isl=lengths_of(isl),
+            osl=lengths_of(osl),
+            concurrency=float(self.workload.get("concurrency") or 0.0),
+            rate_per_s=rate,
+            arrival_cv=cv,
+            num_requests=float(num_requests),
+            max_output_tokens=float(osl.max()),
+        )
+
+    def _lengths(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        if "requests_file" in self.workload:
+            return read_requests(self.folder / str(self.workload["requests_file"]))
+        try:
+            isl, osl = float(self.workload["isl"]), float(self.workload["osl"])
+        except (KeyError, TypeError, ValueError):
+            raise ProfileError(
+                f"{self.run_id}: the workload states no isl and osl",
+                hint="give both, or a requests_file",
+            ) from None
+        return np.array([isl]), np.array([osl]), np.array([])
+
+    def _arrivals(self, protocol: Protocol, arrivals: NDArray[Any]) -> tuple[float, float]:
+        if protocol is not Protocol.OPEN_LOOP:
+            return 0.0, 1.0
+        if "rate_per_s" in self.workload:
+            burstiness = float(self.workload.get("burstiness") or 1.0)
+            return float(self.workload["rate_per_s"]), 1.0 / math.sqrt(burstiness)
+        gaps = np.diff(np.sort(arrivals))
+        if gaps.size == 0 or gaps.sum() <= 0:
+            raise ProfileError(f"{self.run_id}: open loop without a rate or arrivals")
+        return float(1.0 / gaps.mean()), float(gaps.std() / gaps.mean())
+
+
+ENGINE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "trtllm": {},
+    "vllm": {
+        "max_batch_size": 256,
+        "tokens_per_block": 16,
+        "enable_chunked_prefill": True,
+        "capacity_scheduler_policy": "RECOMPUTE",
+        "cuda_graph_max_batch_size": 512,
+        "cuda_graph_padding": True,
+    },
+}
+"""What an engine does when a run does not say; TensorRT-LLM's are `EngineConfig`'s own."""
+
+
+def lengths_of(tokens: NDArray[Any]) -> Lengths:
+    """Return the moments and percentiles of a sample of lengths."""
+    mean = float(tokens.mean())
+    return Lengths(
+        mean=mean,
+        cv=float(tokens.std() / mean) if mean else 0.0,
+        quantiles={name: float(np.quantile(tokens, q)) for name, q in QUANTILES.items()},
+        maximum=float(tokens.max()),
+    )
+
+
+def read_runs(path: str | Path) -> Iterator[tuple[MeasuredRun | None, str, str]]:
+    """Yield (run, run id, reason) for each line; the run is None where it cannot be used.
+
+    Raises:
+        ProfileError: The file is missing, not text, or holds no line.
+    """
+    path = Path(path)
+    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise ProfileError(f"{path}: holds no runs")
+    for number, line in enumerate(lines, 1):
+        try:
+            run = _parse(json.loads(line), path.parent)
+        except json.JSONDecodeError as error:
+            raise ProfileError(f"{path}: line {number} is not JSON ({error})") from None
+        except PlannerError as error:
+            yield None, f"line {number}", str(error)
+        else:
+            yield run, run.run_id, ""
+
+
+def read_requests(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return prompt lengths, output lengths and arrivals (s) of a requests file.
+
+    Raises:
+        ProfileError: Missing or damaged.
+    """
+    try:
+        rows = [json.loads(line) for line in _read_text(path).splitlines() if line.strip()]
+        columns = [np.array([float(row[k]) for row in rows]) for k in ("isl", "osl", "arrival_s")]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ProfileError(f"{path}: not a requests file ({error!r})") from None
+    if not rows:
+        raise ProfileError(f"{path}: holds no requests")
+    return columns[0], columns[1], columns[2]
+
+
+def flat_metrics(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return `{"ttft_ms": {"mean": 5}}` as `{"ttft_ms.mean": 5}`, numbers only."""
+    flat: dict[str, float] = {}
+    for name, value in measured.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{k}": float(v) for k, v in value.items() if _is_number(v)}
+        elif _is_number(value):
+            flat[name] = float(value)
+    return flat
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (UnicodeDecodeError, EOFError) as error:
+        raise ProfileError(f"{path}: not a text file ({error})") from None
+
+
+def _parse(data: Any, folder: Path) -> MeasuredRun:
+    if not isinstance(data, Mapping):
+        raise ProfileError("not a JSON object")
+    missing = [k for k in ("gpu", "engine", "model", "config", "workload") if k not in data]
+    if missing:
+        raise ProfileError(f"{data.get('run_id')}: lacks {', '.join(missing)}")
+    workload = data["workload"]
+    if workload.get("protocol") not in PROTOCOLS:
+        raise ProfileError(
+            f"{data.get('run_id')}: workload.protocol is {workload.get('protocol')!r}",
+            hint=f"known: {', '.join(PROTOCOLS)}",
+        )
+    return MeasuredRun(
+        run_id=str(data.get("run_id")),
+        gpu=str(data["gpu"]),
+        num_gpus=int(data.get("num_gpus") or 1),
+        engine=str(data["engine"]),
+        engine_version=str(data.get("engine_version") or ""),
+        model=str(data["model"]),
+        config=data["config"],
+        workload=workload,
+        measured=flat_metrics(data.get("measured") or {}),
+        folder=folder,
+    )

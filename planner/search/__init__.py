@@ -1,0 +1,1 @@
+"""Searches the configurations of an engine: closed form screens, Optuna refines."""
