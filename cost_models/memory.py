@@ -18,7 +18,6 @@ from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.kv_cache import KvLayout, kv_layout
 from cost_models.model import AttentionKind, LayerGroup, ModelSpec
-from cost_models.precision import quantization
 from cost_models.weights import weight_bytes
 
 FloatArray = NDArray[np.float64]
@@ -179,14 +178,7 @@ class MemoryModel:
         )
 
     def _weight_bytes(self) -> float:
-        return weight_bytes(
-            self.model,
-            quantization(self.config.quantization),
-            tensor_parallel_size=self.config.tensor_parallel_size,
-            pipeline_parallel_size=self.config.pipeline_parallel_size,
-            moe_expert_parallel_size=self.config.moe_expert_parallel_size,
-            enable_attention_dp=self.config.enable_attention_dp,
-        ).total
+        return weight_bytes(self.model, self.config).total
 
     def _activation_bytes(self, knobs: MemoryKnobs) -> FloatArray:
         """Activation peak at `max_num_tokens`, and the logits of the rows that are sampled."""

@@ -1,0 +1,41 @@
+"""Batch sizes for which an engine captures CUDA graphs of its decode step."""
+
+from __future__ import annotations
+
+from cost_models.engine import EngineConfig
+
+
+def captured_batch_sizes(config: EngineConfig, engine: str = "trtllm") -> tuple[int, ...]:
+    """Return the captured decode batch sizes in increasing order; empty when graphs are off."""
+    largest = min(config.cuda_graph_max_batch_size, config.max_batch_size)
+    if largest <= 0:
+        return ()
+    if engine == "vllm":
+        return _up_to(largest, _vllm_sizes(largest))
+    if config.cuda_graph_padding:
+        return _up_to(largest, _padded_sizes(largest))
+    return _up_to(largest, _unpadded_sizes(largest))
+
+
+def _padded_sizes(largest: int) -> list[int]:
+    """TensorRT-LLM 1.2 with padding: 1, 2, 4, then every 8 to 128, then powers of two."""
+    return [1, 2, 4, *range(8, 129, 8), *_powers_of_two(256, largest)]
+
+
+def _unpadded_sizes(largest: int) -> list[int]:
+    """TensorRT-LLM 1.2 without padding: every size to 32, 64, 128, then powers of two."""
+    return [*range(1, 33), 64, 128, *_powers_of_two(256, largest)]
+
+
+def _vllm_sizes(largest: int) -> list[int]:
+    """Return vLLM's sizes: 1, 2, 4, every 8 to 256, then every 16."""
+    return [1, 2, 4, *range(8, 257, 8), *range(272, largest + 1, 16)]
+
+
+def _powers_of_two(first: int, largest: int) -> list[int]:
+    return [first << i for i in range(16) if first << i <= largest]
+
+
+def _up_to(largest: int, sizes: list[int]) -> tuple[int, ...]:
+    """Drop sizes beyond the largest and end with the largest itself."""
+    return (*(size for size in sizes if size < largest), largest)

@@ -1,0 +1,309 @@
+"""What one configuration would do: metrics with intervals, memory, time per step, the limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from cost_models.calibration import Calibration, Provenance
+from cost_models.engine import EngineConfig
+from cost_models.gpu import GpuSpec
+from cost_models.memory import MemoryPlan
+from cost_models.precision import kv_dtype, quantization
+from cost_models.step import StepBatch
+from planner.estimator import ServingCurve
+from planner.evaluator import Evaluation, Evaluator, Slice, lanes_per_replica
+
+BUSY_POWER_FRACTION = 0.85
+"""Share of the board's power limit drawn by a GPU that serves at full load."""
+
+IDLE_POWER_FRACTION = 0.20
+"""Share of the board's power limit drawn between steps."""
+
+BORROWED_WIDENING = 2.5
+"""Intervals are this much wider where operators are carried over from another GPU."""
+
+DEFAULT_LOG_ERROR = 0.25
+"""Half width, in log, of the interval of a metric that no run has checked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A predicted number, its 90 % interval and where it comes from."""
+
+    value: float
+    interval_90: tuple[float, float]
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What one configuration would do under a load."""
+
+    config: EngineConfig
+    metrics: Mapping[str, Metric]
+    """By the metric's name in a measured run, for example `ttft_ms.p99`."""
+    memory: MemoryPlan
+    step_time_breakdown: Mapping[str, Mapping[str, float]]
+    """Seconds by operator family, for a `decode` step and a `mixed` one."""
+    slo_excess: Mapping[str, float]
+    """Predicted over allowed, less 1, by SLO metric."""
+    highest_rate_per_s: float
+    """Highest request rate that meets the SLO; 0 where none does."""
+    refused_share: float
+    binding_limit: str
+    """What stops this configuration from serving more."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the configuration fits the GPU's memory."""
+        return bool(self.memory.fits)
+
+    @property
+    def meets_slo(self) -> bool:
+        """Whether every limit of the SLO holds at the predicted value."""
+        return all(excess <= 0 for excess in self.slo_excess.values())
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it fits, takes every prompt and meets the SLO."""
+        return self.fits and self.meets_slo and self.refused_share == 0
+
+    def value(self, metric: str) -> float:
+        """Return a metric's predicted value."""
+        return self.metrics[metric].value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON form."""
+        return {
+            "config": config_to_json(self.config),
+            "predicted": {
+                name: {
+                    "value": _rounded(metric.value),
+                    "interval_90": [_rounded(bound) for bound in metric.interval_90],
+                    "provenance": str(metric.provenance),
+                }
+                for name, metric in self.metrics.items()
+            },
+            "memory": memory_to_json(self.memory),
+            "step_time_breakdown": {
+                step: {family: _rounded(seconds) for family, seconds in families.items()}
+                for step, families in self.step_time_breakdown.items()
+            },
+            "highest_rate_per_s": _rounded(self.highest_rate_per_s),
+            "slo_excess": {name: _rounded(value) for name, value in self.slo_excess.items()},
+            "binding_limit": self.binding_limit,
+        }
+
+
+def predict_config(evaluator: Evaluator, config: EngineConfig) -> Prediction:
+    """Return the full prediction of one configuration."""
+    rows = Slice(base=config, columns={})
+    evaluation = evaluator.evaluate(rows)
+    curve = evaluator.curve(config)
+    point = curve.at(max(_decoding(evaluator, config, evaluation), 1.0))
+    metrics = _metrics(evaluator, config, evaluation)
+    return Prediction(
+        config=config,
+        metrics=metrics,
+        memory=single(evaluation.memory),
+        step_time_breakdown=step_breakdown(evaluator, config, point),
+        slo_excess={name: float(v[0]) for name, v in evaluation.slo_excess.items()},
+        highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
+        refused_share=float(evaluation.refused_share[0]),
+        binding_limit=binding_limit(evaluator, config, evaluation, point),
+    )
+
+
+def step_breakdown(
+    evaluator: Evaluator, config: EngineConfig, point: ServingCurve
+) -> dict[str, dict[str, float]]:
+    """Return seconds by operator family of a decode and of a mixed step."""
+    load, step = evaluator.load, evaluator.step_model(config)
+    kv_len = load.isl.mean + load.osl.mean / 2
+    decode = StepBatch(decode_sequences=point.decoding, decode_kv_len=kv_len)
+    prompts = point.prompts_per_mixed_step
+    new_tokens = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
+    mixed = StepBatch(
+        decode_sequences=point.decoding,
+        decode_kv_len=kv_len,
+        prefill_sequences=np.maximum(prompts, 1.0),
+        prefill_tokens=prompts * new_tokens,
+        prefill_past=load.reusable_prefix_tokens,
+    )
+    return {
+        name: {
+            family: float(seconds) for family, seconds in step.cost(batch).by_family.items()
+        }
+        for name, batch in (("decode", decode), ("mixed", mixed))
+    }
+
+
+def binding_limit(
+    evaluator: Evaluator, config: EngineConfig, evaluation: Evaluation, point: ServingCurve
+) -> str:
+    """Say in words what stops a configuration from serving more."""
+    if not evaluation.memory.fits[0]:
+        return f"memory: {single(evaluation.memory).binding}"
+    if evaluation.refused_share[0] > 0:
+        return "max_num_tokens: prompts longer than a step are refused without chunked prefill"
+    worst = max(evaluation.slo_excess.items(), key=lambda item: float(item[1][0]), default=None)
+    if worst is not None and worst[1][0] > 0:
+        return f"SLO {worst[0]}"
+    if evaluation.front_end_share[0] > 0.95:
+        return "front end: one process handles all requests"
+    slots = float(evaluation.slots[0])
+    if float(point.decoding) >= 0.95 * slots:
+        by_kv = slots < config.max_batch_size
+        return "KV-cache capacity" if by_kv else "max_batch_size"
+    if worst is not None and worst[1][0] > -0.15:
+        return f"SLO {worst[0]}"
+    return _busiest(evaluator, config, point)
+
+
+def _busiest(evaluator: Evaluator, config: EngineConfig, point: ServingCurve) -> str:
+    breakdown = step_breakdown(evaluator, config, point)
+    share = float(point.mixed_share)
+    total = {
+        family: (1 - share) * seconds + share * breakdown["mixed"].get(family, 0.0)
+        for family, seconds in breakdown["decode"].items()
+    }
+    family = max(total, key=lambda name: total[name])
+    return f"step time: {family} takes {100 * total[family] / sum(total.values()):.0f} %"
+
+
+def _decoding(evaluator: Evaluator, config: EngineConfig, evaluation: Evaluation) -> float:
+    """Sequences that decode in one lane under the load: rate times time in decode."""
+    rate = float(evaluation.metrics["request_per_s"][0])
+    decode_s = float(evaluation.metrics["tpot_ms.mean"][0]) * 1e-3
+    tokens = max(evaluator.load.osl.mean - 1, 0.0)
+    return rate * decode_s * tokens / (lanes_per_replica(config) * config.num_replicas)
+
+
+def _metrics(
+    evaluator: Evaluator, config: EngineConfig, evaluation: Evaluation
+) -> dict[str, Metric]:
+    values = {name: float(column[0]) for name, column in evaluation.metrics.items()}
+    values["goodput_request_per_s"] = _goodput(evaluator, values)
+    values |= _economy(evaluator.gpu, config, evaluation, values)
+    memory = single(evaluation.memory)
+    values["kv_cache_tokens"] = float(memory.kv_cache_tokens)
+    values["weight_bytes_per_gpu"] = float(memory.weight_bytes_per_gpu)
+    values["kv_cache_bytes_per_gpu"] = float(memory.kv_cache_bytes_per_gpu)
+    values["cuda_graph_bytes_per_gpu"] = float(memory.cuda_graph_bytes_per_gpu)
+    values["max_sequences"] = float(memory.max_sequences)
+    calibration = evaluator.calibration
+    provenance = provenance_of(calibration, config, evaluator)
+    return {
+        name: Metric(
+            value=value,
+            interval_90=interval_90(name, value, calibration, provenance),
+            provenance=provenance,
+        )
+        for name, value in values.items()
+    }
+
+
+def interval_90(
+    name: str, value: float, calibration: Calibration, provenance: Provenance
+) -> tuple[float, float]:
+    """Return the interval that held 90 % of cross-validated measurements of this metric."""
+    quantiles = calibration.intervals.get(name) or calibration.intervals.get(name.split(".")[0])
+    low, high = -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
+    if quantiles is not None:
+        low, high = quantiles.log_q05, quantiles.log_q95
+    if provenance is Provenance.DATASHEET:
+        low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
+    return value * math.exp(min(low, 0.0)), value * math.exp(max(high, 0.0))
+
+
+def provenance_of(
+    calibration: Calibration, config: EngineConfig, evaluator: Evaluator
+) -> Provenance:
+    """Return `calibrated` only if every operator that weighs was fitted on this GPU."""
+    row = quantization(config.quantization)
+    gemm = "bfloat16" if row.experts_only else row.gemm_dtype
+    kv_table = kv_dtype(config.kv_cache_dtype).attention_dtype
+    used = {f"gemm/{gemm}"}
+    if evaluator.model.uses_mla:
+        used |= {f"mla_prefill/{kv_table}", f"mla_decode/{kv_table}"}
+    else:
+        used |= {f"attention_prefill/{kv_table}", f"attention_decode/{kv_table}"}
+    if evaluator.model.is_moe:
+        used.add(f"moe/{row.moe_dtype}")
+    borrowed = used & calibration.borrowed
+    return Provenance.DATASHEET if borrowed else calibration.provenance
+
+
+def _goodput(evaluator: Evaluator, values: Mapping[str, float]) -> float:
+    """Requests per second that meet every limit, were each metric log-normal."""
+    share = 1.0
+    for name, limit in evaluator.slo.items():
+        metric = name.split(".")[0]
+        share = min(share, _share_within(limit, values[f"{metric}.p50"], values[f"{metric}.p99"]))
+    return values["request_per_s"] * share
+
+
+def _share_within(limit: float, median: float, p99: float) -> float:
+    spread = math.log(max(p99 / median, 1.0 + 1e-6)) / 2.326348
+    return 0.5 * (1 + math.erf(math.log(limit / median) / spread / math.sqrt(2)))
+
+
+def _economy(
+    gpu: GpuSpec, config: EngineConfig, evaluation: Evaluation, values: Mapping[str, float]
+) -> dict[str, float]:
+    tokens_per_s = values["output_tok_per_s"]
+    busy = min(float(evaluation.utilisation[0]), 1.0)
+    power_fraction = IDLE_POWER_FRACTION + (BUSY_POWER_FRACTION - IDLE_POWER_FRACTION) * busy
+    watts = config.num_gpus * gpu.tdp_w * power_fraction
+    usd_per_s = config.num_gpus * gpu.usd_per_hour / 3600
+    return {
+        "usd_per_million_output_tokens": usd_per_s / tokens_per_s * 1e6,
+        "output_tokens_per_joule": tokens_per_s / watts,
+    }
+
+
+def single(memory: MemoryPlan) -> MemoryPlan:
+    """Return a one-row memory plan with scalars instead of arrays."""
+    values = {
+        name: np.asarray(value).reshape(-1)[0].item() if name != "layout" else value
+        for name, value in ((f, getattr(memory, f)) for f in memory.__dataclass_fields__)
+    }
+    return MemoryPlan(**values)
+
+
+def config_to_json(config: EngineConfig) -> dict[str, Any]:
+    """Return the configuration with the GPUs it takes."""
+    return asdict(config) | {
+        "num_gpus": config.num_gpus,
+        "moe_tensor_parallel_size": config.moe_tensor_parallel_size,
+    }
+
+
+def memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
+    """Return the memory plan of one configuration in bytes and counts."""
+    names = (
+        "total_bytes",
+        "weight_bytes_per_gpu",
+        "kv_cache_bytes_per_gpu",
+        "kv_cache_tokens",
+        "kv_cache_blocks",
+        "max_sequences",
+        "activation_bytes_per_gpu",
+        "cuda_graph_bytes_per_gpu",
+        "communication_bytes_per_gpu",
+        "runtime_bytes_per_gpu",
+        "reserved_bytes_per_gpu",
+        "free_bytes_per_gpu",
+        "shortfall_bytes",
+    )
+    plain = {name: int(round(float(getattr(memory, name)))) for name in names}
+    return plain | {"kv_bytes_per_token": memory.layout.bytes_per_token, "fits": bool(memory.fits)}
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
