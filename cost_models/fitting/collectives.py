@@ -119,7 +119,7 @@ def _fit(
     source: str,
 ) -> OperatorFit[Any]:
     """Fit constants, then a residual for each message size and number of ranks."""
-    measured_s = table["latency_us"] * MICROSECOND
+    measured_s = table["latency_us"].astype(np.float64) * MICROSECOND
     params = build(
         fit_constants(lambda constants: predict(table, build(constants)), measured_s, bounds)
     )

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.fitting.constants import Bounds, fit_constants
-from cost_models.fitting.grid import fit_residual_grid
-from cost_models.fitting.quality import Quality, folds_by_key, fit_quality
+from cost_models.fitting.kriging import krige, left_out_error
+from cost_models.fitting.quality import fit_quality
 from cost_models.gpu import GpuSpec
 from cost_models.operators.fit import OperatorFit
 from cost_models.operators.gemm import GemmParams, gemm_seconds
@@ -27,9 +27,6 @@ CAST_LAUNCH_S = 1.3e-6
 SUBSAMPLE = 1500
 """Points on which the physical constants are fitted; the residual grid sees all."""
 
-SMOOTHNESS = 0.03
-"""Weight of the residual grid's smoothness, chosen by cross-validation."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Format:
@@ -39,16 +36,21 @@ class _Format:
     weight_bytes: float
     activation_bytes: float
     quantizes: bool = False
+    """The table includes the kernel that narrows the activations."""
+    scales_tensor: bool = False
+    """The table includes the kernels that find one scale for all activations."""
 
 
 FORMATS: Mapping[str, _Format] = {
     "bfloat16": _Format(compute="bf16", weight_bytes=2, activation_bytes=2),
-    "fp8": _Format(compute="fp8", weight_bytes=1, activation_bytes=1, quantizes=True),
+    "fp8": _Format(
+        compute="fp8", weight_bytes=1, activation_bytes=1, quantizes=True, scales_tensor=True
+    ),
     "fp8_block": _Format(compute="fp8", weight_bytes=1, activation_bytes=1, quantizes=True),
     "nvfp4": _Format(compute="fp4", weight_bytes=0.5625, activation_bytes=0.5625, quantizes=True),
     "int8_wo": _Format(compute="bf16", weight_bytes=1, activation_bytes=2),
     "int4_wo": _Format(compute="bf16", weight_bytes=0.5, activation_bytes=2),
-    "sq": _Format(compute="int8", weight_bytes=1, activation_bytes=1, quantizes=True),
+    "sq": _Format(compute="int8", weight_bytes=1, activation_bytes=1),
 }
 
 BOUNDS: Bounds = {
@@ -57,7 +59,9 @@ BOUNDS: Bounds = {
     "quantize_bytes_per_s": (2.5e12, 2e11, 5e13),
     "compute_efficiency": (0.85, 0.1, 1.05),
     "hbm_efficiency": (0.80, 0.4, 0.98),
-    "l2_speedup": (3.0, 1.0, 8.0),
+    "l2_speedup": (2.5, 1.5, 4.0),
+    "l2_share": (0.7, 0.3, 1.2),
+    "l2_sharpness": (4.0, 2.0, 64.0),
     "roofline_norm": (3.0, 1.0, 8.0),
     "sm_bytes_per_s": (150e9, 2e10, 1e12),
     "tile_s": (1e-6, 1e-8, 2e-5),
@@ -93,6 +97,10 @@ def predict_gemm(
     return seconds
 
 
+def _measured_s(table: Table) -> FloatArray:
+    return table["latency_us"].astype(np.float64) * MICROSECOND
+
+
 def _predict(table: Table, gpu: GpuSpec, params: GemmParams) -> FloatArray:
     return gemm_seconds(table["m"], table["n"], table["k"], gpu=gpu, params=params)
 
@@ -100,34 +108,31 @@ def _predict(table: Table, gpu: GpuSpec, params: GemmParams) -> FloatArray:
 def _fit_dtype(
     table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: float
 ) -> OperatorFit[GemmParams]:
-    measured_s = table["latency_us"] * MICROSECOND
+    measured_s = _measured_s(table)
     params = _fit_constants(table, gpu, dtype, plain_launch_s=plain_launch_s)
     log_error = np.log(measured_s / _predict(table, gpu, params))
-    shapes = table["n"].astype(np.int64) * 1_000_003 + table["k"]
-    left_out = np.zeros(log_error.size)
-    for train, test in folds_by_key(shapes):
-        grid = _fit_grid(select(table, train), log_error[train])
-        left_out[test] = log_error[test] - grid.log_factor(*(table[c][test] for c in "mnk"))
-    params = replace(params, residual=_fit_grid(table, log_error))
-    quality: Quality = fit_quality(measured_s, _predict(table, gpu, params), left_out)
+    lattice = _Lattice.of(table, log_error)
+    params = replace(params, residual=lattice.grid())
     return OperatorFit(
         params=params,
         source=f"{dtype} GEMM on {gpu.name}, TensorRT-LLM {table['framework_version'][0]}",
         covers={c: (float(table[c].min()), float(table[c].max())) for c in "mnk"},
-        **quality,
+        **fit_quality(measured_s, _predict(table, gpu, params), lattice.left_out_error()),
     )
 
 
 def _fit_constants(table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: float) -> GemmParams:
     """Least squares on log error over a spread-out subsample, in log of the constants.
 
-    Launch and scale time cannot be told apart by size, so a quantizing dtype takes the
-    launch of the BF16 kernel and of one cast; what is left is the scale kernel.
+    Launch and scale time cannot be told apart by size, so a dtype that does both takes
+    the launch of the BF16 kernel and of one cast; what is left is the scale kernel.
     """
     form = FORMATS[dtype]
-    fixed = {"scale_s": 0.0, "quantize_bytes_per_s": 0.0}
-    if form.quantizes:
-        fixed = {"launch_s": plain_launch_s + CAST_LAUNCH_S}
+    fixed: dict[str, float] = {} if form.quantizes else {"quantize_bytes_per_s": 0.0}
+    if form.scales_tensor:
+        fixed["launch_s"] = plain_launch_s + CAST_LAUNCH_S
+    else:
+        fixed["scale_s"] = 0.0
     names = [name for name in BOUNDS if name not in fixed]
     step = max(num_rows(table) // SUBSAMPLE, 1)
     sample = select(table, np.arange(num_rows(table)) % step == 0)
@@ -137,19 +142,61 @@ def _fit_constants(table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: fl
             compute=form.compute,
             weight_bytes=form.weight_bytes,
             activation_bytes=form.activation_bytes,
+            timed_warm=_timed_warm(str(table["framework_version"][0])),
+            residual=None,
             **fixed,
             **constants,
         )
 
     constants = fit_constants(
         lambda constants: _predict(sample, gpu, build(constants)),
-        sample["latency_us"] * MICROSECOND,
+        _measured_s(sample),
         {name: BOUNDS[name] for name in names},
     )
     return build(constants)
 
 
-def _fit_grid(table: Table, log_error: FloatArray) -> ResidualGrid:
-    columns = [table[name].astype(np.float64) for name in "mnk"]
-    axes = [np.unique(np.log2(column)) for column in columns]
-    return fit_residual_grid(axes, columns, log_error, smoothness=SMOOTHNESS)
+def _timed_warm(framework_version: str) -> bool:
+    """Whether the collector of that engine version left small weights in L2."""
+    major, minor = framework_version.split(".")[:2]
+    return (int(major), int(minor)) >= (1, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lattice:
+    """Residuals of one dtype by row count and (n, k) pair."""
+
+    m: FloatArray
+    """Measured row counts, increasing."""
+    pairs: FloatArray
+    """Measured (n, k), shape (pairs, 2)."""
+    residual: FloatArray
+    """log(measured / analytic), shape (m, pairs)."""
+    cells: tuple[NDArray[np.intp], NDArray[np.intp]]
+    """Row and column of each point of the table."""
+
+    @classmethod
+    def of(cls, table: Table, log_error: FloatArray) -> _Lattice:
+        m, row = np.unique(table["m"].astype(np.float64), return_inverse=True)
+        shapes = np.stack([table["n"], table["k"]], axis=1).astype(np.float64)
+        pairs, column = np.unique(shapes, axis=0, return_inverse=True)
+        residual = np.full((m.size, len(pairs)), np.nan)
+        residual[row.ravel(), column.ravel()] = log_error
+        for curve in residual.T:
+            seen = ~np.isnan(curve)
+            curve[~seen] = np.interp(np.log2(m[~seen]), np.log2(m[seen]), curve[seen])
+        return cls(m=m, pairs=pairs, residual=residual, cells=(row.ravel(), column.ravel()))
+
+    def left_out_error(self) -> FloatArray:
+        """Return the log error of each point, its (n, k) pair left out of the residual."""
+        return left_out_error(self.pairs, self.residual)[self.cells]
+
+    def grid(self) -> ResidualGrid:
+        """Return the residual on all combinations of the measured m, n and k."""
+        n, k = (np.unique(column) for column in self.pairs.T)
+        wanted = np.stack(np.meshgrid(n, k, indexing="ij"), axis=-1).reshape(-1, 2)
+        values = krige(self.pairs, self.residual, wanted)
+        return ResidualGrid(
+            axes=(np.log2(self.m), np.log2(n), np.log2(k)),
+            values=values.reshape(self.m.size, n.size, k.size),
+        )

@@ -28,6 +28,9 @@ TILES = (
 SPLITS = (1, 2, 4, 8, 16)
 """Factors by which K is split over SMs."""
 
+BENCHMARK_COPIES = 5
+"""Copies of the weights that the benchmark cycles through, if fewer do not exceed L2."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmParams:
@@ -42,13 +45,18 @@ class GemmParams:
     launch_s: float
     """Fixed time of the kernel."""
     scale_s: float
-    """Fixed time of finding activation scales at run time (dynamic quantization)."""
+    """Fixed time of finding one activation scale per tensor at run time; 0 for formats
+    whose cast finds the scales of its blocks itself."""
     quantize_bytes_per_s: float
     """Rate at which activations are read and rewritten narrow; 0 when they are not."""
     compute_efficiency: float
     hbm_efficiency: float
     l2_speedup: float
     """L2 bandwidth over HBM bandwidth."""
+    l2_share: float
+    """Bytes that stay in L2 between two runs, over the size of L2."""
+    l2_sharpness: float
+    """Steepness of the fall of the hit rate where the bytes touched exceed that."""
     roofline_norm: float
     """Order of the p-norm that joins arithmetic and memory time."""
     sm_bytes_per_s: float
@@ -59,11 +67,13 @@ class GemmParams:
     """Fixed time of adding the parts of a split K."""
     wave_rounding: float
     """0: waves of tiles overlap fully; 1: each waits for the last."""
+    timed_warm: bool
+    """The benchmark left small weights in L2 (see `BENCHMARK_COPIES`)."""
     residual: ResidualGrid | None = None
     """Over (m, n, k)."""
 
 
-def gemm_seconds(
+def gemm_seconds(  # noqa: PLR0913  three sizes and two switches beside gpu and params
     m: ArrayLike,
     n: ArrayLike,
     k: ArrayLike,
@@ -87,28 +97,24 @@ def gemm_seconds(
             cast remains of the dynamic quantization that the tables include.
     """
     m, n, k = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (m, n, k)))
-    seconds = _kernel_seconds(m, n, k, gpu=gpu, params=params, weights_cold=False)
-    total = seconds + _quantize_seconds(m, k, params, static_scales=static_scales)
+    kernel_s = _kernel_seconds(m, n, k, gpu=gpu, params=params, weights_cold=weights_cold)
+    total = kernel_s + _quantize_seconds(m, k, params, static_scales=static_scales)
     if params.residual is not None:
-        factor = params.residual.factor(m, n, k)
-    else:
-        factor = np.ones(())
-    if weights_cold:
-        cold = _kernel_seconds(m, n, k, gpu=gpu, params=params, weights_cold=True)
-        total = total + (cold - seconds)
-    return np.asarray(total * factor, dtype=np.float64)
+        total = total * params.residual.factor(m, n, k)
+    return total
 
 
 def _quantize_seconds(
     m: FloatArray, k: FloatArray, params: GemmParams, *, static_scales: bool
 ) -> FloatArray:
-    """Read BF16 activations to find their scale, read them again and write them narrow."""
+    """Read BF16 activations and write them narrow; before that, read them for their scale."""
     if not params.quantize_bytes_per_s:
         return np.zeros(())
-    cast_s = 3 * m * k / params.quantize_bytes_per_s
-    if static_scales:
+    read_s = 2 * m * k / params.quantize_bytes_per_s
+    cast_s = read_s + params.activation_bytes * m * k / params.quantize_bytes_per_s
+    if static_scales or not params.scale_s:
         return cast_s
-    return params.scale_s + 2 * m * k / params.quantize_bytes_per_s + cast_s
+    return params.scale_s + read_s + cast_s
 
 
 def _kernel_seconds(
@@ -126,22 +132,22 @@ def _kernel_seconds(
     best = np.full(m.shape, np.inf)
     for (rows, cols), split in product(_both_ways(TILES), SPLITS):
         arithmetic = 2 * rows * cols / flop_per_s
-        operands = (rows * params.activation_bytes + cols * params.weight_bytes) / (
-            params.sm_bytes_per_s
+        operand_bytes = rows * params.activation_bytes + cols * params.weight_bytes
+        per_k_s = np.hypot(arithmetic, operand_bytes / params.sm_bytes_per_s)
+        waves = _waves(np.ceil(m / rows) * np.ceil(n / cols) * split / gpu.num_sms, params)
+        seconds = _p_norm(
+            waves * (per_k_s * k / split + params.tile_s), memory_s, params.roofline_norm
         )
-        tile_s = np.hypot(arithmetic, operands) * (k / split) + params.tile_s
-        tiles_per_sm = np.ceil(m / rows) * np.ceil(n / cols) * split / gpu.num_sms
-        waves = np.where(
-            tiles_per_sm <= 1,
-            1.0,
-            params.wave_rounding * np.ceil(tiles_per_sm)
-            + (1 - params.wave_rounding) * tiles_per_sm,
-        )
-        seconds = _p_norm(waves * tile_s, memory_s, params.roofline_norm)
         if split > 1:
             seconds = seconds + params.split_s + 4 * m * n * split / l2_bytes_per_s
         best = np.minimum(best, seconds)
     return params.launch_s + best
+
+
+def _waves(tiles_per_sm: FloatArray, params: GemmParams) -> FloatArray:
+    """Rounds of tiles that an SM works through, one at least."""
+    rounding = params.wave_rounding
+    return np.maximum(rounding * np.ceil(tiles_per_sm) + (1 - rounding) * tiles_per_sm, 1.0)
 
 
 def _memory_seconds(
@@ -155,15 +161,14 @@ def _memory_seconds(
 ) -> FloatArray:
     """Operands and result through HBM, or L2 for the share that the benchmark left there."""
     hbm_bytes_per_s = params.hbm_efficiency * gpu.hbm_bytes_per_s
-    weights, inputs, outputs = (
-        params.weight_bytes * n * k,
-        params.activation_bytes * m * k,
-        2 * m * n,
-    )
-    in_l2 = 1 / (1 + ((weights + inputs + outputs) / gpu.l2_bytes) ** 3)
-    time_per_byte = (1 - in_l2) / hbm_bytes_per_s + in_l2 / (hbm_bytes_per_s * params.l2_speedup)
-    weights_time = weights / hbm_bytes_per_s if weights_cold else weights * time_per_byte
-    return weights_time + inputs * time_per_byte + outputs / hbm_bytes_per_s
+    weights = params.weight_bytes * n * k
+    inputs, outputs = params.activation_bytes * m * k, 2 * m * n
+    copies = np.clip(np.ceil(gpu.l2_bytes / weights), 1, BENCHMARK_COPIES)
+    touched = copies * weights + inputs + outputs
+    hit_rate = 1 / (1 + (touched / (params.l2_share * gpu.l2_bytes)) ** params.l2_sharpness)
+    hits = hit_rate * (inputs if weights_cold or not params.timed_warm else weights + inputs)
+    misses = weights + inputs - hits
+    return (hits / params.l2_speedup + misses + outputs) / hbm_bytes_per_s
 
 
 def _p_norm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:
