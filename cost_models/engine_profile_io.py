@@ -1,0 +1,54 @@
+"""Reads engine profiles: `profiles/engines/*.yaml`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cost_models.engine_rules import EngineRules, KnobRule, PrecisionRule
+from cost_models.errors import ProfileError
+from cost_models.profile_io import read_yaml_object
+
+
+def list_engines() -> list[str]:
+    """Return the names of the engines that are described."""
+    return sorted({path.stem.split("-")[0] for path in _folder().glob("*.yaml")})
+
+
+@cache
+def load_engine(name: str) -> EngineRules:
+    """Return the newest described version of an engine.
+
+    Raises:
+        ProfileError: Unknown engine.
+    """
+    paths = sorted(_folder().glob(f"{name}-*.yaml"))
+    if not paths:
+        raise ProfileError(f"engine {name!r} is unknown", hint=f"known: {', '.join(list_engines())}")
+    data = read_yaml_object(paths[-1])
+    return EngineRules(
+        name=data["name"],
+        title=data["title"],
+        version=data["version"],
+        quantizations=_precisions(data["quantizations"]),
+        kv_cache_dtypes=_precisions(data["kv_cache_dtypes"]),
+        knobs={
+            knob: KnobRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
+            for knob, rule in data["knobs"].items()
+        },
+    )
+
+
+def _precisions(table: dict[str, dict[str, Any]]) -> dict[str, PrecisionRule]:
+    return {
+        name: PrecisionRule(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()}
+        )
+        for name, rule in table.items()
+    }
+
+
+def _folder() -> Path:
+    return Path(str(files("profiles"))) / "engines"

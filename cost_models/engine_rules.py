@@ -1,0 +1,225 @@
+"""What an engine version can deploy: precision by GPU, legal values of its knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cost_models.engine import EngineConfig
+from cost_models.errors import ConfigError
+from cost_models.gpu import GpuSpec
+from cost_models.model import ModelSpec
+from cost_models.weights import check_divides
+
+NATIVE_ONLY = ("w4a16_mxfp4", "w4a8_mxfp4_mxfp8")
+"""Quantizations that exist only as a model's own published checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionRule:
+    """Where one precision runs."""
+
+    sm: tuple[int, ...]
+    """Compute capabilities, as 90 for 9.0."""
+    deployable: bool
+    source: str
+    reason: str = ""
+    """Why it is not deployable."""
+    with_quantizations: tuple[str, ...] = ()
+    """KV dtypes only: weight precisions that it needs; empty is any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnobRule:
+    """Legal values of one knob."""
+
+    values: tuple[Any, ...]
+    source: str
+    searched: tuple[Any, ...] = ()
+    """Values that the search tries; empty is all."""
+    mla_values: tuple[Any, ...] = ()
+    """Legal values for MLA models; empty is all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One reason why a configuration cannot be deployed."""
+
+    knob: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        """Return `knob=value: reason`."""
+        return f"{self.knob}={self.value}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRules:
+    """One engine version."""
+
+    name: str
+    title: str
+    version: str
+    quantizations: Mapping[str, PrecisionRule]
+    kv_cache_dtypes: Mapping[str, PrecisionRule]
+    knobs: Mapping[str, KnobRule]
+
+    def violations(
+        self, config: EngineConfig, *, model: ModelSpec, gpu: GpuSpec
+    ) -> list[Violation]:
+        """Return every reason why the configuration cannot be deployed; empty when it can."""
+        found = [
+            *self._precision(config, model, gpu),
+            *self._knob_values(config, model),
+            *_contradictions(config, model),
+        ]
+        try:
+            check_divides(model, config)
+        except ConfigError as error:
+            found.append(
+                Violation(
+                    knob="tensor_parallel_size",
+                    value=config.tensor_parallel_size,
+                    reason=error.message,
+                )
+            )
+        return found
+
+    def legal_values(self, knob: str, *, model: ModelSpec, gpu: GpuSpec) -> tuple[Any, ...]:
+        """Return the values of a knob that the search may try on this model and GPU."""
+        if knob == "quantization":
+            return self._quantizations(model, gpu)
+        if knob == "kv_cache_dtype":
+            # FP16 stores and computes as BF16 does: the search needs one of the two.
+            names = (n for n, rule in self.kv_cache_dtypes.items() if n != "fp16")
+            return tuple(n for n in names if _runs(self.kv_cache_dtypes[n], gpu))
+        rule = self.knobs[knob]
+        values = rule.searched or rule.values
+        if model.uses_mla and rule.mla_values:
+            values = tuple(value for value in values if value in rule.mla_values)
+        return values
+
+    def _quantizations(self, model: ModelSpec, gpu: GpuSpec) -> tuple[str, ...]:
+        native = model.checkpoint_quantization
+        if native in NATIVE_ONLY:
+            return (native,) if _runs(self.quantizations[native], gpu) else ()
+        names = [
+            name
+            for name, rule in self.quantizations.items()
+            if _runs(rule, gpu) and name not in (*NATIVE_ONLY, "fp16")
+        ]
+        if native == "fp8_block":
+            # Published in FP8 blocks: there is no BF16 checkpoint to start from.
+            names = [name for name in names if name not in ("bf16", "fp8")]
+        else:
+            names = [name for name in names if name != "fp8_block" or model.is_moe]
+        return tuple(names)
+
+    def _precision(
+        self, config: EngineConfig, model: ModelSpec, gpu: GpuSpec
+    ) -> list[Violation]:
+        found = []
+        for knob, table in (
+            ("quantization", self.quantizations),
+            ("kv_cache_dtype", self.kv_cache_dtypes),
+        ):
+            value = getattr(config, knob)
+            rule = table.get(value)
+            if rule is None:
+                reason = f"{self.title} does not offer it; offered: {', '.join(table)}"
+            elif not rule.deployable:
+                reason = rule.reason
+            elif gpu.sm not in rule.sm:
+                reason = f"{gpu.title} (sm{gpu.sm}) cannot run it ({rule.source})"
+            elif rule.with_quantizations and config.quantization not in rule.with_quantizations:
+                reason = f"needs weights in {' or '.join(rule.with_quantizations)}"
+            else:
+                continue
+            found.append(Violation(knob=knob, value=value, reason=reason))
+        if config.quantization in NATIVE_ONLY and model.checkpoint_quantization not in NATIVE_ONLY:
+            reason = "exists only for models published so (gpt-oss)"
+            found.append(
+                Violation(knob="quantization", value=config.quantization, reason=reason)
+            )
+        return found
+
+    def _knob_values(self, config: EngineConfig, model: ModelSpec) -> list[Violation]:
+        found = []
+        for knob, rule in self.knobs.items():
+            value = getattr(config, knob)
+            legal = rule.mla_values if model.uses_mla and rule.mla_values else rule.values
+            if value not in legal:
+                reason = f"accepted: {', '.join(map(str, legal))} ({rule.source})"
+                found.append(Violation(knob=knob, value=value, reason=reason))
+        return found
+
+
+def check_values(config: EngineConfig) -> None:
+    """Refuse values that no engine could take.
+
+    Raises:
+        ConfigError: With knob, value and what would be accepted.
+    """
+    for field in fields(EngineConfig):
+        value = getattr(config, field.name)
+        low, high = _RANGES.get(field.name, (1, 10_000_000))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not low <= value <= high:
+            raise ConfigError(
+                f"{field.name}={value} is out of range", hint=f"accepted: {low} to {high}"
+            )
+
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "max_seq_len": (0, 10_000_000),
+    "kv_cache_max_tokens": (0, 10**12),
+    "cuda_graph_max_batch_size": (0, 65536),
+    "max_batch_size": (1, 65536),
+    "max_num_tokens": (1, 1_048_576),
+    "tokens_per_block": (1, 4096),
+    "free_gpu_memory_fraction": (0.01, 0.999),
+    "gpu_memory_utilization": (0.01, 1.0),
+    "tensor_parallel_size": (1, 64),
+    "pipeline_parallel_size": (1, 64),
+    "moe_expert_parallel_size": (1, 64),
+    "num_replicas": (1, 64),
+    "stream_interval": (1, 10_000),
+}
+
+
+def _runs(rule: PrecisionRule, gpu: GpuSpec) -> bool:
+    return rule.deployable and gpu.sm in rule.sm
+
+
+def _contradictions(config: EngineConfig, model: ModelSpec) -> list[Violation]:
+    """Pairs of knobs that exclude each other."""
+    pairs = (
+        (
+            config.max_batch_size > config.max_num_tokens,
+            "max_batch_size",
+            f"a step of max_num_tokens={config.max_num_tokens} cannot hold that many sequences",
+        ),
+        (
+            config.enable_attention_dp and config.tensor_parallel_size == 1,
+            "enable_attention_dp",
+            "needs tensor_parallel_size above 1",
+        ),
+        (
+            config.moe_expert_parallel_size > 1 and not model.is_moe,
+            "moe_expert_parallel_size",
+            f"{model.name} has no experts",
+        ),
+        (
+            config.enable_attention_dp and config.pipeline_parallel_size > 1,
+            "pipeline_parallel_size",
+            "is not combined with attention DP here",
+        ),
+    )
+    return [
+        Violation(knob=knob, value=getattr(config, knob), reason=reason)
+        for broken, knob, reason in pairs
+        if broken
+    ]
