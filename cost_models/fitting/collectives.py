@@ -47,9 +47,11 @@ def fit_allreduce(table: Table, gpu: GpuSpec) -> dict[str, OperatorFit[AllReduce
     """Return the fitted custom all-reduce by dtype.
 
     Args:
-        table: Columns dtype, num_gpus, message_bytes, latency_us of one system.
+        table: Columns dtype, num_gpus, message_bytes, latency_us, framework_version of
+            one system.
         gpu: The system's datasheet.
     """
+    version = table["framework_version"][0]
     return {
         str(dtype): _fit(
             select(table, table["dtype"] == dtype),
@@ -58,28 +60,35 @@ def fit_allreduce(table: Table, gpu: GpuSpec) -> dict[str, OperatorFit[AllReduce
             ),
             lambda constants: AllReduceParams(**constants),
             ALLREDUCE_BOUNDS,
-            source=f"custom all-reduce on {gpu.name}",
+            source=f"custom all-reduce on {gpu.name}, TensorRT-LLM {version}",
         )
         for dtype in np.unique(table["dtype"])
     }
 
 
 def fit_nccl(table: Table, gpu: GpuSpec) -> dict[str, OperatorFit[NcclParams]]:
-    """Return the fitted NCCL collectives by `collective/dtype`."""
-    fits = {}
-    for collective in np.unique(table["collective"]):
-        for dtype in np.unique(table["dtype"]):
-            rows = (table["collective"] == collective) & (table["dtype"] == dtype)
-            passes = 2.0 if collective == "all_reduce" else 1.0
-            fits[f"{collective}/{dtype}"] = _fit(
-                select(table, rows),
-                lambda part, params: nccl_seconds(
-                    part["message_bytes"], part["num_gpus"], gpu=gpu, params=params
-                ),
-                lambda constants, passes=passes: NcclParams(passes=passes, **constants),
-                NCCL_BOUNDS,
-                source=f"NCCL {collective} on {gpu.name}",
-            )
+    """Return the fitted NCCL collectives by `collective/dtype`.
+
+    Args:
+        table: Columns collective, dtype, num_gpus, message_bytes, latency_us,
+            nccl_version of one system.
+        gpu: The system's datasheet.
+    """
+    version = table["nccl_version"][0]
+    fits: dict[str, OperatorFit[NcclParams]] = {}
+    keys = set(zip(table["collective"].tolist(), table["dtype"].tolist(), strict=True))
+    for collective, dtype in sorted(keys):
+        rows = (table["collective"] == collective) & (table["dtype"] == dtype)
+        passes = 2.0 if collective == "all_reduce" else 1.0
+        fits[f"{collective}/{dtype}"] = _fit(
+            select(table, rows),
+            lambda part, params: nccl_seconds(
+                part["message_bytes"], part["num_gpus"], gpu=gpu, params=params
+            ),
+            lambda constants, passes=passes: NcclParams(passes=passes, **constants),
+            NCCL_BOUNDS,
+            source=f"{collective} on {gpu.name}, NCCL {version}",
+        )
     return fits
 
 
