@@ -29,6 +29,7 @@ from cost_models.operators.attention import DecodeAttentionParams, PrefillAttent
 from cost_models.operators.collectives import AllReduceParams, NcclParams
 from cost_models.operators.fit import OperatorFit, params_from_json, params_to_json
 from cost_models.operators.gemm import GemmParams
+from cost_models.operators.grid import ResidualGrid
 from cost_models.operators.mla import MlaBmmParams, MlaDecodeParams, MlaPrefillParams
 from cost_models.operators.moe import MoeParams
 from cost_models.step_constants import StepConstants
@@ -172,10 +173,10 @@ def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, Iterator[st
 
 
 def _lent(fit: OperatorFit[Any]) -> OperatorFit[Any]:
-    """Constants without the residual, which belongs to the chip it was seen on."""
-    if "residual" in {field.name for field in fields(fit.params)}:
-        return replace(fit, params=replace(fit.params, residual=None))
-    return fit
+    """Constants without the residuals, which belong to the chip they were seen on."""
+    names = (field.name for field in fields(fit.params))
+    grids = [name for name in names if isinstance(getattr(fit.params, name), ResidualGrid)]
+    return replace(fit, params=replace(fit.params, **dict.fromkeys(grids)))
 
 
 def _overlaid(calibration: Calibration, path: Path) -> Calibration:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from cost_models.fitting.quality import fit_quality, folds_by_key
 from cost_models.gpu import GpuSpec
 from cost_models.operators.attention import (
     AttentionHeads,
+    Chunk,
     DecodeAttentionParams,
     PrefillAttentionParams,
-    Chunk,
     decode_attention_seconds,
     decode_coordinates,
     prefill_attention_seconds,
@@ -34,7 +34,7 @@ MICROSECOND = 1e-6
 SUBSAMPLE = 2500
 """Points on which the physical constants are fitted; the residual grids see all."""
 
-SMOOTHNESS = 0.03
+SMOOTHNESS = 0.05
 """Weight of the residual grids' smoothness, chosen by cross-validation."""
 
 MIN_ROWS = 200
@@ -51,17 +51,40 @@ an FP8 cache always goes to XQA."""
 CONFIG = ("num_heads", "num_kv_heads", "head_dim", "window_size")
 """What makes a head configuration, the shape that is left out as a whole."""
 
-HEAD_STEPS = (1.0, 1.5)
-"""Knots over heads, within an octave."""
 
-GROUP_STEPS = (1.0,)
-"""Knots over query heads per KV head, within an octave."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Knots:
+    """Where a residual grid has its knots; the coarsest that cross-validation bears."""
+
+    lengths: tuple[float, ...]
+    head_steps: tuple[float, ...]
+    """Steps of heads over all sequences, within an octave."""
+    group_sizes: tuple[float, ...]
+
+
+PREFILL_KNOTS = _Knots(
+    lengths=(1, *(2.0**i for i in range(5, 15))),
+    head_steps=(1.0, 1.5),
+    group_sizes=(1, 4, 16, 64),
+)
+
+XQA_KNOTS = _Knots(
+    lengths=(2, *(2.0**i for i in range(4, 18))),
+    head_steps=(1.0,),
+    group_sizes=(2, 4, 8, 16, 32),
+)
+
+MMHA_KNOTS = _Knots(
+    lengths=XQA_KNOTS.lengths,
+    head_steps=(1.0, 1.5),
+    group_sizes=(1, 64),
+)
 
 DECODE_WINDOW_PADDING = 64.0
 """Cached tokens beyond a sliding window that are read: one block of the cache."""
 
 WINDOWED = np.array([0.0, 1.0])
-"""log2(full / windowed work): none saved, half or more saved."""
+"""log2 of the windows in a sequence: the window cuts nothing off, or half and more."""
 
 PREFILL_BOUNDS: Bounds = {
     "launch_s": (12e-6, 1e-6, 1e-4),
@@ -156,6 +179,10 @@ def _flags(column: NDArray[np.generic]) -> NDArray[np.bool_]:
     return np.isin(np.char.lower(column.astype(str)), ["true", "1", "1.0"])
 
 
+def _measured_s(table: Table) -> FloatArray:
+    return table["latency_us"].astype(np.float64) * MICROSECOND
+
+
 def _heads(table: Table) -> AttentionHeads:
     return AttentionHeads(**{name: table[name].astype(np.float64) for name in CONFIG})
 
@@ -173,12 +200,12 @@ def _decode_seconds(table: Table, gpu: GpuSpec, params: DecodeAttentionParams) -
 
 
 def _fit_prefill(table: Table, gpu: GpuSpec) -> OperatorFit[PrefillAttentionParams]:
-    measured_s = table["latency_us"] * MICROSECOND
+    measured_s = _measured_s(table)
     params = _prefill_constants(table, gpu)
     log_error = np.log(measured_s / _prefill_seconds(table, gpu, params))
     chunk = Chunk.of(table["seq_len"], 0.0, table["batch_size"])
     grid, left_out = _residual(
-        table, prefill_coordinates(_heads(table), chunk, params=params), log_error
+        table, prefill_coordinates(_heads(table), chunk), log_error, PREFILL_KNOTS
     )
     params = replace(params, residual=grid)
     return OperatorFit(
@@ -200,34 +227,36 @@ def _prefill_constants(table: Table, gpu: GpuSpec) -> PrefillAttentionParams:
             compute=COMPUTE[attention],
             kv_bytes=KV_BYTES[cache],
             compute_efficiency={d: constants[f"efficiency/{d}"] for d in head_dims},
+            residual=None,
             **{name: constants[name] for name in PREFILL_BOUNDS},
         )
 
     return build(
         fit_constants(
             lambda constants: _prefill_seconds(sample, gpu, build(constants)),
-            sample["latency_us"] * MICROSECOND,
+            _measured_s(sample),
             {**PREFILL_BOUNDS, **efficiencies},
         )
     )
 
 
 def _fit_decode(table: Table, gpu: GpuSpec) -> OperatorFit[DecodeAttentionParams]:
-    measured_s = table["latency_us"] * MICROSECOND
+    measured_s = _measured_s(table)
     params, on_xqa = _decode_constants(table, gpu)
     log_error = np.log(measured_s / _decode_seconds(table, gpu, params))
     left_out = np.zeros(log_error.size)
-    grids = {}
-    for name, heads, rows in (
-        ("xqa_residual", "num_kv_heads", on_xqa),
-        ("mmha_residual", "num_heads", ~on_xqa),
+    grids = []
+    for heads, knots, rows in (
+        ("num_kv_heads", XQA_KNOTS, on_xqa),
+        ("num_heads", MMHA_KNOTS, ~on_xqa),
     ):
         part = select(table, rows)
         coordinates = decode_coordinates(
-            _heads(part), part[heads], part["batch_size"], part["kv_len"], params=params
+            _heads(part), part[heads], part["batch_size"], part["kv_len"]
         )
-        grids[name], left_out[rows] = _residual(part, coordinates, log_error[rows])
-    params = replace(params, **grids)
+        grid, left_out[rows] = _residual(part, coordinates, log_error[rows], knots)
+        grids.append(grid)
+    params = replace(params, xqa_residual=grids[0], mmha_residual=grids[1])
     return OperatorFit(
         params=params,
         source=_source("decode attention", table, gpu),
@@ -251,23 +280,38 @@ def _decode_constants(
     )
     on_xqa = runs_xqa(_heads(table), table["batch_size"], table["kv_len"], gpu=gpu, params=params)
     for kernel, rows in (("xqa", on_xqa), ("mmha", ~on_xqa)):
-        sample = _spread(select(table, rows))
-        constants = fit_constants(
-            lambda c, kernel=kernel, sample=sample: _decode_seconds(
-                sample, gpu, replace(params, **{kernel: c})
-            ),
-            sample["latency_us"] * MICROSECOND,
-            DECODE_BOUNDS,
-        )
-        params = replace(params, **{kernel: constants})
+        if not rows.any():
+            continue
+        params = _with_kernel(_spread(select(table, rows)), gpu, params, kernel)
     return params, on_xqa
 
 
+def _with_kernel(
+    table: Table, gpu: GpuSpec, params: DecodeAttentionParams, kernel: str
+) -> DecodeAttentionParams:
+    """Fit the constants of one kernel, `xqa` or `mmha`, to rows that it served."""
+
+    def build(constants: Mapping[str, float]) -> DecodeAttentionParams:
+        if kernel == "xqa":
+            return replace(params, xqa=constants)
+        return replace(params, mmha=constants)
+
+    return build(
+        fit_constants(
+            lambda constants: _decode_seconds(table, gpu, build(constants)),
+            _measured_s(table),
+            DECODE_BOUNDS,
+        )
+    )
+
+
 def _residual(
-    table: Table, coordinates: tuple[FloatArray, ...], log_error: FloatArray
-) -> tuple[ResidualGrid, FloatArray]:
+    table: Table, coordinates: tuple[FloatArray, ...], log_error: FloatArray, knots: _Knots
+) -> tuple[ResidualGrid | None, FloatArray]:
     """Fit the grid to all rows; also return the error of each row when its shape is left out."""
-    axes = _axes(coordinates)
+    if not log_error.size:
+        return None, log_error
+    axes = _axes(coordinates, knots)
     configs = np.stack([table[name] for name in CONFIG], axis=1)
     left_out = np.zeros(log_error.size)
     for train, test in folds_by_key(configs):
@@ -278,23 +322,16 @@ def _residual(
     return fit_residual_grid(axes, coordinates, log_error, smoothness=SMOOTHNESS), left_out
 
 
-def _axes(coordinates: tuple[FloatArray, ...]) -> tuple[FloatArray, ...]:
-    """Knots: every measured length and head_dim, steps of heads and groups, windowed or not."""
-    length, heads, group, head_dim, windowed = (np.log2(c) for c in coordinates)
+def _axes(coordinates: tuple[FloatArray, ...], knots: _Knots) -> tuple[FloatArray, ...]:
+    _, heads, _, head_dim, windowed = (np.log2(c) for c in coordinates)
+    octaves = np.arange(np.floor(heads.min()), np.ceil(heads.max()) + 1)
     return (
-        np.unique(length),
-        _octaves(heads, HEAD_STEPS),
-        _octaves(group, GROUP_STEPS),
+        np.log2(knots.lengths),
+        np.sort(np.add.outer(octaves, np.log2(knots.head_steps)).ravel()),
+        np.log2(knots.group_sizes),
         np.unique(head_dim),
         WINDOWED if windowed.max() > 0 else WINDOWED[:1],
     )
-
-
-def _octaves(values: FloatArray, steps: Sequence[float]) -> FloatArray:
-    """Return log2 of step·2ⁱ that span the values."""
-    octaves = np.arange(np.floor(values.min()), np.ceil(values.max()) + 1)
-    knots = np.sort((octaves[:, None] + np.log2(steps)[None, :]).ravel())
-    return knots[knots <= np.ceil(values.max())]
 
 
 def _spread(table: Table) -> Table:

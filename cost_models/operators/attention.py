@@ -55,7 +55,12 @@ class AttentionHeads:
     @property
     def group_size(self) -> FloatArray:
         """Query heads that share a KV head."""
-        return np.asarray(self.num_heads, np.float64) / np.asarray(self.num_kv_heads)
+        return np.asarray(self.num_heads, np.float64) / np.asarray(self.num_kv_heads, np.float64)
+
+    def windows_in(self, length: FloatArray) -> FloatArray:
+        """Return how many windows a sequence spans; 1 where the window cuts nothing off."""
+        window = np.asarray(self.window_size, np.float64)
+        return np.where(window > 0, np.maximum(length / np.maximum(window, 1.0), 1.0), 1.0)
 
     def reach(self, padding_tokens: float) -> FloatArray:
         """Most cached tokens that are visited: the window and what its edges waste."""
@@ -155,14 +160,10 @@ def prefill_attention_seconds(
     seconds = _prefill_seconds(shape, chunk, gpu=gpu, params=params)
     if params.residual is None:
         return seconds
-    return np.asarray(
-        seconds * params.residual.factor(*prefill_coordinates(shape, chunk, params=params))
-    )
+    return np.asarray(seconds * params.residual.factor(*prefill_coordinates(shape, chunk)))
 
 
-def prefill_coordinates(
-    shape: AttentionHeads, chunk: Chunk, *, params: PrefillAttentionParams
-) -> tuple[FloatArray, ...]:
+def prefill_coordinates(shape: AttentionHeads, chunk: Chunk) -> tuple[FloatArray, ...]:
     """Return where the residual of a prefill is looked up.
 
     Heads of all sequences count alike, whichever sequence they belong to. A chunk with
@@ -170,16 +171,15 @@ def prefill_coordinates(
     same work.
 
     Returns:
-        Keys, heads of all sequences, query heads per KV head, head_dim, and by how much
-        the window reduces the work.
+        Keys, heads of all sequences, query heads per KV head, head_dim, windows in a
+        sequence.
     """
-    visited = _visited(shape, chunk, params)
     all_keys = visited_keys(chunk.tokens, chunk.past, np.inf)
     length = chunk.tokens + chunk.past
     whole_prompts = all_keys / visited_keys(length, np.zeros(()), np.inf)
     heads = chunk.num_sequences * np.asarray(shape.num_heads, np.float64) * whole_prompts
     head_dim = np.asarray(shape.head_dim, np.float64)
-    return length, heads, shape.group_size, head_dim, all_keys / visited
+    return length, heads, shape.group_size, head_dim, shape.windows_in(length)
 
 
 def decode_attention_seconds(
@@ -203,20 +203,22 @@ def decode_attention_seconds(
             follow each other; the tables timed small caches while they were in L2.
     """
     num_sequences, kv_len = (np.asarray(v, np.float64) for v in (num_sequences, kv_len))
-    seconds = [
-        _decode_seconds(
-            _load(shape, heads, num_sequences, kv_len, params),
-            gpu=gpu,
-            kernel=DecodeKernel(**constants),
-            residual=residual,
-            cache_cold=cache_cold,
-        )
-        for heads, constants, residual in (
-            (shape.num_kv_heads, params.xqa, params.xqa_residual),
-            (shape.num_heads, params.mmha, params.mmha_residual),
-        )
-    ]
-    return np.where(runs_xqa(shape, num_sequences, kv_len, gpu=gpu, params=params), *seconds)
+    on_xqa = runs_xqa(shape, num_sequences, kv_len, gpu=gpu, params=params)
+    seconds = np.zeros(np.broadcast_shapes(on_xqa.shape, np.shape(shape.head_dim)))
+    for rows, heads, constants, residual in (
+        (on_xqa, shape.num_kv_heads, params.xqa, params.xqa_residual),
+        (~on_xqa, shape.num_heads, params.mmha, params.mmha_residual),
+    ):
+        if not rows.any():
+            continue
+        kernel, factor = DecodeKernel(**constants), np.ones(())
+        load = _load(shape, heads, num_sequences, kv_len, params)
+        if residual is not None:
+            factor = residual.factor(*decode_coordinates(shape, heads, num_sequences, kv_len))
+        warm_s = _decode_seconds(load, gpu=gpu, kernel=kernel, cache_cold=False)
+        cold_s = _decode_seconds(load, gpu=gpu, kernel=kernel, cache_cold=cache_cold)
+        seconds = np.where(rows, warm_s * factor + (cold_s - warm_s), seconds)
+    return seconds
 
 
 def runs_xqa(
@@ -240,8 +242,6 @@ def decode_coordinates(
     heads: ArrayLike,
     num_sequences: ArrayLike,
     kv_len: ArrayLike,
-    *,
-    params: DecodeAttentionParams,
 ) -> tuple[FloatArray, ...]:
     """Return where the residual of a decode kernel is looked up.
 
@@ -251,14 +251,15 @@ def decode_coordinates(
             heads (MMHA).
         num_sequences: Sequences in the batch.
         kv_len: Cached tokens of each sequence.
-        params: Constants of the KV-cache dtype.
 
     Returns:
-        kv_len, heads of all sequences, query heads per KV head, head_dim, and by how
-        much the window shortens what is read.
+        kv_len, heads of all sequences, query heads per KV head, head_dim, windows in a
+        sequence.
     """
-    load = _load(shape, heads, np.asarray(num_sequences), np.asarray(kv_len), params)
-    return load.coordinates
+    kv_len = np.asarray(kv_len, np.float64)
+    blocks = np.asarray(num_sequences, np.float64) * np.asarray(heads)
+    head_dim = np.asarray(shape.head_dim, np.float64)
+    return kv_len, blocks, shape.group_size, head_dim, shape.windows_in(kv_len)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,16 +291,6 @@ class _DecodeLoad:
     row_bytes: FloatArray
     """One cached key and value."""
     cache_bytes: FloatArray
-    coordinates: tuple[FloatArray, ...]
-    """Where the residual is looked up."""
-
-
-def _visited(shape: AttentionHeads, chunk: Chunk, params: PrefillAttentionParams) -> FloatArray:
-    return visited_keys(chunk.tokens, chunk.past, _tile_reach(shape, params))
-
-
-def _tile_reach(shape: AttentionHeads, params: PrefillAttentionParams) -> FloatArray:
-    return shape.reach(TILE_TOKENS + params.window_padding_tokens)
 
 
 def _prefill_seconds(
@@ -310,9 +301,11 @@ def _prefill_seconds(
     sm_flop_per_s = _flop_per_s(head_dim, gpu, params) / gpu.num_sms
     key_s = 4 * TILE_TOKENS * head_dim / sm_flop_per_s
     tiles = tile_count(chunk.tokens)
-    one_head_s = _visited(shape, chunk, params) * key_s + tiles * params.tile_s
+    reach = shape.reach(TILE_TOKENS + params.window_padding_tokens)
+    visited = visited_keys(chunk.tokens, chunk.past, reach)
+    one_head_s = visited * key_s + tiles * params.tile_s
     work_s = chunk.num_sequences * np.asarray(shape.num_heads) * one_head_s / gpu.num_sms
-    longest = longest_tile(chunk.tokens, chunk.past, _tile_reach(shape, params))
+    longest = longest_tile(chunk.tokens, chunk.past, reach)
     last_s = params.longest_tile_share * (longest * key_s + params.tile_s)
     hbm_bytes_per_s = params.hbm_efficiency * gpu.hbm_bytes_per_s
     traffic_s = _prefill_bytes(shape, chunk, params.kv_bytes) / hbm_bytes_per_s
@@ -323,7 +316,7 @@ def _prefill_bytes(shape: AttentionHeads, chunk: Chunk, kv_bytes: float) -> Floa
     """Rotary embedding reads and writes Q, K, V; attention reads Q, writes O; past K, V once."""
     heads, kv_heads = np.asarray(shape.num_heads), np.asarray(shape.num_kv_heads)
     new = chunk.tokens * (4 * heads + 4 * kv_heads) * ACTIVATION_BYTES
-    cached = chunk.past * 2 * kv_heads * kv_bytes
+    cached = np.minimum(chunk.past, shape.reach(0.0)) * 2 * kv_heads * kv_bytes
     return np.asarray(chunk.num_sequences * np.asarray(shape.head_dim) * (new + cached))
 
 
@@ -351,41 +344,21 @@ def _load(
         read_len=read_len,
         row_bytes=row_bytes,
         cache_bytes=num_sequences * np.asarray(shape.num_kv_heads) * read_len * row_bytes,
-        coordinates=(kv_len, blocks, shape.group_size, head_dim, kv_len / read_len),
     )
 
 
 def _decode_seconds(
-    load: _DecodeLoad,
-    *,
-    gpu: GpuSpec,
-    kernel: DecodeKernel,
-    residual: ResidualGrid | None,
-    cache_cold: bool,
+    load: _DecodeLoad, *, gpu: GpuSpec, kernel: DecodeKernel, cache_cold: bool
 ) -> FloatArray:
     """Launch + merging of splits + blocks of work overlapped with memory traffic."""
-    room = kernel.split_blocks_per_sm * gpu.num_sms / load.blocks
+    room = kernel.split_blocks_per_sm * gpu.num_sms / np.maximum(load.blocks, 1.0)
     splits = np.maximum(np.minimum(load.kv_len / kernel.split_tokens, room), 1.0)
     sm_bytes_per_s = kernel.sm_speed * gpu.hbm_bytes_per_s / gpu.num_sms
     block_s = kernel.block_s + load.read_len / splits * load.row_bytes / sm_bytes_per_s
     work_s = block_s * np.maximum(load.blocks * splits / gpu.num_sms, 1.0)
+    cache_s = load.cache_bytes / (kernel.hbm_efficiency * gpu.hbm_bytes_per_s)
+    if not cache_cold:
+        in_l2 = 1 / (1 + (load.cache_bytes / (kernel.l2_share * gpu.l2_bytes)) ** 4)
+        cache_s = cache_s * (1 - in_l2 + in_l2 / kernel.l2_speedup)
     merge_s = kernel.merge_s * (1 - 1 / splits)
-    warm_s = p_norm(work_s, _cache_seconds(load, gpu, kernel, cold=False), kernel.norm)
-    seconds = kernel.launch_s + merge_s + warm_s
-    if residual is not None:
-        seconds = seconds * residual.factor(*load.coordinates)
-    if cache_cold:
-        cold_s = p_norm(work_s, _cache_seconds(load, gpu, kernel, cold=True), kernel.norm)
-        seconds = seconds + (cold_s - warm_s)
-    return np.asarray(seconds)
-
-
-def _cache_seconds(
-    load: _DecodeLoad, gpu: GpuSpec, kernel: DecodeKernel, *, cold: bool
-) -> FloatArray:
-    """Read all keys and values once, from L2 as far as they stayed there."""
-    hbm_s = load.cache_bytes / (kernel.hbm_efficiency * gpu.hbm_bytes_per_s)
-    if cold:
-        return np.asarray(hbm_s)
-    in_l2 = 1 / (1 + (load.cache_bytes / (kernel.l2_share * gpu.l2_bytes)) ** 4)
-    return np.asarray(hbm_s * (1 - in_l2 + in_l2 / kernel.l2_speedup))
+    return np.asarray(kernel.launch_s + merge_s + p_norm(work_s, cache_s, kernel.norm))

@@ -40,7 +40,7 @@ class ResidualGrid:
     def to_json(self) -> dict[str, object]:
         """Return plain lists, residuals rounded to 1e-4."""
         return {
-            "axes_log2": [np.round(axis, 4).tolist() for axis in self.axes],
+            "axes_log2": [np.round(axis, 6).tolist() for axis in self.axes],
             "values": np.round(self.values, 4).ravel().tolist(),
         }
 
@@ -68,9 +68,8 @@ def knot_weights(
         lows.append(low)
         fractions.append(np.clip((position - axis[low]) / width, 0.0, 1.0))
     corners = []
-    for corner in product((0, 1), repeat=len(axes)):
-        if any(bit and len(axis) == 1 for bit, axis in zip(corner, axes, strict=True)):
-            continue
+    sides = [(0, 1) if fraction.any() else (0,) for fraction in fractions]
+    for corner in product(*sides):
         weight: FloatArray = np.ones(())
         for bit, fraction in zip(corner, fractions, strict=True):
             weight = weight * (fraction if bit else 1.0 - fraction)

@@ -54,6 +54,8 @@ class MlaPrefillParams:
     """Tensor-core rate: a key of `GpuSpec.flop_per_s`."""
     launch_s: float
     hbm_efficiency: float
+    latent_passes: float
+    """How often the new latents are read and written: rotary embedding, append to the cache."""
     compute_efficiency: float
     tile_s: float
     """Prologue and epilogue of one tile of queries."""
@@ -82,6 +84,8 @@ class MlaDecodeParams:
     """Merging a context that was split over SMs."""
     split_tokens: float
     """Length at which splitting costs half of that."""
+    head_passes: float
+    """How often queries and outputs of all heads are read or written, with partial sums."""
     norm: float
     """Order of the p-norm that joins arithmetic and memory traffic."""
     residual: ResidualGrid | None = None
@@ -136,8 +140,10 @@ def mla_prefill_seconds(
     last_s = params.longest_tile_share * (
         longest_tile(tokens, past, np.inf) * key_s + params.tile_s
     )
-    elements = tokens * (KEY_DIM + VALUE_DIM) + (tokens + past) * (KEY_DIM + VALUE_DIM)
-    traffic_s = ACTIVATION_BYTES * heads * elements / (params.hbm_efficiency * gpu.hbm_bytes_per_s)
+    per_head = tokens * (KEY_DIM + VALUE_DIM) + (tokens + past) * (KEY_DIM + VALUE_DIM)
+    latents = num_sequences * tokens * 2 * CACHE_DIM
+    traffic_bytes = ACTIVATION_BYTES * (heads * per_head + params.latent_passes * latents)
+    traffic_s = traffic_bytes / (params.hbm_efficiency * gpu.hbm_bytes_per_s)
     seconds = params.launch_s + traffic_s + p_norm(work_s, last_s, params.norm)
     if params.residual is None:
         return np.asarray(seconds)
@@ -173,8 +179,10 @@ def mla_decode_seconds(
     memory_s = cache_bytes / (params.hbm_efficiency * gpu.hbm_bytes_per_s)
     split_s = params.split_s * kv_len / (kv_len + params.split_tokens)
     blocks_s = params.sequence_s * num_sequences * tiles / gpu.num_sms
+    head_bytes = num_sequences * num_heads * (CACHE_DIM + LATENT_DIM) * ACTIVATION_BYTES
+    heads_s = params.head_passes * head_bytes / gpu.hbm_bytes_per_s
     joined_s = p_norm(flop / flop_per_s, memory_s, params.norm)
-    seconds = params.launch_s + split_s + blocks_s + joined_s
+    seconds = params.launch_s + split_s + blocks_s + heads_s + joined_s
     if params.residual is None:
         return np.asarray(seconds)
     return np.asarray(seconds * params.residual.factor(kv_len, num_sequences, num_heads))
