@@ -34,12 +34,8 @@ ACTIVATION_BYTES = 2
 XQA_MAX_GROUP = 32
 """Most query heads per KV head that XQA takes; wider groups run MMHA."""
 
-XQA_MIN_BLOCKS_PER_SM = 0.25
-"""Below this share of the SMs TensorRT-LLM runs MMHA, which splits work finer
-(`DecoderXQAImpl::shouldUse`: blocks × 4 ≥ SMs)."""
-
 XQA_BLOCK_TOKENS = 128
-"""Cached tokens that count as one block in that rule."""
+"""Cached tokens that count as one block where TensorRT-LLM picks the kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +124,7 @@ class DecodeAttentionParams:
     mmha: Mapping[str, float]
     """`DecodeKernel` of masked multi-head attention."""
     xqa_min_blocks_per_sm: float
-    """Load below which MMHA serves in XQA's place."""
+    """Load below which MMHA, which splits work finer, serves in XQA's place."""
     window_padding_tokens: float
     """Cached tokens beyond the window that are read."""
     xqa_residual: ResidualGrid | None = None
