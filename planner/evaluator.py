@@ -88,6 +88,20 @@ class Evaluation:
     """Highest request rate of the deployment that meets the SLO; 0 where none does."""
     slo_excess: Mapping[str, FloatArray]
     """Predicted over allowed, less 1, by SLO metric; 0 or less meets it."""
+    saturated_tok_per_s_per_gpu: FloatArray
+    """Output tokens/s per GPU when every slot is taken."""
+    saturated_tok_per_s_per_user: FloatArray
+    """Speed that one user sees then: 1 / TPOT."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Results of the rows that share a curve."""
+
+    index: NDArray[np.intp]
+    estimate: Estimate
+    highest_rate_per_s: FloatArray
+    saturated: ServingCurve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,7 +122,7 @@ class Evaluator:
         memory = self.memory(rows)
         slots = self._slots(rows, memory)
         lanes = lanes_per_replica(rows.base) * rows.column("num_replicas")
-        parts: list[tuple[NDArray[np.intp], Estimate, FloatArray]] = []
+        parts: list[_Part] = []
         for index, config in _curve_groups(rows):
             curve = self.curve(config)
             limits = Limits(lanes=lanes[index], max_sequences=slots[index])
@@ -118,12 +132,19 @@ class Evaluator:
                 if with_highest_rate
                 else np.zeros(len(index))
             )
-            parts.append((index, result, highest))
+            parts.append(
+                _Part(
+                    index=index,
+                    estimate=result,
+                    highest_rate_per_s=highest,
+                    saturated=curve.at(np.maximum(slots[index], 1.0)),
+                )
+            )
         return self._assembled(rows, memory, slots, parts)
 
     def step_model(self, config: EngineConfig) -> StepModel:
         """Return the step model of a configuration; those of equal shape share one."""
-        key = replace(_without_inner(config), **_kept(config, ("cuda_graph_max_batch_size",)))
+        key = _curve_key(config, ("cuda_graph_max_batch_size",))
         if key not in self._steps:
             self._steps[key] = StepModel(
                 model=self.model, config=key, gpu=self.gpu, calibration=self.calibration
@@ -132,7 +153,7 @@ class Evaluator:
 
     def curve(self, config: EngineConfig) -> ServingCurve:
         """Return the serving curve of a configuration; those of equal budget share one."""
-        key = replace(_without_inner(config), **_kept(config, CURVE_KNOBS))
+        key = _curve_key(config, CURVE_KNOBS)
         if key not in self._curves:
             self._curves[key] = serving_curve(
                 self.step_model(config),
@@ -244,18 +265,21 @@ class Evaluator:
         rows: Slice,
         memory: MemoryPlan,
         slots: FloatArray,
-        parts: list[tuple[NDArray[np.intp], Estimate, FloatArray]],
+        parts: list[_Part],
     ) -> Evaluation:
         size = len(rows)
         metrics: dict[str, FloatArray] = {}
-        utilisation, share, highest = np.zeros(size), np.zeros(size), np.zeros(size)
-        for index, result, rate in parts:
-            for name, values in _metrics(result).items():
-                metrics.setdefault(name, np.zeros(size))[index] = values
-            utilisation[index] = result.utilisation
-            share[index] = result.front_end_share
-            highest[index] = rate
+        utilisation, share, highest, lane_rate, user_speed = np.zeros((5, size))
+        for part in parts:
+            for name, values in _metrics(part.estimate).items():
+                metrics.setdefault(name, np.zeros(size))[part.index] = values
+            utilisation[part.index] = part.estimate.utilisation
+            share[part.index] = part.estimate.front_end_share
+            highest[part.index] = part.highest_rate_per_s
+            lane_rate[part.index] = part.saturated.rate_per_s
+            user_speed[part.index] = 1.0 / part.saturated.tpot_s
         gpus = rows.base.gpus_per_replica * rows.column("num_replicas")
+        lanes_per_gpu = lanes_per_replica(rows.base) / rows.base.gpus_per_replica
         metrics["output_tok_per_s_per_gpu"] = metrics["output_tok_per_s"] / gpus
         return Evaluation(
             metrics=metrics,
@@ -266,6 +290,8 @@ class Evaluator:
             refused_share=self._refused(rows),
             highest_rate_per_s=highest,
             slo_excess=self.slo_excess(metrics),
+            saturated_tok_per_s_per_gpu=lane_rate * lanes_per_gpu * self.load.osl.mean,
+            saturated_tok_per_s_per_user=user_speed,
         )
 
 
@@ -296,15 +322,28 @@ def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
 
 def _curve_groups(rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:
     """Group rows that share a serving curve: (row numbers, one of their configurations)."""
-    keys = list(zip(*(rows.column(knob).tolist() for knob in CURVE_KNOBS), strict=True))
+    covered = rows.column("cuda_graph_max_batch_size") >= rows.column("max_batch_size")
+    columns = {knob: rows.column(knob) for knob in CURVE_KNOBS}
+    columns["cuda_graph_max_batch_size"] = np.where(
+        covered, -1, columns["cuda_graph_max_batch_size"]
+    )
+    keys = list(zip(*(column.tolist() for column in columns.values()), strict=True))
     groups: dict[tuple[Any, ...], list[int]] = {}
     for row, key in enumerate(keys):
         groups.setdefault(key, []).append(row)
     return [(np.array(members), rows.config(members[0])) for members in groups.values()]
 
 
-def _without_inner(config: EngineConfig) -> EngineConfig:
-    return replace(config, **_kept(EngineConfig(), INNER_KNOBS))
+def _curve_key(config: EngineConfig, knobs: tuple[str, ...]) -> EngineConfig:
+    """Return the configuration with only those inner knobs that matter to a curve.
+
+    Graphs that cover the whole batch are all alike.
+    """
+    bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), max_seq_len=0)
+    key = replace(bare, **_kept(config, knobs))
+    if config.cuda_graph_max_batch_size >= config.max_batch_size:
+        return replace(key, cuda_graph_max_batch_size=bare.max_batch_size)
+    return key
 
 
 def _kept(config: EngineConfig, knobs: tuple[str, ...]) -> dict[str, Any]:

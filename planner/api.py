@@ -1,0 +1,270 @@
+"""The use cases, as functions: `plan`, `predict` and `validate`. Commands and TUI call these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cost_models.calibration_io import load_calibration
+from cost_models.engine import EngineConfig
+from cost_models.engine_profile_io import load_engine
+from cost_models.engine_rules import EngineRules, Violation
+from cost_models.errors import ConfigError, ProfileError
+from cost_models.gpu import GpuSpec
+from cost_models.model import ModelSpec
+from cost_models.precision import kv_dtype, quantization
+from cost_models.profile_io import load_gpu, load_model
+from cost_models.weights import check_divides
+from planner.evaluator import Evaluator
+from planner.knobs import apply_settings, parse_limits
+from planner.plan import Plan, make_plan
+from planner.prediction import Prediction, predict_config
+from planner.runs import ENGINE_DEFAULTS
+from planner.search.space import OUTER_KNOBS, SearchSpace, check_limits
+from planner.search.study import SearchOptions
+from planner.workload import OBJECTIVES, Workload, check_slo, load_workload
+
+MAX_GPUS = 8
+"""One node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is to be served, on what, with which engine; everything loaded and checked."""
+
+    gpu: GpuSpec
+    model: ModelSpec
+    workload: Workload
+    rules: EngineRules
+    evaluator: Evaluator
+    slo: Mapping[str, float]
+
+    @property
+    def default_config(self) -> EngineConfig:
+        """The engine's own defaults for this model, as its server starts without options."""
+        return EngineConfig(
+            **ENGINE_DEFAULTS.get(self.rules.name, {}),
+            quantization=self.model.checkpoint_quantization,
+            max_seq_len=self.workload.max_seq_len,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """Everything that `plan` can be told."""
+
+    gpu: str
+    workload: str
+    model: str = ""
+    engine: str = "trtllm"
+    num_gpus: int = 1
+    slo: Mapping[str, float] = field(default_factory=dict)
+    objective: str = ""
+    pins: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
+    trials: int = 120
+    time_budget_s: float = 10.0
+    seed: int = 0
+    storage: str = ""
+    calibration: str = ""
+    usd_per_hour: float | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+def load_problem(
+    *,
+    gpu: str,
+    workload: str,
+    model: str = "",
+    engine: str = "trtllm",
+    slo: Mapping[str, float] | None = None,
+    calibration: str = "",
+    usd_per_hour: float | None = None,
+) -> Problem:
+    """Load and check what a question is about.
+
+    Raises:
+        PlannerError: A profile is unknown or damaged, or no model is named.
+    """
+    spec = load_gpu(_detected_gpu() if gpu == "auto" else gpu)
+    if usd_per_hour is not None:
+        spec = replace(spec, usd_per_hour=usd_per_hour)
+    work = load_workload(workload)
+    name = model or work.model
+    if not name:
+        raise ConfigError(f"{workload} names no model", hint="give --model")
+    shape = load_model(name)
+    limits = dict(work.slo) | check_slo(slo or {}, "--slo")
+    calibrated = load_calibration(spec, engine, calibration)
+    return Problem(
+        gpu=spec,
+        model=shape,
+        workload=work,
+        rules=load_engine(engine),
+        slo=limits,
+        evaluator=Evaluator(
+            model=shape, gpu=spec, calibration=calibrated, load=work.load(), slo=limits
+        ),
+    )
+
+
+def plan(request: PlanRequest) -> Plan:
+    """Return the best configuration for a workload on a GPU, and why.
+
+    Raises:
+        PlannerError: Bad input; what merely does not fit or misses the SLO is a `Plan`
+            with status `infeasible`.
+    """
+    problem = load_problem(
+        gpu=request.gpu,
+        workload=request.workload,
+        model=request.model,
+        engine=request.engine,
+        slo=request.slo,
+        calibration=request.calibration,
+        usd_per_hour=request.usd_per_hour,
+    )
+    space = search_space(problem, request)
+    options = SearchOptions(
+        objective=_objective(request.objective or problem.workload.objective),
+        trials=request.trials,
+        time_budget_s=request.time_budget_s,
+        seed=request.seed,
+        storage=request.storage,
+        progress=request.progress,
+    )
+    return make_plan(space, problem.evaluator, options)
+
+
+def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
+    """Return what `plan` may choose from.
+
+    Raises:
+        ConfigError: Nothing is left to choose from.
+    """
+    if not 1 <= request.num_gpus <= MAX_GPUS:
+        raise ConfigError(f"--num-gpus {request.num_gpus}", hint=f"accepted: 1 to {MAX_GPUS}")
+    limits = parse_limits(request.pins, request.limits)
+    check_limits(limits)
+    base = replace(
+        problem.default_config, cuda_graph_padding=True, enable_block_reuse=True
+    )
+    base = replace(base, **{k: v[0] for k, v in limits.items() if len(v) == 1})
+    space = SearchSpace(
+        model=problem.model,
+        gpu=problem.gpu,
+        num_gpus=request.num_gpus,
+        rules=problem.rules,
+        base=base,
+        limits=limits,
+    )
+    if not any(True for _ in space.splits()):
+        raise ConfigError(_why_empty(problem, space))
+    return space
+
+
+def predict(
+    *,
+    gpu: str,
+    workload: str,
+    model: str = "",
+    engine: str = "trtllm",
+    settings: Mapping[str, str] | None = None,
+    config: EngineConfig | None = None,
+    slo: Mapping[str, float] | None = None,
+    calibration: str = "",
+) -> Prediction:
+    """Return what a configuration would do; without one, what the engine's defaults would.
+
+    Raises:
+        PlannerError: Bad input; a configuration that does not fit is an answer.
+    """
+    problem = load_problem(
+        gpu=gpu, workload=workload, model=model, engine=engine, slo=slo, calibration=calibration
+    )
+    chosen = apply_settings(config or problem.default_config, settings or {})
+    check_runnable(problem, chosen)
+    return predict_config(problem.evaluator, chosen)
+
+
+def check_runnable(problem: Problem, config: EngineConfig) -> list[Violation]:
+    """Return why the engine cannot deploy a configuration, once it can at least be computed.
+
+    Raises:
+        ConfigError: A precision that the GPU lacks or no table knows, or parallel sizes
+            that do not divide the model.
+    """
+    check_divides(problem.model, config)
+    quantization(config.quantization)
+    kv_dtype(config.kv_cache_dtype)
+    found = problem.rules.violations(config, model=problem.model, gpu=problem.gpu)
+    for violation in found:
+        lacking = violation.knob in ("quantization", "kv_cache_dtype")
+        if lacking and "cannot run it" in violation.reason:
+            raise ConfigError(str(violation))
+    return found
+
+
+def options_file(path: str | Path) -> dict[str, Any]:
+    """Return the options of a TensorRT-LLM YAML file."""
+    from cost_models.profile_io import read_yaml_object  # noqa: PLC0415
+
+    return read_yaml_object(Path(path))
+
+
+def _objective(name: str) -> str:
+    if name not in OBJECTIVES:
+        raise ConfigError(f"objective {name!r} is unknown", hint=f"known: {', '.join(OBJECTIVES)}")
+    return name
+
+
+def _why_empty(problem: Problem, space: SearchSpace) -> str:
+    """Name the knob that leaves nothing deployable."""
+    values = {k: v[0] for k, v in space.limits.items() if k in OUTER_KNOBS}
+    first = replace(space.base, **values)
+    if first.num_gpus > space.num_gpus:
+        return f"the pinned parallel sizes need {first.num_gpus} GPUs, --num-gpus is {space.num_gpus}"
+    found = problem.rules.violations(first, model=problem.model, gpu=problem.gpu)
+    if found:
+        return str(found[0])
+    return f"{problem.rules.title} cannot run {problem.model.name} on {problem.gpu.title}"
+
+
+def _detected_gpu() -> str:
+    """Return the profile name of the local GPU, through NVML.
+
+    Raises:
+        ProfileError: No NVIDIA driver, no GPU, or a GPU without a profile.
+    """
+    import pynvml  # noqa: PLC0415  only for --gpu auto
+
+    try:
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total
+    except pynvml.NVMLError as error:
+        raise ProfileError(f"--gpu auto: no GPU found ({error})", hint="name one") from None
+    return profile_of_device(str(name), float(memory))
+
+
+def profile_of_device(device_name: str, memory_bytes: float) -> str:
+    """Return the profile whose product name shares most with NVML's, nearest in memory.
+
+    Raises:
+        ProfileError: No profile is near.
+    """
+    from cost_models.profile_io import list_gpus  # noqa: PLC0415
+
+    words = set(device_name.upper().replace("-", " ").split()) - {"NVIDIA", "GEFORCE"}
+    specs = [load_gpu(name) for name in list_gpus()]
+    near = [
+        spec
+        for spec in specs
+        if words & set(spec.title.upper().split()) - {"NVIDIA", "GEFORCE", "SXM"}
+        and abs(spec.memory_bytes / memory_bytes - 1) < 0.1
+    ]
+    if not near:
+        raise ProfileError(f"--gpu auto: no profile for {device_name!r}", hint="write a GPU profile")
+    return min(near, key=lambda spec: abs(spec.memory_bytes - memory_bytes)).name

@@ -1,0 +1,175 @@
+"""Reads knobs as people write them: `--set knob=value`, and TensorRT-LLM's own YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from cost_models.engine import KNOBS, EngineConfig
+from cost_models.engine_rules import check_values
+from cost_models.errors import ConfigError
+
+TYPES: Mapping[str, str] = {field.name: str(field.type) for field in fields(EngineConfig)}
+
+OPTION_PATHS: Mapping[str, str] = {
+    "kv_cache_config.dtype": "kv_cache_dtype",
+    "kv_cache_config.free_gpu_memory_fraction": "free_gpu_memory_fraction",
+    "kv_cache_config.enable_block_reuse": "enable_block_reuse",
+    "kv_cache_config.tokens_per_block": "tokens_per_block",
+    "kv_cache_config.max_tokens": "kv_cache_max_tokens",
+    "scheduler_config.capacity_scheduler_policy": "capacity_scheduler_policy",
+    "moe_config.backend": "moe_backend",
+    "cuda_graph_config.max_batch_size": "cuda_graph_max_batch_size",
+    "cuda_graph_config.enable_padding": "cuda_graph_padding",
+}
+"""TensorRT-LLM's nested options that are knobs of ours, by path."""
+
+WITHOUT_EFFECT = (
+    "backend", "print_iter_log", "enable_iter_perf_stats", "enable_iter_req_stats",
+    "num_postprocess_workers", "trust_remote_code", "return_perf_metrics", "load_format",
+    "tokenizer", "model", "revision", "max_beam_width", "skip_tokenizer_init",
+    "attention_dp_config", "cache_transceiver_config", "stream_interval", "gpus_per_node",
+    "batch_wait_timeout_ms", "batch_wait_timeout_iters", "env_overrides", "attn_backend",
+    "sampler_type", "guided_decoding_backend", "reasoning_parser", "perf_metrics_max_requests",
+    "scheduler_config.context_chunking_policy", "moe_config.max_num_tokens",
+    "kv_cache_config.enable_partial_reuse", "kv_cache_config.host_cache_size",
+    "kv_cache_config.copy_on_partial_reuse", "cuda_graph_config.batch_sizes",
+)  # fmt: skip
+"""Options that are accepted and do not change a prediction."""
+
+
+def parse_assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+    """Split `knob=value` texts.
+
+    Raises:
+        ConfigError: A text has no `=`, or a knob comes twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        knob, equals, value = text.partition("=")
+        if not equals or not knob or not value:
+            raise ConfigError(f"{option} {text!r} is not knob=value")
+        if knob in pairs:
+            raise ConfigError(f"{option} {knob} is given twice")
+        pairs[knob] = value
+    return pairs
+
+
+def apply_settings(config: EngineConfig, settings: Mapping[str, str]) -> EngineConfig:
+    """Return the configuration with knobs set from text.
+
+    Raises:
+        ConfigError: Unknown knob, or a value that it cannot take.
+    """
+    values = {known_knob(knob): parse_value(knob, text) for knob, text in settings.items()}
+    changed = replace(config, **values)
+    check_values(changed)
+    return changed
+
+
+def parse_limits(pins: Mapping[str, str], limits: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+    """Return the values that `--pin` and `--limit` leave to each knob.
+
+    Raises:
+        ConfigError: Unknown knob, wrong value, or a knob both pinned and limited.
+    """
+    both = set(pins) & set(limits)
+    if both:
+        raise ConfigError(f"{sorted(both)[0]} is given by --pin and by --limit")
+    allowed = {known_knob(knob): (parse_value(knob, text),) for knob, text in pins.items()}
+    for knob, text in limits.items():
+        values = dict.fromkeys(parse_value(knob, part) for part in text.split(","))
+        allowed[known_knob(knob)] = tuple(values)
+    for knob, values in allowed.items():
+        for value in values:
+            check_values(replace(EngineConfig(), **{knob: value}))
+    return allowed
+
+
+def known_knob(knob: str) -> str:
+    """Return the knob's name.
+
+    Raises:
+        ConfigError: Unknown, with the nearest known ones.
+    """
+    if knob in KNOBS:
+        return knob
+    close = get_close_matches(knob, KNOBS, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(KNOBS)}"
+    raise ConfigError(f"knob {knob!r} is unknown", hint=hint)
+
+
+def parse_value(knob: str, text: str) -> Any:
+    """Return a knob's value from text.
+
+    Raises:
+        ConfigError: The text is not of the knob's type.
+    """
+    kind = TYPES[known_knob(knob)]
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False, "1": True, "0": False}[text.strip().lower()]
+        if kind == "int":
+            return int(text)
+        if kind == "float":
+            value = float(text)
+            if value != value or value in (float("inf"), float("-inf")):
+                raise ValueError(text)
+            return value
+    except (KeyError, ValueError):
+        names = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+        raise ConfigError(f"{knob}={text!r}", hint=f"it must be {names[kind]}") from None
+    return text.strip()
+
+
+def config_from_options(
+    options: Mapping[str, Any], base: EngineConfig
+) -> tuple[EngineConfig, list[str]]:
+    """Return the configuration of a TensorRT-LLM YAML, and the options that change nothing.
+
+    Raises:
+        ConfigError: An unknown option, or a value that it cannot take.
+    """
+    values: dict[str, Any] = {}
+    ignored: list[str] = []
+    for path, value in _flattened(options):
+        knob = OPTION_PATHS.get(path, path if "." not in path else "")
+        if knob in KNOBS and value is not None and knob not in ("quantization",):
+            values[knob] = _typed(path, knob, value)
+        elif path == "cuda_graph_config":
+            values["cuda_graph_max_batch_size"] = 0
+        elif path in WITHOUT_EFFECT or path.split(".")[0] in WITHOUT_EFFECT:
+            ignored.append(path)
+        elif value is not None:
+            known = [*OPTION_PATHS, *KNOBS]
+            close = get_close_matches(path, known, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else ""
+            raise ConfigError(f"option {path!r} is not understood", hint=hint)
+    sizes = (options.get("cuda_graph_config") or {}).get("batch_sizes")
+    if sizes:
+        values["cuda_graph_max_batch_size"] = max(sizes)
+    if values.get("kv_cache_dtype") == "auto":
+        values["kv_cache_dtype"] = base.kv_cache_dtype
+    config = replace(base, **values)
+    check_values(config)
+    return config, ignored
+
+
+def _typed(path: str, knob: str, value: Any) -> Any:
+    kind = TYPES[knob]
+    wanted: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    wrong_bool = isinstance(value, bool) and kind != "bool"
+    if wrong_bool or not isinstance(value, wanted[kind]):
+        raise ConfigError(f"option {path}={value!r}", hint=f"it must be of type {kind}")
+    return value
+
+
+def _flattened(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in options.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{path}.")
+        else:
+            yield path, value

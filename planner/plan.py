@@ -1,0 +1,254 @@
+"""A plan: the recommended configuration, why this one, and what else there was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cost_models.engine import EngineConfig
+from planner.evaluator import Evaluator
+from planner.prediction import Prediction, config_to_json, predict_config
+from planner.search.objective import KV_HANDICAP, QUALITY_HANDICAP
+from planner.search.space import SearchSpace
+from planner.search.study import Candidate, SearchOptions, SearchResult, search
+
+NUM_ALTERNATIVES = 5
+
+NEIGHBOUR_KNOBS = (
+    "quantization",
+    "kv_cache_dtype",
+    "tensor_parallel_size",
+    "max_batch_size",
+    "max_num_tokens",
+    "tokens_per_block",
+    "free_gpu_memory_fraction",
+    "enable_chunked_prefill",
+    "capacity_scheduler_policy",
+)
+
+SHOWN_CHANGES = ("highest_rate_per_s", "ttft_ms.p99", "tpot_ms.mean", "output_tok_per_s_per_gpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A candidate that was not recommended."""
+
+    prediction: Prediction
+    rejected_because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """What changing one knob would do to the recommendation."""
+
+    knob: str
+    value: Any
+    changes: Mapping[str, tuple[float, float]]
+    """(recommended, neighbour) by metric."""
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaxation:
+    """What would make an infeasible plan feasible."""
+
+    limit: str
+    needed: float
+    given: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer to `plan`."""
+
+    status: str
+    """`feasible`, or `infeasible`: then the recommendation is the nearest there is."""
+    objective: str
+    recommended: Prediction
+    alternatives: tuple[Alternative, ...]
+    neighbours: tuple[Neighbour, ...]
+    relaxations: tuple[Relaxation, ...]
+    search: SearchResult
+
+    @property
+    def binding_limit(self) -> str:
+        """What stops the recommendation from serving more."""
+        return self.recommended.binding_limit
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON form."""
+        return {
+            "status": self.status,
+            "objective": self.objective,
+            "recommended": self.recommended.to_json(),
+            "alternatives": [
+                alternative.prediction.to_json()
+                | {"rejected_because": alternative.rejected_because}
+                for alternative in self.alternatives
+            ],
+            "pareto": [
+                {
+                    "config": config_to_json(point.config),
+                    "output_tok_per_s_per_gpu": round(point.tok_per_s_per_gpu, 2),
+                    "output_tok_per_s_per_user": round(point.tok_per_s_per_user, 2),
+                }
+                for point in self.search.pareto
+            ],
+            "binding_limit": self.binding_limit,
+            "neighbours": [
+                {
+                    "knob": neighbour.knob,
+                    "value": neighbour.value,
+                    "changes": {k: list(v) for k, v in neighbour.changes.items()},
+                    "verdict": neighbour.verdict,
+                }
+                for neighbour in self.neighbours
+            ],
+            "relaxations": [
+                {"limit": r.limit, "needed": r.needed, "given": r.given} for r in self.relaxations
+            ],
+            "search": {
+                "num_evaluated": self.search.num_evaluated,
+                "wall_s": round(self.search.wall_s, 3),
+                "seed": self.search.seed,
+            },
+        }
+
+
+def make_plan(space: SearchSpace, evaluator: Evaluator, options: SearchOptions) -> Plan:
+    """Search a space and explain the result."""
+    found = search(space, evaluator, options)
+    best = found.best
+    recommended = predict_config(evaluator, best.config)
+    return Plan(
+        status="feasible" if best.feasible else "infeasible",
+        objective=options.objective,
+        recommended=recommended,
+        alternatives=_alternatives(found, evaluator),
+        neighbours=_neighbours(space, evaluator, recommended),
+        relaxations=() if best.feasible else _relaxations(recommended),
+        search=found,
+    )
+
+
+def _alternatives(found: SearchResult, evaluator: Evaluator) -> tuple[Alternative, ...]:
+    """The best candidate of each other way to split and store the model."""
+    best, chosen, seen = found.best, [], {_split(found.best.config)}
+    for candidate in found.candidates[1:]:
+        split = _split(candidate.config)
+        if split in seen:
+            continue
+        seen.add(split)
+        prediction = predict_config(evaluator, candidate.config)
+        reason = _rejection(best, candidate, prediction)
+        chosen.append(Alternative(prediction=prediction, rejected_because=reason))
+        if len(chosen) == NUM_ALTERNATIVES:
+            break
+    return tuple(chosen)
+
+
+def _rejection(best: Candidate, other: Candidate, prediction: Prediction) -> str:
+    if not prediction.fits:
+        shortfall = float(prediction.memory.shortfall_bytes) / 2**30
+        return f"does not fit: {shortfall:.1f} GiB short ({prediction.memory.binding})"
+    broken = [name for name, excess in prediction.slo_excess.items() if excess > 0]
+    if broken:
+        worst = max(broken, key=lambda name: prediction.slo_excess[name])
+        return f"misses the SLO: {worst} is {100 * prediction.slo_excess[worst]:.0f} % over"
+    if prediction.refused_share > 0:
+        return "refuses prompts longer than max_num_tokens"
+    gap = 100 * (other.raw_score / best.raw_score - 1) if best.raw_score else 0.0
+    gap = gap if best.raw_score >= 0 else -gap
+    if gap > 0.05:
+        handicap = QUALITY_HANDICAP[other.config.quantization] + KV_HANDICAP[
+            other.config.kv_cache_dtype
+        ]
+        return (
+            f"{gap:+.1f} % on the objective, less than the {100 * handicap:.0f} % that "
+            f"{other.config.quantization}/{other.config.kv_cache_dtype} must gain for its risk to "
+            "quality"
+        )
+    return f"{gap:+.1f} % on the objective"
+
+
+def _neighbours(
+    space: SearchSpace, evaluator: Evaluator, recommended: Prediction
+) -> tuple[Neighbour, ...]:
+    neighbours = []
+    for knob in NEIGHBOUR_KNOBS:
+        values = list(space.choices(knob)) if knob in space.limits else _usual(space, knob)
+        current = getattr(recommended.config, knob)
+        for value in _beside(values, current):
+            changed = replace(recommended.config, **{knob: value})
+            if knob == "max_batch_size":
+                changed = replace(changed, cuda_graph_max_batch_size=value)
+            if changed.num_gpus > space.num_gpus or space.rules.violations(
+                changed, model=space.model, gpu=space.gpu
+            ):
+                continue
+            neighbours.append(_neighbour(knob, value, recommended, predict_config(evaluator, changed)))
+    return tuple(neighbours)
+
+
+def _usual(space: SearchSpace, knob: str) -> list[Any]:
+    return list(space.choices(knob))
+
+
+def _beside(values: list[Any], current: Any) -> list[Any]:
+    """The next smaller and larger value of a number; every other value of anything else."""
+    if isinstance(current, bool) or not isinstance(current, int | float):
+        return [value for value in values if value != current]
+    below = [value for value in values if value < current]
+    above = [value for value in values if value > current]
+    return [*([max(below)] if below else []), *([min(above)] if above else [])]
+
+
+def _neighbour(knob: str, value: Any, base: Prediction, changed: Prediction) -> Neighbour:
+    changes = {}
+    for name in SHOWN_CHANGES:
+        if name == "highest_rate_per_s":
+            changes[name] = (base.highest_rate_per_s, changed.highest_rate_per_s)
+        else:
+            changes[name] = (base.value(name), changed.value(name))
+    return Neighbour(knob=knob, value=value, changes=changes, verdict=_verdict(base, changed))
+
+
+def _verdict(base: Prediction, changed: Prediction) -> str:
+    if not changed.fits:
+        return f"does not fit: {float(changed.memory.shortfall_bytes) / 2**30:.1f} GiB short"
+    broken = [name for name, excess in changed.slo_excess.items() if excess > 0]
+    if broken:
+        return f"misses {', '.join(broken)}"
+    if changed.refused_share > 0:
+        return "refuses long prompts"
+    if base.highest_rate_per_s <= 0:
+        return "meets the SLO"
+    gain = changed.highest_rate_per_s / base.highest_rate_per_s - 1
+    return "no difference" if abs(gain) < 0.005 else f"{100 * gain:+.1f} % highest rate"
+
+
+def _relaxations(nearest: Prediction) -> tuple[Relaxation, ...]:
+    """Each limit that the nearest plan breaks, and where it would have to be."""
+    broken = [
+        Relaxation(limit=name, needed=nearest.value(name), given=nearest.value(name) / (1 + excess))
+        for name, excess in nearest.slo_excess.items()
+        if excess > 0
+    ]
+    if not nearest.fits:
+        total = float(nearest.memory.total_bytes)
+        needed = total + float(nearest.memory.shortfall_bytes)
+        broken.append(Relaxation(limit="memory_bytes per GPU", needed=needed, given=total))
+    return tuple(broken)
+
+
+def _split(config: EngineConfig) -> tuple[Any, ...]:
+    return (
+        config.quantization,
+        config.kv_cache_dtype,
+        config.tensor_parallel_size,
+        config.pipeline_parallel_size,
+        config.moe_expert_parallel_size,
+        config.enable_attention_dp,
+        config.num_replicas,
+    )

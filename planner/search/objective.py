@@ -1,0 +1,85 @@
+"""What makes one configuration better than another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.estimator.load import Load, Protocol
+from planner.evaluator import Evaluation, Slice
+
+FloatArray = NDArray[np.float64]
+
+QUALITY_HANDICAP: Mapping[str, float] = {
+    "bf16": 0.0,
+    "fp16": 0.0,
+    "fp8_block": 0.01,
+    "fp8": 0.02,
+    "w4a16_mxfp4": 0.0,
+    "w4a8_mxfp4_mxfp8": 0.02,
+    "int8_wo": 0.02,
+    "int8_sq": 0.05,
+    "nvfp4": 0.06,
+    "w4a16_awq": 0.10,
+    "w4a16_gptq": 0.12,
+    "w4a8_awq": 0.14,
+    "int4_wo": 0.20,
+}
+"""Share of the objective that a quantization must gain before it is preferred.
+
+A prior on the risk to quality, not a measurement: near-lossless FP8 is taken for a gain
+of a few percent, four-bit weights only where they decide.
+"""
+
+KV_HANDICAP: Mapping[str, float] = {
+    "bf16": 0.0,
+    "fp16": 0.0,
+    "fp8": 0.01,
+    "int8": 0.03,
+    "nvfp4": 0.08,
+}
+"""The same for the KV cache."""
+
+
+def score(
+    name: str, rows: Slice, evaluation: Evaluation, *, load: Load, usd_per_hour: float
+) -> FloatArray:
+    """Return the objective of every row, larger is better, without the quality handicap.
+
+    `goodput` is the highest request rate under the SLO, `throughput` the output tokens/s
+    per GPU at that rate, `latency` the mean E2E latency at the given load, `cost` the
+    USD per million output tokens at the given load.
+    """
+    metrics = evaluation.metrics
+    gpus = rows.base.gpus_per_replica * rows.column("num_replicas").astype(np.float64)
+    if name == "latency":
+        return -metrics["e2el_ms.mean"]
+    if name == "cost":
+        return -gpus * usd_per_hour / 3600 / metrics["output_tok_per_s"] * 1e6
+    rate = evaluation.highest_rate_per_s
+    if name == "goodput":
+        return rate
+    if load.protocol is not Protocol.OPEN_LOOP:
+        return metrics["output_tok_per_s_per_gpu"]
+    return rate * load.osl.mean / gpus
+
+
+def handicapped(scores: FloatArray, rows: Slice) -> FloatArray:
+    """Return scores less what the row's precision must gain before it is preferred."""
+    base = rows.base
+    handicap = QUALITY_HANDICAP.get(base.quantization, 0.1) + KV_HANDICAP.get(
+        base.kv_cache_dtype, 0.05
+    )
+    return np.where(scores >= 0, scores * (1 - handicap), scores * (1 + handicap))
+
+
+def violation(evaluation: Evaluation) -> FloatArray:
+    """Return how far each row is from feasible: 0 when it is, else a share of the limit."""
+    memory = evaluation.memory
+    worst = np.maximum(memory.shortfall_bytes, 0.0) / memory.total_bytes * 10
+    worst = worst + evaluation.refused_share
+    for excess in evaluation.slo_excess.values():
+        worst = worst + np.maximum(excess, 0.0)
+    return np.asarray(worst, dtype=np.float64)

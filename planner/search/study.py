@@ -1,0 +1,246 @@
+"""Screens the grid in closed form, then lets Optuna refine around the best."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.engine import EngineConfig
+from planner.evaluator import Evaluation, Evaluator, Slice
+from planner.search.objective import handicapped, score, violation
+from planner.search.space import OUTER_KNOBS, SearchSpace
+
+FloatArray = NDArray[np.float64]
+
+KEPT_PER_SPLIT = 4
+"""Best rows of each split that are remembered."""
+
+ENUMERATED = 20_000
+"""Spaces up to this size are evaluated whole."""
+
+SEEDS = 16
+"""Screened configurations from which Optuna starts."""
+
+POPULATION = 24
+
+REFINED_KNOBS = (
+    "max_batch_size",
+    "max_num_tokens",
+    "tokens_per_block",
+    "free_gpu_memory_fraction",
+    "enable_chunked_prefill",
+    "capacity_scheduler_policy",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One evaluated configuration."""
+
+    config: EngineConfig
+    score: float
+    """Objective less the quality handicap; larger is better."""
+    raw_score: float
+    violation: float
+    """0 when feasible."""
+    tok_per_s_per_gpu: float
+    """Output tokens/s per GPU with every slot taken."""
+    tok_per_s_per_user: float
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it fits, takes every prompt and meets the SLO."""
+        return self.violation <= 0
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Sort key: feasible ones by score, the others by how near they are."""
+        return (self.feasible, self.score if self.feasible else -self.violation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How long and how to search."""
+
+    objective: str = "goodput"
+    trials: int = 120
+    time_budget_s: float = 10.0
+    seed: int = 0
+    storage: str = ""
+    """Optuna storage URL; empty keeps the study in memory."""
+    study_name: str = "plan"
+    progress: Callable[[int, int], None] | None = None
+    """Called with (evaluated, expected) as the search goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What a search found, best first."""
+
+    candidates: tuple[Candidate, ...]
+    pareto: tuple[Candidate, ...]
+    """Feasible, none better in both tokens/s per GPU and per-user speed."""
+    num_evaluated: int
+    wall_s: float
+    seed: int
+
+    @property
+    def best(self) -> Candidate:
+        """The best feasible candidate, or the nearest to feasible."""
+        return self.candidates[0]
+
+
+def search(space: SearchSpace, evaluator: Evaluator, options: SearchOptions) -> SearchResult:
+    """Return the best configurations of a space; the same seed gives the same result."""
+    return _Search(space, evaluator, options).run()
+
+
+class _Search:
+    def __init__(self, space: SearchSpace, evaluator: Evaluator, options: SearchOptions) -> None:
+        self.space, self.evaluator, self.options = space, evaluator, options
+        self.started = time.monotonic()
+        self.found: dict[EngineConfig, Candidate] = {}
+        self.num_evaluated = 0
+
+    def run(self) -> SearchResult:
+        complete = self.space.size() <= ENUMERATED and bool(self.space.limits)
+        for rows in self.space.screen(every_inner_knob=complete):
+            self._keep_best(rows)
+            if self._out_of_time():
+                break
+        if self.found and not complete and self.options.trials:
+            self._refine()
+        ordered = sorted(self.found.values(), key=lambda c: c.rank, reverse=True)
+        return SearchResult(
+            candidates=tuple(ordered),
+            pareto=pareto_front(ordered),
+            num_evaluated=self.num_evaluated,
+            wall_s=time.monotonic() - self.started,
+            seed=self.options.seed,
+        )
+
+    def _keep_best(self, rows: Slice) -> None:
+        """Remember the best rows of a slice, and those that lead in speed or throughput."""
+        if not len(rows):
+            return
+        evaluation = self.evaluator.evaluate(rows)
+        candidates = list(self._candidates(rows, evaluation))
+        self.num_evaluated += len(rows)
+        by_rank = sorted(candidates, key=lambda c: c.rank, reverse=True)
+        kept = [*by_rank[:KEPT_PER_SPLIT], *pareto_front(candidates)[:KEPT_PER_SPLIT]]
+        self.found |= {c.config: c for c in kept}
+        self._report()
+
+    def _candidates(self, rows: Slice, evaluation: Evaluation) -> Iterator[Candidate]:
+        raw = score(
+            self.options.objective,
+            rows,
+            evaluation,
+            load=self.evaluator.load,
+            usd_per_hour=self.evaluator.gpu.usd_per_hour,
+        )
+        ranked, broken = handicapped(raw, rows), violation(evaluation)
+        for row in range(len(rows)):
+            yield Candidate(
+                config=rows.config(row),
+                score=float(ranked[row]),
+                raw_score=float(raw[row]),
+                violation=float(broken[row]),
+                tok_per_s_per_gpu=float(evaluation.saturated_tok_per_s_per_gpu[row]),
+                tok_per_s_per_user=float(evaluation.saturated_tok_per_s_per_user[row]),
+            )
+
+    def _refine(self) -> None:
+        """NSGA-II over the conditional space, seeded with the screen's best."""
+        import optuna  # noqa: PLC0415  0.3 s that showing help need not pay
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=POPULATION, seed=self.options.seed
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                directions=["maximize", "maximize"],
+                sampler=sampler,
+                storage=self.options.storage or None,
+                study_name=self.options.study_name if self.options.storage else None,
+                load_if_exists=bool(self.options.storage),
+            )
+            for candidate in self._seeds():
+                study.enqueue_trial(self._parameters(candidate.config), skip_if_exists=True)
+            remaining = self.options.time_budget_s - (time.monotonic() - self.started)
+            study.optimize(
+                self._trial, n_trials=self.options.trials, timeout=max(remaining, 0.1)
+            )
+
+    def _seeds(self) -> list[Candidate]:
+        ordered = sorted(self.found.values(), key=lambda c: c.rank, reverse=True)
+        return ordered[:SEEDS]
+
+    def _parameters(self, config: EngineConfig) -> dict[str, Any]:
+        values = asdict(config)
+        return {knob: values[knob] for knob in (*OUTER_KNOBS, *REFINED_KNOBS)}
+
+    def _trial(self, trial: Any) -> tuple[float, float]:
+        """Evaluate one suggestion; what is illegal or infeasible is a constraint, not an error."""
+        values = {
+            knob: trial.suggest_categorical(knob, list(self._refined_choices(knob)))
+            for knob in (*OUTER_KNOBS, *REFINED_KNOBS)
+        }
+        config = replace(self.space.base, **values)
+        graphs = self.space.limits.get("cuda_graph_max_batch_size", (config.max_batch_size,))[0]
+        config = replace(config, cuda_graph_max_batch_size=graphs)
+        problems = len(
+            self.space.rules.violations(config, model=self.space.model, gpu=self.space.gpu)
+        )
+        problems += max(config.num_gpus - self.space.num_gpus, 0)
+        trial.set_constraint("deployable", float(problems))
+        if problems:
+            return -1e12, 0.0
+        candidate = self._evaluated(config)
+        trial.set_constraint("feasible", candidate.violation)
+        self._report()
+        return candidate.score, candidate.tok_per_s_per_user
+
+    def _refined_choices(self, knob: str) -> tuple[Any, ...]:
+        """Values between the screen's grid points, where the user has not limited the knob."""
+        choices = self.space.choices(knob)
+        if knob in self.space.limits or knob not in ("max_batch_size", "max_num_tokens"):
+            return choices
+        between = [round((a * b) ** 0.5 / 8) * 8 for a, b in zip(choices, choices[1:], strict=False)]
+        return tuple(sorted({*choices, *between}))
+
+    def _evaluated(self, config: EngineConfig) -> Candidate:
+        if config not in self.found:
+            rows = Slice(base=config, columns={})
+            evaluation = self.evaluator.evaluate(rows)
+            self.found[config] = next(self._candidates(rows, evaluation))
+        self.num_evaluated += 1
+        return self.found[config]
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() - self.started > self.options.time_budget_s
+
+    def _report(self) -> None:
+        if self.options.progress is not None:
+            expected = max(self.num_evaluated, self.options.trials)
+            self.options.progress(self.num_evaluated, expected)
+
+
+def pareto_front(candidates: list[Candidate]) -> tuple[Candidate, ...]:
+    """Return the feasible candidates that no other beats in throughput and per-user speed."""
+    front: list[Candidate] = []
+    feasible = [c for c in candidates if c.feasible]
+    for candidate in sorted(
+        feasible, key=lambda c: (c.tok_per_s_per_gpu, c.tok_per_s_per_user), reverse=True
+    ):
+        if not front or candidate.tok_per_s_per_user > front[-1].tok_per_s_per_user:
+            front.append(candidate)
+    return tuple(front)
