@@ -49,7 +49,7 @@ PARAMS_BY_FAMILY: Mapping[str, type[Any]] = {
 }
 
 LENDERS: Mapping[str, tuple[str, ...]] = {
-    "ampere": ("a100_sxm", "l40s", "h100_sxm", "h200_sxm", "b200_sxm"),
+    "ampere": ("a100_sxm", "h200_sxm", "h100_sxm", "l40s", "b200_sxm"),
     "ada": ("l40s", "h100_sxm", "h200_sxm", "a100_sxm", "b200_sxm"),
     "hopper": ("h200_sxm", "h100_sxm", "l40s", "a100_sxm", "b200_sxm"),
     "blackwell": ("b200_sxm", "h200_sxm", "h100_sxm", "l40s", "a100_sxm"),
@@ -59,13 +59,22 @@ LENDERS: Mapping[str, tuple[str, ...]] = {
 Operators = dict[str, dict[str, OperatorFit[Any]]]
 
 
-def load_calibration(gpu: GpuSpec, engine: str = "trtllm", path: str | Path = "") -> Calibration:
+def load_calibration(
+    gpu: GpuSpec, engine: str = "trtllm", path: str | Path = "", *, engine_version: str = ""
+) -> Calibration:
     """Return what is known of an engine on a GPU: datasheet, then shipped, then the user's file.
+
+    Args:
+        gpu: Where the engine runs.
+        engine: `trtllm` or `vllm`.
+        path: A calibration file of the user's own, laid over the shipped ones.
+        engine_version: Takes the constants that are known to differ in that version.
 
     Raises:
         ProfileError: The engine has no calibration, or a file cannot be read.
     """
     shared = _engine_file(engine)
+    differs = shared["versions"].get(engine_version, {})
     own = _shipped_operators(gpu.name)
     operators, borrowed = _with_borrowed(own, gpu)
     calibration = Calibration(
@@ -76,7 +85,7 @@ def load_calibration(gpu: GpuSpec, engine: str = "trtllm", path: str | Path = ""
         operators=OperatorFits(**operators),
         step=StepConstants(**shared["step"]),
         memory=MemoryConstants(**shared["memory"]),
-        front_end=FrontEndConstants(**shared["front_end"]),
+        front_end=FrontEndConstants(**shared["front_end"] | differs.get("front_end", {})),
         intervals={k: ErrorQuantiles(**v) for k, v in shared["intervals"].items()},
         borrowed=frozenset(borrowed),
         sources=tuple(shared["sources"]),
@@ -138,6 +147,7 @@ def _calibrations() -> Path:
     return Path(str(files("profiles"))) / "calibrations"
 
 
+@cache
 def _engine_file(engine: str) -> dict[str, Any]:
     path = _calibrations() / "engines" / f"{engine}.json"
     if not path.is_file():

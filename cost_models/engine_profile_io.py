@@ -26,7 +26,9 @@ def load_engine(name: str) -> EngineRules:
     """
     paths = sorted(_folder().glob(f"{name}-*.yaml"))
     if not paths:
-        raise ProfileError(f"engine {name!r} is unknown", hint=f"known: {', '.join(list_engines())}")
+        raise ProfileError(
+            f"engine {name!r} is unknown", hint=f"known: {', '.join(list_engines())}"
+        )
     data = read_yaml_object(paths[-1])
     return EngineRules(
         name=data["name"],
@@ -43,9 +45,7 @@ def load_engine(name: str) -> EngineRules:
 
 def _precisions(table: dict[str, dict[str, Any]]) -> dict[str, PrecisionRule]:
     return {
-        name: PrecisionRule(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()}
-        )
+        name: PrecisionRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
         for name, rule in table.items()
     }
 

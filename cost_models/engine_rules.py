@@ -117,9 +117,7 @@ class EngineRules:
             names = [name for name in names if name != "fp8_block" or model.is_moe]
         return tuple(names)
 
-    def _precision(
-        self, config: EngineConfig, model: ModelSpec, gpu: GpuSpec
-    ) -> list[Violation]:
+    def _precision(self, config: EngineConfig, model: ModelSpec, gpu: GpuSpec) -> list[Violation]:
         found = []
         for knob, table in (
             ("quantization", self.quantizations),
@@ -140,9 +138,7 @@ class EngineRules:
             found.append(Violation(knob=knob, value=value, reason=reason))
         if config.quantization in NATIVE_ONLY and model.checkpoint_quantization not in NATIVE_ONLY:
             reason = "exists only for models published so (gpt-oss)"
-            found.append(
-                Violation(knob="quantization", value=config.quantization, reason=reason)
-            )
+            found.append(Violation(knob="quantization", value=config.quantization, reason=reason))
         return found
 
     def _knob_values(self, config: EngineConfig, model: ModelSpec) -> list[Violation]:

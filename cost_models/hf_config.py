@@ -84,9 +84,7 @@ def _qwen_moe(config: Config, index: int) -> tuple[AttentionSpec, MlpSpec]:
 
 
 def _gpt_oss(config: Config, index: int) -> tuple[AttentionSpec, MlpSpec]:
-    attention = replace(
-        _attention(config, index), qkv_bias=True, output_bias=True, has_sinks=True
-    )
+    attention = replace(_attention(config, index), qkv_bias=True, output_bias=True, has_sinks=True)
     mlp = MlpSpec(
         inter_size=_size(config, "intermediate_size"),
         bias=True,
@@ -177,16 +175,14 @@ def _window(config: Config, index: int) -> int:
 
 
 def _mlp(config: Config) -> MlpSpec:
-    return MlpSpec(
-        inter_size=_size(config, "intermediate_size"), bias=bool(config.get("mlp_bias"))
-    )
+    return MlpSpec(inter_size=_size(config, "intermediate_size"), bias=bool(config.get("mlp_bias")))
 
 
 def _tied(config: Config, architecture: str) -> bool:
     default = architecture.startswith("Gemma")
-    value = config.get("tie_word_embeddings", config.get("text_config", {}).get(
-        "tie_word_embeddings", default
-    ))
+    value = config.get(
+        "tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", default)
+    )
     return bool(value)
 
 

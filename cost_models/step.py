@@ -271,7 +271,7 @@ class _Layer:
     def _decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
         params = self.operators.attention_decode[self.step.kv_table].params
         return decode_attention_seconds(
-            self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params
+            self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )
 
     def _prefill(self, prompts: FloatArray, chunk: FloatArray, past: FloatArray) -> FloatArray:

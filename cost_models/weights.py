@@ -95,9 +95,7 @@ def weight_bytes(model: ModelSpec, config: EngineConfig) -> WeightBytes:
     return WeightBytes(by_part=parts)
 
 
-def layer_matrices(
-    model: ModelSpec, group: LayerGroup, config: EngineConfig
-) -> Iterator[Matrix]:
+def layer_matrices(model: ModelSpec, group: LayerGroup, config: EngineConfig) -> Iterator[Matrix]:
     """Yield the linear layers of one decoder layer as one rank holds them."""
     attention_tp = config.attention_tensor_parallel_size
     if group.attention.kind is AttentionKind.MLA:
@@ -147,9 +145,7 @@ def _gqa_matrices(model: ModelSpec, attention: AttentionSpec, tp: int) -> Iterat
     hidden = model.hidden_size
     qkv = (heads + 2 * kv_heads) * width
     yield Matrix(part="attention", rows=qkv, columns=hidden, bias=attention.qkv_bias)
-    yield Matrix(
-        part="attention", rows=hidden, columns=heads * width, bias=attention.output_bias
-    )
+    yield Matrix(part="attention", rows=hidden, columns=heads * width, bias=attention.output_bias)
 
 
 def _mla_matrices(model: ModelSpec, attention: AttentionSpec, tp: int) -> Iterator[Matrix]:

@@ -148,9 +148,7 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
         raise ConfigError(f"--num-gpus {request.num_gpus}", hint=f"accepted: 1 to {MAX_GPUS}")
     limits = parse_limits(request.pins, request.limits)
     check_limits(limits)
-    base = replace(
-        problem.default_config, cuda_graph_padding=True, enable_block_reuse=True
-    )
+    base = replace(problem.default_config, cuda_graph_padding=True, enable_block_reuse=True)
     base = replace(base, **{k: v[0] for k, v in limits.items() if len(v) == 1})
     space = SearchSpace(
         model=problem.model,
@@ -184,9 +182,20 @@ def predict(
     problem = load_problem(
         gpu=gpu, workload=workload, model=model, engine=engine, slo=slo, calibration=calibration
     )
-    chosen = apply_settings(config or problem.default_config, settings or {})
-    check_runnable(problem, chosen)
-    return predict_config(problem.evaluator, chosen)
+    return predict_problem(problem, config or problem.default_config, settings or {})[0]
+
+
+def predict_problem(
+    problem: Problem, config: EngineConfig, settings: Mapping[str, str]
+) -> tuple[Prediction, list[Violation]]:
+    """Return the prediction of a configuration, and why the engine could not deploy it.
+
+    Raises:
+        ConfigError: A knob has a value that cannot be computed.
+    """
+    chosen = apply_settings(config, settings)
+    violations = check_runnable(problem, chosen)
+    return predict_config(problem.evaluator, chosen), violations
 
 
 def check_runnable(problem: Problem, config: EngineConfig) -> list[Violation]:
@@ -225,7 +234,9 @@ def _why_empty(problem: Problem, space: SearchSpace) -> str:
     values = {k: v[0] for k, v in space.limits.items() if k in OUTER_KNOBS}
     first = replace(space.base, **values)
     if first.num_gpus > space.num_gpus:
-        return f"the pinned parallel sizes need {first.num_gpus} GPUs, --num-gpus is {space.num_gpus}"
+        return (
+            f"the pinned parallel sizes need {first.num_gpus} GPUs, --num-gpus is {space.num_gpus}"
+        )
     found = problem.rules.violations(first, model=problem.model, gpu=problem.gpu)
     if found:
         return str(found[0])
@@ -266,5 +277,7 @@ def profile_of_device(device_name: str, memory_bytes: float) -> str:
         and abs(spec.memory_bytes / memory_bytes - 1) < 0.1
     ]
     if not near:
-        raise ProfileError(f"--gpu auto: no profile for {device_name!r}", hint="write a GPU profile")
+        raise ProfileError(
+            f"--gpu auto: no profile for {device_name!r}", hint="write a GPU profile"
+        )
     return min(near, key=lambda spec: abs(spec.memory_bytes - memory_bytes)).name

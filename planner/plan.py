@@ -161,9 +161,9 @@ def _rejection(best: Candidate, other: Candidate, prediction: Prediction) -> str
     gap = 100 * (other.raw_score / best.raw_score - 1) if best.raw_score else 0.0
     gap = gap if best.raw_score >= 0 else -gap
     if gap > 0.05:
-        handicap = QUALITY_HANDICAP[other.config.quantization] + KV_HANDICAP[
-            other.config.kv_cache_dtype
-        ]
+        handicap = (
+            QUALITY_HANDICAP[other.config.quantization] + KV_HANDICAP[other.config.kv_cache_dtype]
+        )
         return (
             f"{gap:+.1f} % on the objective, less than the {100 * handicap:.0f} % that "
             f"{other.config.quantization}/{other.config.kv_cache_dtype} must gain for its risk to "
@@ -187,7 +187,9 @@ def _neighbours(
                 changed, model=space.model, gpu=space.gpu
             ):
                 continue
-            neighbours.append(_neighbour(knob, value, recommended, predict_config(evaluator, changed)))
+            neighbours.append(
+                _neighbour(knob, value, recommended, predict_config(evaluator, changed))
+            )
     return tuple(neighbours)
 
 

@@ -136,9 +136,7 @@ def step_breakdown(
         prefill_past=load.reusable_prefix_tokens,
     )
     return {
-        name: {
-            family: float(seconds) for family, seconds in step.cost(batch).by_family.items()
-        }
+        name: {family: float(seconds) for family, seconds in step.cost(batch).by_family.items()}
         for name, batch in (("decode", decode), ("mixed", mixed))
     }
 

@@ -151,7 +151,11 @@ def load_workload(name_or_path: str) -> Workload:
     if shipped.is_file() and path.parent in (Path(), Path("profiles/workloads")):
         return _read_workload(shipped)
     close = get_close_matches(name, list_workloads(), n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"shipped: {', '.join(list_workloads())}"
+    hint = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else f"shipped: {', '.join(list_workloads())}"
+    )
     raise ProfileError(f"workload {name_or_path!r}: no such file or shipped workload", hint=hint)
 
 
@@ -283,9 +287,7 @@ def _trace(
 
 def _empirical(tokens: NDArray[np.int64]) -> LengthDistribution:
     ordered = np.sort(tokens).astype(np.float64)
-    return LengthDistribution(
-        probabilities=np.linspace(0.0, 1.0, len(ordered)), tokens=ordered
-    )
+    return LengthDistribution(probabilities=np.linspace(0.0, 1.0, len(ordered)), tokens=ordered)
 
 
 def _read_text(path: Path) -> str:
@@ -299,5 +301,3 @@ def _read_text(path: Path) -> str:
 
 def _folder() -> Path:
     return Path(str(files("profiles"))) / "workloads"
-
-

@@ -98,9 +98,7 @@ class EmpiricalLength(_Strict):
     def distribution(self) -> LengthDistribution:
         """Return it as an inverse CDF."""
         ordered = np.sort(np.array(self.tokens * 2 if len(self.tokens) == 1 else self.tokens))
-        return LengthDistribution(
-            probabilities=np.linspace(0.0, 1.0, len(ordered)), tokens=ordered
-        )
+        return LengthDistribution(probabilities=np.linspace(0.0, 1.0, len(ordered)), tokens=ordered)
 
 
 Length = Annotated[

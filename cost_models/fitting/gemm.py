@@ -130,9 +130,9 @@ def _fit_constants(table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: fl
     form = FORMATS[dtype]
     fixed: dict[str, float] = {} if form.quantizes else {"quantize_bytes_per_s": 0.0}
     if form.scales_tensor:
-        fixed["launch_s"] = plain_launch_s + CAST_LAUNCH_S
+        fixed |= {"launch_s": plain_launch_s, "cast_s": CAST_LAUNCH_S}
     else:
-        fixed["scale_s"] = 0.0
+        fixed |= {"scale_s": 0.0, "cast_s": 0.0}
     names = [name for name in BOUNDS if name not in fixed]
     step = max(num_rows(table) // SUBSAMPLE, 1)
     sample = select(table, np.arange(num_rows(table)) % step == 0)

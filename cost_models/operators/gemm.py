@@ -44,6 +44,8 @@ class GemmParams:
     """Bytes of one activation as the kernel reads it."""
     launch_s: float
     """Fixed time of the kernel."""
+    cast_s: float
+    """Fixed time of the kernel that narrows activations to a scale that is known."""
     scale_s: float
     """Fixed time of finding one activation scale per tensor at run time; 0 for formats
     whose cast finds the scales of its blocks itself."""
@@ -93,8 +95,9 @@ def gemm_seconds(  # noqa: PLR0913  three sizes and two switches beside gpu and 
         params: Constants of the dtype.
         weights_cold: Read all weights from HBM, as a model does whose layers follow
             each other; the tables timed small weights while they were in L2.
-        static_scales: Activation scales come with the checkpoint, so that only the
-            cast remains of the dynamic quantization that the tables include.
+        static_scales: Activation scales come with the checkpoint, so that the norm or
+            activation before the layer writes them narrow and nothing remains of the
+            dynamic quantization that the tables include.
     """
     m, n, k = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (m, n, k)))
     kernel_s = _kernel_seconds(m, n, k, gpu=gpu, params=params, weights_cold=weights_cold)
@@ -108,11 +111,11 @@ def _quantize_seconds(
     m: FloatArray, k: FloatArray, params: GemmParams, *, static_scales: bool
 ) -> FloatArray:
     """Read BF16 activations and write them narrow; before that, read them for their scale."""
-    if not params.quantize_bytes_per_s:
+    if not params.quantize_bytes_per_s or (static_scales and params.scale_s):
         return np.zeros(())
     read_s = 2 * m * k / params.quantize_bytes_per_s
-    cast_s = read_s + params.activation_bytes * m * k / params.quantize_bytes_per_s
-    if static_scales or not params.scale_s:
+    cast_s = params.cast_s + read_s + params.activation_bytes * m * k / params.quantize_bytes_per_s
+    if not params.scale_s:
         return cast_s
     return params.scale_s + read_s + cast_s
 

@@ -161,9 +161,7 @@ class _Search:
         import optuna  # noqa: PLC0415  0.3 s that showing help need not pay
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.NSGAIISampler(
-            population_size=POPULATION, seed=self.options.seed
-        )
+        sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=self.options.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
@@ -176,9 +174,7 @@ class _Search:
             for candidate in self._seeds():
                 study.enqueue_trial(self._parameters(candidate.config), skip_if_exists=True)
             remaining = self.options.time_budget_s - (time.monotonic() - self.started)
-            study.optimize(
-                self._trial, n_trials=self.options.trials, timeout=max(remaining, 0.1)
-            )
+            study.optimize(self._trial, n_trials=self.options.trials, timeout=max(remaining, 0.1))
 
     def _seeds(self) -> list[Candidate]:
         ordered = sorted(self.found.values(), key=lambda c: c.rank, reverse=True)
@@ -214,7 +210,9 @@ class _Search:
         choices = self.space.choices(knob)
         if knob in self.space.limits or knob not in ("max_batch_size", "max_num_tokens"):
             return choices
-        between = [round((a * b) ** 0.5 / 8) * 8 for a, b in zip(choices, choices[1:], strict=False)]
+        between = [
+            round((a * b) ** 0.5 / 8) * 8 for a, b in zip(choices, choices[1:], strict=False)
+        ]
         return tuple(sorted({*choices, *between}))
 
     def _evaluated(self, config: EngineConfig) -> Candidate:

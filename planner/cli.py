@@ -1,0 +1,373 @@
+"""The command line: thin over `planner.api`. stdout is data, stderr is talk.
+
+Exit status: 0 done, 1 no feasible plan, 2 wrong usage or profile, 3 hardware or
+measurement, 130 interrupted. Nothing heavy is imported before a command runs, so that
+help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cost_models.errors import PlannerError, ProfileError
+
+if TYPE_CHECKING:
+    from planner.api import PlanRequest
+    from planner.plan import Plan
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+Command = Callable[..., int]
+
+
+def main() -> None:
+    """Run `planner`."""
+    _run(planner)
+
+
+def plan_main() -> None:
+    """Run `plan`, the short name of `planner plan`."""
+    _run(plan_command)
+
+
+def _run(command: click.Command) -> None:
+    """Run a command and turn every expected error into one line and an exit status."""
+    try:
+        status = command.main(standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message().replace("\n", " "), status=2)
+    except PlannerError as error:
+        _fail(str(error), status=error.exit_status)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", status=130)
+    except BrokenPipeError:
+        # The reader of our output went away: nothing is left to say, nor anyone to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename or 'output'}: {error.strerror}", status=2)
+    sys.exit(status or 0)
+
+
+def _fail(message: str, *, status: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(status)
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="trtllm-planner", prog_name="planner")
+def planner() -> None:
+    """Plan how to run a large language model on TensorRT-LLM, and check the plan."""
+
+
+def _common_options(function: Any) -> Any:
+    """Options that say what is served on what."""
+    options = (
+        click.option(
+            "--gpu", required=True, help="GPU profile or alias (h100), a YAML file, or auto."
+        ),
+        click.option(
+            "--workload", required=True, help="Shipped name, JSON file, or a trace (CSV, JSONL)."
+        ),
+        click.option(
+            "--model",
+            default="",
+            help="Model name, config.json or folder; overrides the workload's.",
+        ),
+        click.option(
+            "--engine",
+            default="trtllm",
+            show_default=True,
+            help="Engine to plan for: trtllm or vllm.",
+        ),
+        click.option(
+            "--slo",
+            multiple=True,
+            metavar="METRIC=LIMIT",
+            help="For example ttft_ms.p99=500; repeatable.",
+        ),
+        click.option(
+            "--calibration", default="", metavar="FILE", help="A calibration of your own."
+        ),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@planner.command("plan", context_settings=CONTEXT)
+@_common_options
+@click.option("--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8.")
+@click.option(
+    "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
+)
+@click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
+@click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
+@click.option("--trials", default=120, show_default=True, help="Optuna trials after the screening.")
+@click.option("--time-budget", default=10.0, show_default=True, help="Seconds for the search.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same plan.")
+@click.option(
+    "--storage", default="", metavar="URL", help="Optuna storage, to keep and resume the study."
+)
+@click.option(
+    "--usd-per-hour", type=float, default=None, help="Your price of one GPU for one hour."
+)
+@click.option(
+    "--out", default="", metavar="DIR", help="Write plan.json and the TensorRT-LLM files here."
+)
+def plan_command(as_json: bool, out: str, **options: Any) -> int:
+    """Recommend a configuration for a workload on a GPU, with the reasons."""
+    from planner.api import plan  # noqa: PLC0415  help must not wait for it
+
+    request = _plan_request(options, show_progress=not as_json)
+    result = plan(request)
+    if out:
+        _write_files(result, request, out)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        from planner.report import print_plan  # noqa: PLC0415
+
+        print_plan(result, gpu=request.gpu, workload=request.workload)
+        if out:
+            click.echo(f"Wrote the plan and its TensorRT-LLM files to {out}", err=True)
+    return 0 if result.status == "feasible" else 1
+
+
+@planner.command("predict", context_settings=CONTEXT)
+@_common_options
+@click.option(
+    "--set", "settings", multiple=True, metavar="KNOB=VALUE", help="Change a knob; repeatable."
+)
+@click.option(
+    "--config",
+    "config_file",
+    default="",
+    metavar="FILE",
+    help="TensorRT-LLM YAML (--config of trtllm-serve).",
+)
+def predict_command(
+    as_json: bool, settings: tuple[str, ...], config_file: str, **options: Any
+) -> int:
+    """Say what one configuration would do; without --set or --config, the engine's defaults."""
+    from planner.api import load_problem, options_file, predict_problem  # noqa: PLC0415
+    from planner.knobs import config_from_options, parse_assignments  # noqa: PLC0415
+
+    options["slo"] = _slo(options["slo"])
+    problem = load_problem(**options)
+    config, ignored = problem.default_config, []
+    if config_file:
+        config, ignored = config_from_options(options_file(config_file), config)
+    prediction, violations = predict_problem(problem, config, parse_assignments(settings, "--set"))
+    if as_json:
+        extra = {
+            "not_deployable": [str(violation) for violation in violations],
+            "ignored_options": ignored,
+        }
+        _print_json(prediction.to_json() | extra)
+    else:
+        from planner.report import print_prediction  # noqa: PLC0415
+
+        print_prediction(prediction, violations=violations, ignored=ignored)
+    return 0 if prediction.fits else 1
+
+
+@planner.command("validate", context_settings=CONTEXT)
+@click.argument("runs", required=False)
+@click.option(
+    "--operators",
+    default="",
+    metavar="FILE",
+    help="Operator table (CSV or parquet) instead of runs.",
+)
+@click.option("--calibration", default="", metavar="FILE", help="A calibration of your own.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+def validate_command(runs: str | None, operators: str, calibration: str, as_json: bool) -> int:
+    """Predict every measured run of a file (or operator of a table) and print the error."""
+    if bool(runs) == bool(operators):
+        raise click.UsageError("give a runs file, or --operators FILE")
+    from planner import report  # noqa: PLC0415
+
+    if operators:
+        from planner.operator_validation import validate_operators  # noqa: PLC0415
+
+        errors = validate_operators(operators)
+        if as_json:
+            _print_json({"groups": [error.to_json() for error in errors]})
+        else:
+            report.print_operator_errors(errors)
+        return 0
+    from planner.validation import validate  # noqa: PLC0415
+
+    result = validate(str(runs), calibration=calibration)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        report.print_validation(result)
+    return 0
+
+
+@planner.command("calibrate", context_settings=CONTEXT)
+@click.option(
+    "--operators",
+    default="",
+    metavar="DIR",
+    help="Folder of operator tables; fits one GPU's operators.",
+)
+@click.option("--gpu", default="", help="Whose rows of the operator tables are fitted.")
+@click.option(
+    "--runs", default="", metavar="FILE", help="Measured runs; fits the engine's step constants."
+)
+@click.option("--engine", default="trtllm", show_default=True, help="Whose runs are fitted.")
+@click.option("--out", required=True, metavar="FILE", help="Calibration file to write.")
+def calibrate_command(operators: str, gpu: str, runs: str, engine: str, out: str) -> int:
+    """Fit a calibration file from operator tables or measured runs."""
+    from planner.calibrate import calibrate_operators, calibrate_runs  # noqa: PLC0415
+
+    if bool(operators) == bool(runs):
+        raise click.UsageError("give --operators DIR with --gpu, or --runs FILE")
+    if operators:
+        if not gpu:
+            raise click.UsageError("--operators needs --gpu")
+        summary = calibrate_operators(operators, gpu=gpu, out=out)
+    else:
+        summary = calibrate_runs(runs, engine=engine, out=out)
+    for line in summary:
+        click.echo(line)
+    return 0
+
+
+@planner.group("profiles", context_settings=CONTEXT)
+def profiles_group() -> None:
+    """List, show and check profiles of GPUs, models and workloads."""
+
+
+@profiles_group.command("list")
+def profiles_list() -> int:
+    """List every shipped profile."""
+    from planner.report import print_profiles  # noqa: PLC0415
+
+    print_profiles()
+    return 0
+
+
+@profiles_group.command("show")
+@click.argument("name")
+def profiles_show(name: str) -> int:
+    """Print one profile file."""
+    click.echo(_shipped_file(name).read_text(encoding="utf-8"), nl=False)
+    return 0
+
+
+@profiles_group.command("check")
+@click.argument("file")
+def profiles_check(file: str) -> int:
+    """Read a profile file as the planner would, and say what it holds."""
+    from cost_models.profile_io import load_gpu, load_model  # noqa: PLC0415
+    from planner.workload import load_workload  # noqa: PLC0415
+
+    path = Path(file)
+    if not path.exists():
+        raise ProfileError(f"{file}: no such file")
+    if path.suffix in (".yaml", ".yml"):
+        click.echo(f"{file}: GPU {load_gpu(file).title}")
+    elif path.suffix in (".csv", ".jsonl") or "arrival" in path.read_text(errors="replace"):
+        click.echo(f"{file}: workload {load_workload(file).title}")
+    else:
+        model = load_model(file)
+        click.echo(f"{file}: model {model.name}, {model.architecture}, {model.num_layers} layers")
+    return 0
+
+
+def _plan_request(options: dict[str, Any], *, show_progress: bool) -> PlanRequest:
+    from planner.api import PlanRequest  # noqa: PLC0415
+    from planner.knobs import parse_assignments  # noqa: PLC0415
+
+    return PlanRequest(
+        gpu=options["gpu"],
+        workload=options["workload"],
+        model=options["model"],
+        engine=options["engine"],
+        num_gpus=options["num_gpus"],
+        slo=_slo(options["slo"]),
+        objective=options["objective"],
+        pins=parse_assignments(options["pin"], "--pin"),
+        limits=parse_assignments(options["limit"], "--limit"),
+        trials=_at_least(options["trials"], 0, "--trials"),
+        time_budget_s=_at_least(options["time_budget"], 0.1, "--time-budget"),
+        seed=options["seed"],
+        storage=options["storage"],
+        calibration=options["calibration"],
+        usd_per_hour=options["usd_per_hour"],
+        progress=_progress() if show_progress and sys.stderr.isatty() else None,
+    )
+
+
+def _at_least(value: Any, least: float, option: str) -> Any:
+    # `not >=` also refuses NaN.
+    if not value >= least or value == float("inf"):
+        raise click.UsageError(f"{option} {value}: it must be at least {least}")
+    return value
+
+
+def _slo(texts: tuple[str, ...]) -> dict[str, float]:
+    from planner.knobs import parse_assignments  # noqa: PLC0415
+
+    limits = {}
+    for metric, text in parse_assignments(texts, "--slo").items():
+        try:
+            limits[metric] = float(text)
+        except ValueError:
+            raise click.UsageError(f"--slo {metric}={text}: the limit is not a number") from None
+    return limits
+
+
+def _progress() -> Callable[[int, int], None]:
+    def show(evaluated: int, _expected: int) -> None:
+        click.echo(f"\r{evaluated} configurations evaluated", err=True, nl=False)
+
+    return show
+
+
+def _write_files(result: Plan, request: PlanRequest, out: str) -> None:
+    from planner.api import load_problem  # noqa: PLC0415
+    from planner.artifacts import write_plan_files  # noqa: PLC0415
+
+    problem = load_problem(
+        gpu=request.gpu, workload=request.workload, model=request.model, engine=request.engine
+    )
+    write_plan_files(result, problem=problem, folder=Path(out), seed=request.seed)
+
+
+def _shipped_file(name: str) -> Path:
+    from importlib.resources import files  # noqa: PLC0415
+
+    from cost_models.profile_io import list_gpus, list_models, load_gpu, load_model  # noqa: PLC0415
+    from planner.workload import list_workloads  # noqa: PLC0415
+
+    root = Path(str(files("profiles")))
+    if name in list_workloads():
+        return root / "workloads" / f"{name}.json"
+    try:
+        return root / "gpus" / f"{load_gpu(name).name}.yaml"
+    except PlannerError:
+        pass
+    try:
+        return root / "models" / f"{load_model(name).name}.json"
+    except PlannerError:
+        known = ", ".join([*list_gpus(), *list_models(), *list_workloads()])
+        raise ProfileError(f"profile {name!r} is unknown", hint=f"known: {known}") from None
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    click.echo(json.dumps(data, indent=2, allow_nan=False))

@@ -1,0 +1,270 @@
+"""Compares predictions with measurements: serving runs, and operator tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cost_models.calibration import Calibration
+from cost_models.calibration_io import load_calibration
+from cost_models.errors import PlannerError
+from cost_models.gpu import GpuSpec
+from cost_models.model import ModelSpec
+from cost_models.profile_io import load_gpu, load_model
+from planner.estimator.load import Lengths, Load, Protocol
+from planner.evaluator import Evaluator
+from planner.prediction import Prediction, predict_config
+from planner.runs import MeasuredRun, read_runs
+
+REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}
+"""Fewest requests of a run from which a percentile is scored."""
+
+FRONT_END_LIMITED = 0.8
+"""Share of the front end's time above which a run says little about the GPU."""
+
+CAPACITY_METRICS = (
+    "max_sequences",
+    "kv_cache_tokens",
+    "kv_cache_bytes_per_gpu",
+    "weight_bytes_per_gpu",
+    "cuda_graph_bytes_per_gpu",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One run: what was predicted beside what was measured, by metric."""
+
+    run: MeasuredRun
+    predicted: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    front_end_share: float
+
+    def scored(self) -> Iterable[str]:
+        """Metrics that were measured, predicted, and rest on enough requests."""
+        requests = _num_requests(self.run)
+        for name, measured in self.run.measured.items():
+            needed = REQUESTS_NEEDED.get(name.split(".")[-1], 0)
+            if name in self.predicted and measured > 0 and requests >= needed:
+                yield name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricError:
+    """Error of one metric over several runs, in percent of the measurement."""
+
+    n: int
+    mape_pct: float
+    median_ape_pct: float
+    bias_pct: float
+    coverage_90_pct: float
+    """Share of the measurements inside the 90 % interval."""
+    interval_90_rel_width_pct: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Runs of one GPU, engine and model, spelled as the runs do."""
+
+    gpu: str
+    engine: str
+    model: str
+    n: int
+    metrics: Mapping[str, MetricError]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Predictions of all runs of a file against what was measured."""
+
+    rows: tuple[Row, ...]
+    skipped: tuple[tuple[str, str], ...]
+    """(run id, reason)."""
+
+    @property
+    def overall(self) -> Mapping[str, MetricError]:
+        """Errors over all runs."""
+        return errors_by_metric(self.rows)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Errors by GPU, engine and model."""
+        keys = dict.fromkeys((r.run.gpu, r.run.engine, r.run.model) for r in self.rows)
+        groups = []
+        for gpu, engine, model in keys:
+            rows = [
+                r
+                for r in self.rows
+                if (r.run.gpu, r.run.engine, r.run.model) == (gpu, engine, model)
+            ]
+            groups.append(
+                Group(
+                    gpu=gpu, engine=engine, model=model, n=len(rows), metrics=errors_by_metric(rows)
+                )
+            )
+        return groups
+
+    def without_front_end_limited(self) -> Validation:
+        """Return the runs whose rate the GPU, not the front end, decides."""
+        kept = tuple(row for row in self.rows if row.front_end_share < FRONT_END_LIMITED)
+        return replace(self, rows=kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON form."""
+        return {
+            "overall": {"n": len(self.rows), "metrics": _errors_to_json(self.overall)},
+            "groups": [
+                {
+                    "gpu": group.gpu,
+                    "engine": group.engine,
+                    "model": group.model,
+                    "n": group.n,
+                    "metrics": _errors_to_json(group.metrics),
+                }
+                for group in self.groups
+            ],
+            "rows": [
+                {
+                    "run_id": row.run.run_id,
+                    "predicted": dict(row.predicted),
+                    "measured": dict(row.run.measured),
+                    "front_end_limited": row.front_end_share >= FRONT_END_LIMITED,
+                }
+                for row in self.rows
+            ],
+            "skipped": [{"run_id": run_id, "reason": reason} for run_id, reason in self.skipped],
+        }
+
+
+def validate(path: str | Path, *, calibration: str = "") -> Validation:
+    """Predict every measured run of a file and compare.
+
+    Raises:
+        ProfileError: The file is missing or damaged. A run that cannot be predicted is
+            skipped, with the reason.
+    """
+    rows, skipped = [], []
+    for run, run_id, reason in read_runs(path):
+        if run is None:
+            skipped.append((run_id, reason))
+            continue
+        try:
+            rows.append(predict_run(run, calibration=calibration))
+        except PlannerError as error:
+            skipped.append((run_id, str(error)))
+    return Validation(rows=tuple(rows), skipped=tuple(skipped))
+
+
+def predict_run(run: MeasuredRun, *, calibration: str = "") -> Row:
+    """Predict one run from its configuration, workload and lengths alone.
+
+    Raises:
+        PlannerError: Unknown GPU, model or engine, or an incomplete workload.
+    """
+    known = _calibration(run.gpu, run.engine, run.engine_version, calibration)
+    return predict_run_with(run, known)
+
+
+def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
+    """The same under a calibration at hand: what a fit evaluates."""
+    config = run.engine_config()
+    if run.engine == "vllm" and config.quantization == "fp8":
+        # vLLM's online FP8 finds activation scales at run time.
+        config = replace(config, quantization="fp8_dynamic")
+    evaluator = Evaluator(
+        model=_model(run.model),
+        gpu=_gpu(run.gpu),
+        calibration=calibration,
+        load=_capacity_load(run) if run.protocol == "capacity" else run.load(),
+        slo={},
+    )
+    prediction = predict_config(evaluator, config)
+    names = CAPACITY_METRICS if run.protocol == "capacity" else tuple(prediction.metrics)
+    metrics = {name: prediction.metrics[name] for name in names}
+    return Row(
+        run=run,
+        predicted={name: metric.value for name, metric in metrics.items()},
+        intervals={name: metric.interval_90 for name, metric in metrics.items()},
+        front_end_share=0.0
+        if run.protocol == "capacity"
+        else _front_end_share(prediction, evaluator),
+    )
+
+
+def errors_by_metric(rows: Iterable[Row]) -> dict[str, MetricError]:
+    """Return the error of every metric that some row has."""
+    samples: dict[str, list[tuple[float, float, tuple[float, float]]]] = {}
+    for row in rows:
+        for name in row.scored():
+            sample = (row.predicted[name], row.run.measured[name], row.intervals[name])
+            samples.setdefault(name, []).append(sample)
+    return {name: _metric_error(values) for name, values in sorted(samples.items())}
+
+
+def _metric_error(samples: list[tuple[float, float, tuple[float, float]]]) -> MetricError:
+    predicted = np.array([sample[0] for sample in samples])
+    measured = np.array([sample[1] for sample in samples])
+    low = np.array([sample[2][0] for sample in samples])
+    high = np.array([sample[2][1] for sample in samples])
+    error = predicted / measured - 1.0
+    return MetricError(
+        n=len(samples),
+        mape_pct=float(np.mean(np.abs(error)) * 100),
+        median_ape_pct=float(np.median(np.abs(error)) * 100),
+        bias_pct=float(np.mean(error) * 100),
+        coverage_90_pct=float(np.mean((low <= measured) & (measured <= high)) * 100),
+        interval_90_rel_width_pct=float(np.mean((high - low) / predicted) * 100),
+    )
+
+
+def _errors_to_json(errors: Mapping[str, MetricError]) -> dict[str, dict[str, float]]:
+    names = [field for field in MetricError.__dataclass_fields__]
+    return {
+        metric: {name: round(getattr(error, name), 4) for name in names}
+        for metric, error in errors.items()
+    }
+
+
+def _front_end_share(prediction: Prediction, evaluator: Evaluator) -> float:
+    front_end, load = evaluator.calibration.front_end, evaluator.load
+    serial_s = front_end.seconds_per_request(load.isl.mean, load.osl.mean)
+    return prediction.value("request_per_s") * serial_s
+
+
+def _num_requests(run: MeasuredRun) -> float:
+    workload = run.workload
+    if workload.get("num_requests"):
+        return float(workload["num_requests"])
+    if "requests_file" in workload:
+        return run.load().num_requests
+    return 10.0 * float(workload.get("concurrency") or 0)
+
+
+def _capacity_load(run: MeasuredRun) -> Load:
+    """Nothing is served: only the longest sequence matters."""
+    return Load(
+        protocol=Protocol.OFFLINE,
+        isl=Lengths.fixed(float(run.workload.get("isl") or 1024)),
+        osl=Lengths.fixed(float(run.workload.get("osl") or 128)),
+        max_output_tokens=float(run.workload.get("osl") or 128),
+    )
+
+
+@cache
+def _calibration(gpu: str, engine: str, version: str, path: str) -> Calibration:
+    return load_calibration(_gpu(gpu), engine, path, engine_version=version)
+
+
+@cache
+def _gpu(name: str) -> GpuSpec:
+    return load_gpu(name)
+
+
+@cache
+def _model(name: str) -> ModelSpec:
+    return load_model(name)
