@@ -73,7 +73,7 @@ def load_calibration(
     Raises:
         ProfileError: The engine has no calibration, or a file cannot be read.
     """
-    shared = _engine_file(engine)
+    shared = read_engine_file(engine)
     differs = shared["versions"].get(engine_version, {})
     own = _shipped_operators(gpu.name)
     operators, borrowed = _with_borrowed(own, gpu)
@@ -148,7 +148,12 @@ def _calibrations() -> Path:
 
 
 @cache
-def _engine_file(engine: str) -> dict[str, Any]:
+def read_engine_file(engine: str) -> dict[str, Any]:
+    """Return the shipped constants of an engine.
+
+    Raises:
+        ProfileError: None are shipped.
+    """
     path = _calibrations() / "engines" / f"{engine}.json"
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.json"))

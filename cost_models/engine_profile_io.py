@@ -36,18 +36,16 @@ def load_engine(name: str) -> EngineRules:
         version=data["version"],
         quantizations=_precisions(data["quantizations"]),
         kv_cache_dtypes=_precisions(data["kv_cache_dtypes"]),
-        knobs={
-            knob: KnobRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
-            for knob, rule in data["knobs"].items()
-        },
+        knobs={knob: KnobRule(**_with_tuples(rule)) for knob, rule in data["knobs"].items()},
     )
 
 
 def _precisions(table: dict[str, dict[str, Any]]) -> dict[str, PrecisionRule]:
-    return {
-        name: PrecisionRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
-        for name, rule in table.items()
-    }
+    return {name: PrecisionRule(**_with_tuples(rule)) for name, rule in table.items()}
+
+
+def _with_tuples(rule: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in rule.items()}
 
 
 def _folder() -> Path:

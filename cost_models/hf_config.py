@@ -211,8 +211,8 @@ def _vision_parameters(config: Config, text: Config) -> int:
 def _size(config: Config, key: str, name: str = "") -> int:
     """Return a positive whole number of the config."""
     value = config.get(key)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not 0 < value <= LARGEST_COUNT:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value is None or not 0 < value <= LARGEST_COUNT:
         where = f"{name}: " if name else ""
         raise ConfigError(
             f"{where}config.json has {key}={value!r}", hint="it must be a positive whole number"

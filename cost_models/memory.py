@@ -158,7 +158,8 @@ class MemoryModel:
         graphs = self._cuda_graph_bytes(knobs)
         wanted = self._kv_cache_bytes(unfilled, knobs)
         blocks = self._blocks(wanted, knobs, layout)
-        kv_bytes = blocks * layout.bytes_per_token * knobs.tokens_per_block
+        block_tokens = np.asarray(knobs.tokens_per_block, dtype=np.float64)
+        kv_bytes = blocks * layout.bytes_per_token * block_tokens
         one_sequence = layout.sequence_bytes(knobs.max_seq_len, knobs.tokens_per_block)
         ranks = self.config.tensor_parallel_size if self.config.enable_attention_dp else 1
         return MemoryPlan(
@@ -171,7 +172,7 @@ class MemoryModel:
             kv_cache_bytes_per_gpu=kv_bytes,
             cuda_graph_bytes_per_gpu=graphs,
             reserved_bytes_per_gpu=unfilled - kv_bytes,
-            kv_cache_tokens=blocks * knobs.tokens_per_block * ranks,
+            kv_cache_tokens=blocks * block_tokens * ranks,
             kv_cache_blocks=blocks * ranks,
             max_sequences=np.floor(kv_bytes / one_sequence) * ranks,
             shortfall_bytes=_shortfall(unfilled, kv_bytes, graphs, one_sequence),
@@ -188,7 +189,8 @@ class MemoryModel:
             np.minimum(knobs.max_batch_size, tokens), self.constants.logits_rows_limit
         )
         logits = rows * self.model.vocab_size * LOGIT_BYTES
-        return tokens * per_token * self.constants.activation_factor + logits
+        peak = tokens * per_token * self.constants.activation_factor + logits
+        return np.asarray(peak, dtype=np.float64)
 
     def _communication_bytes(self) -> float:
         ranks = self.config.gpus_per_replica
@@ -203,7 +205,7 @@ class MemoryModel:
         return count * layers * self.constants.graph_bytes_per_layer
 
     def _kv_cache_bytes(self, unfilled: FloatArray, knobs: MemoryKnobs) -> FloatArray:
-        share = np.asarray(knobs.kv_fraction, dtype=np.float64)
+        share: FloatArray = np.asarray(knobs.kv_fraction, dtype=np.float64)
         if self.engine == "vllm":
             return unfilled - (1.0 - share) * self.gpu.memory_bytes
         return unfilled * share

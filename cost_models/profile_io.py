@@ -176,7 +176,8 @@ def _hub_model(hub_name: str) -> ModelSpec:
             f"model {hub_name!r} cannot be looked up ({_one_line(error)})",
             hint="give a path to its config.json",
         ) from None
-    return model_from_config(config, name=hub_name.split("/")[-1].lower(), hub_name=hub_name)
+    name = hub_name.rsplit("/", maxsplit=1)[-1].lower()
+    return model_from_config(config, name=name, hub_name=hub_name)
 
 
 def _folder(kind: str) -> Path:
@@ -185,7 +186,7 @@ def _folder(kind: str) -> Path:
 
 @cache
 def _gpu_aliases() -> dict[str, str]:
-    aliases = {}
+    aliases: dict[str, str] = {}
     for name in list_gpus():
         data = read_yaml_object(_folder("gpus") / f"{name}.yaml")
         aliases |= {str(alias).lower(): name for alias in (name, *data["aliases"])}
@@ -194,7 +195,7 @@ def _gpu_aliases() -> dict[str, str]:
 
 @cache
 def _model_names() -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for name in list_models():
         text = (_folder("models") / f"{name}.json").read_text(encoding="utf-8")
         data = json.loads(text)
@@ -205,7 +206,7 @@ def _model_names() -> dict[str, str]:
 
 def _name_candidates(name: str) -> list[str]:
     """Return the bare name, then the name with its endings taken off one by one."""
-    bare = name.split("/")[-1].lower().replace("_", "-")
+    bare = name.rsplit("/", maxsplit=1)[-1].lower().replace("_", "-")
     candidates = [bare]
     while stripped := next((bare.removesuffix(s) for s in MODEL_SUFFIXES if bare.endswith(s)), ""):
         bare = stripped

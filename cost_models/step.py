@@ -7,7 +7,7 @@ prefilled. The closed-form estimator and the simulator both call `StepModel`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +24,7 @@ from cost_models.operators.attention import (
     prefill_attention_seconds,
 )
 from cost_models.operators.collectives import allreduce_seconds, nccl_seconds
-from cost_models.operators.gemm import gemm_seconds
+from cost_models.operators.gemm import GemmParams, gemm_seconds
 from cost_models.operators.mla import (
     mla_bmm_seconds,
     mla_decode_seconds,
@@ -76,7 +76,7 @@ class StepCost:
     @property
     def seconds(self) -> FloatArray:
         """Time of the whole step."""
-        return np.sum(np.broadcast_arrays(*self.by_family.values()), axis=0)
+        return np.asarray(np.sum(np.broadcast_arrays(*self.by_family.values()), axis=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,7 +91,6 @@ class StepModel:
     config: EngineConfig
     gpu: GpuSpec
     calibration: Calibration
-    _curves: dict[tuple[str, int, int], FloatArray] = field(default_factory=dict, repr=False)
 
     def cost(self, batch: StepBatch) -> StepCost:
         """Return the time of a pass of `batch` through all layers, by family."""
@@ -118,19 +117,13 @@ class StepModel:
 
     def gemm(self, tokens: FloatArray, n: int, k: int, *, dtype: str = "") -> FloatArray:
         """Return the time of one linear layer, from its curve over token counts."""
-        dtype = dtype or self.linear_dtype
-        key = (dtype, n, k)
-        if key not in self._curves:
-            self._curves[key] = gemm_seconds(
-                TOKEN_KNOTS,
-                n,
-                k,
-                gpu=self.gpu,
-                params=self.calibration.operators.gemm[dtype].params,
-                weights_cold=True,
-                static_scales=not quantization(self.config.quantization).dynamic_activation_scale,
-            )
-        return np.where(tokens > 0, np.interp(tokens, TOKEN_KNOTS, self._curves[key]), 0.0)
+        curve = _gemm_curve(
+            self.gpu,
+            self.calibration.operators.gemm[dtype or self.linear_dtype].params,
+            (n, k),
+            static_scales=not quantization(self.config.quantization).dynamic_activation_scale,
+        )
+        return np.where(tokens > 0, np.interp(tokens, TOKEN_KNOTS, curve), 0.0)
 
     @property
     def linear_dtype(self) -> str:
@@ -369,7 +362,7 @@ class _Layer:
         """Residual + norm twice (read 2, write 2 tensors each) and the gated activation."""
         mlp, step = self.group.mlp, self.step.calibration.step
         norms = self.step.model.norms_per_layer
-        elements = 4 * self.hidden * norms
+        elements = 4.0 * self.hidden * norms
         kernels = norms
         inter = mlp.shared_inter_size if mlp.is_moe else mlp.inter_size
         if inter:
@@ -381,6 +374,35 @@ class _Layer:
         bandwidth = step.elementwise_efficiency * self.step.gpu.hbm_bytes_per_s
         seconds = kernels * step.elementwise_launch_s + bytes_moved / bandwidth
         families.add("elementwise", seconds, layers=self.group.count)
+
+
+_CurveKey = tuple[int, int, tuple[int, int], bool]
+_curves: dict[_CurveKey, tuple[GpuSpec, GemmParams, FloatArray]] = {}
+"""Memo of `_gemm_curve`, keyed by identity; it holds the objects, so identities stay theirs."""
+
+MOST_CURVES = 20_000
+
+
+def _gemm_curve(
+    gpu: GpuSpec, params: GemmParams, shape: tuple[int, int], *, static_scales: bool
+) -> FloatArray:
+    """Time one linear layer at every token knot; layers, steps and fits share the result."""
+    key = (id(gpu), id(params), shape, static_scales)
+    if key not in _curves:
+        if len(_curves) >= MOST_CURVES:
+            _curves.clear()
+        n, k = shape
+        curve = gemm_seconds(
+            TOKEN_KNOTS,
+            n,
+            k,
+            gpu=gpu,
+            params=params,
+            weights_cold=True,
+            static_scales=static_scales,
+        )
+        _curves[key] = (gpu, params, curve)
+    return _curves[key][2]
 
 
 def _columns(batch: StepBatch) -> tuple[FloatArray, ...]:

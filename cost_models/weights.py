@@ -87,10 +87,10 @@ def weight_bytes(model: ModelSpec, config: EngineConfig) -> WeightBytes:
     fullest = -(-model.num_layers // stages) / model.num_layers
     parts = {part: size * fullest for part, size in parts.items()}
     vocabulary = model.vocab_size * model.hidden_size * UNQUANTIZED_BYTES
-    vocabulary /= config.attention_tensor_parallel_size
-    parts["embedding"] = vocabulary
+    vocabulary_shard = vocabulary / config.attention_tensor_parallel_size
+    parts["embedding"] = vocabulary_shard
     if not model.tie_word_embeddings and stages == 1:
-        parts["lm_head"] = vocabulary
+        parts["lm_head"] = vocabulary_shard
     parts["extra"] = model.extra_parameters * UNQUANTIZED_BYTES
     return WeightBytes(by_part=parts)
 
@@ -118,7 +118,7 @@ def check_divides(model: ModelSpec, config: EngineConfig) -> None:
     heads = model.num_heads
     if heads % config.attention_tensor_parallel_size:
         raise ConfigError(
-            f"tensor_parallel_size={tp} does not divide the {heads} attention heads of {model.name}",
+            f"tensor_parallel_size={tp} does not divide the {heads} heads of {model.name}",
             hint=f"accepted: {', '.join(str(i) for i in (1, 2, 4, 8) if heads % i == 0)}",
         )
     if tp % ep:

@@ -73,7 +73,7 @@ class PlanRequest:
     progress: Callable[[int, int], None] | None = None
 
 
-def load_problem(
+def load_problem(  # noqa: PLR0913  one argument for each thing a user names
     *,
     gpu: str,
     workload: str,
@@ -163,7 +163,7 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
     return space
 
 
-def predict(
+def predict(  # noqa: PLR0913  one argument for each thing a user names
     *,
     gpu: str,
     workload: str,

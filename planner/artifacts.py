@@ -331,7 +331,7 @@ def _quantize_script(config: EngineConfig, model: ModelSpec) -> str:
     if not weights:
         if config.quantization != model.checkpoint_quantization:
             raise ConfigError(
-                f"quantization={config.quantization}: no tool writes such a checkpoint of {model.name}"
+                f"quantization={config.quantization}: no tool writes it for {model.name}"
             )
         weights = "none"
     return script + (
@@ -347,7 +347,8 @@ def _dataset(model: ModelSpec, workload: Workload, seed: int) -> str:
     rng = np.random.default_rng(seed)
     isl = workload.isl.sample(rng, DATASET_REQUESTS)
     osl = np.minimum(workload.osl.sample(rng, DATASET_REQUESTS), workload.max_output_tokens)
-    lines, tokens = [], 0
+    lines: list[str] = []
+    tokens = 0
     for number, (prompt, output) in enumerate(zip(isl.tolist(), osl.tolist(), strict=True)):
         tokens += prompt
         if lines and tokens > DATASET_TOKENS:

@@ -165,7 +165,8 @@ def predict_command(
 
     options["slo"] = _slo(options["slo"])
     problem = load_problem(**options)
-    config, ignored = problem.default_config, []
+    config = problem.default_config
+    ignored: list[str] = []
     if config_file:
         config, ignored = config_from_options(options_file(config_file), config)
     prediction, violations = predict_problem(problem, config, parse_assignments(settings, "--set"))

@@ -60,6 +60,7 @@ class Slice:
     """Values of the inner knobs that differ, one row a configuration; may be empty."""
 
     def __len__(self) -> int:
+        """Return the number of configurations."""
         return len(next(iter(self.columns.values()), (None,)))
 
     def column(self, knob: str) -> NDArray[Any]:
@@ -223,7 +224,8 @@ class Evaluator:
         slots = np.minimum(held, rows.column("max_batch_size"))
         # A static batch runs until its longest output ends.
         drained = load.osl.mean / max(load.osl.quantiles["p99"], 1.0)
-        return np.where(policy == "STATIC_BATCH", np.maximum(slots * drained, 1.0), slots)
+        static = policy == "STATIC_BATCH"
+        return np.asarray(np.where(static, np.maximum(slots * drained, 1.0), slots), np.float64)
 
     def _refused(self, rows: Slice) -> FloatArray:
         """Share of prompts longer than the token budget where they are not chunked."""
@@ -254,7 +256,7 @@ class Evaluator:
         result = estimate(curve, probe, wide, self.calibration.front_end)
         excess = self.slo_excess(_metrics(result))
         met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
-        return np.max(np.where(met, rates, 0.0), axis=1)
+        return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
 
     def slo_excess(self, metrics: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Return predicted / allowed - 1 for each metric of the SLO."""
@@ -317,7 +319,8 @@ def _metrics(result: Estimate) -> dict[str, FloatArray]:
 
 
 def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
-    return np.logical_and.reduce([value <= 0 for value in excess.values()] or [np.array(True)])
+    met = [value <= 0 for value in excess.values()] or [np.array(True)]
+    return np.asarray(np.logical_and.reduce(met), dtype=np.bool_)
 
 
 def _curve_groups(rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:

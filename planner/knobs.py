@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -78,10 +79,12 @@ def parse_limits(pins: Mapping[str, str], limits: Mapping[str, str]) -> dict[str
     both = set(pins) & set(limits)
     if both:
         raise ConfigError(f"{sorted(both)[0]} is given by --pin and by --limit")
-    allowed = {known_knob(knob): (parse_value(knob, text),) for knob, text in pins.items()}
+    allowed: dict[str, tuple[Any, ...]] = {
+        known_knob(knob): (parse_value(knob, text),) for knob, text in pins.items()
+    }
     for knob, text in limits.items():
-        values = dict.fromkeys(parse_value(knob, part) for part in text.split(","))
-        allowed[known_knob(knob)] = tuple(values)
+        distinct = dict.fromkeys(parse_value(knob, part) for part in text.split(","))
+        allowed[known_knob(knob)] = tuple(distinct)
     for knob, values in allowed.items():
         for value in values:
             check_values(replace(EngineConfig(), **{knob: value}))
@@ -114,10 +117,7 @@ def parse_value(knob: str, text: str) -> Any:
         if kind == "int":
             return int(text)
         if kind == "float":
-            value = float(text)
-            if value != value or value in (float("inf"), float("-inf")):
-                raise ValueError(text)
-            return value
+            return _finite(text)
     except (KeyError, ValueError):
         names = {"bool": "true or false", "int": "a whole number", "float": "a number"}
         raise ConfigError(f"{knob}={text!r}", hint=f"it must be {names[kind]}") from None
@@ -155,6 +155,13 @@ def config_from_options(
     config = replace(base, **values)
     check_values(config)
     return config, ignored
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _typed(path: str, knob: str, value: Any) -> Any:

@@ -84,16 +84,16 @@ def _errors(rows: Table, system: str, family: str, path: str | Path) -> list[Ope
         known = (dtypes == dtype) & np.isfinite(predicted) & (measured > 0)
         if not known.any():
             continue
-        error = predicted[known] / measured[known] - 1.0
+        miss = predicted[known] / measured[known] - 1.0
         errors.append(
             OperatorError(
                 system=system,
                 family=family,
                 dtype=str(dtype),
                 n=int(known.sum()),
-                mape_pct=float(np.mean(np.abs(error)) * 100),
-                median_ape_pct=float(np.median(np.abs(error)) * 100),
-                bias_pct=float(np.mean(error) * 100),
+                mape_pct=float(np.mean(np.abs(miss)) * 100),
+                median_ape_pct=float(np.median(np.abs(miss)) * 100),
+                bias_pct=float(np.mean(miss) * 100),
             )
         )
     return errors

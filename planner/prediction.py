@@ -27,6 +27,34 @@ IDLE_POWER_FRACTION = 0.20
 BORROWED_WIDENING = 2.5
 """Intervals are this much wider where operators are carried over from another GPU."""
 
+UNCHECKED_WIDENING = 1.5
+"""Intervals of percentiles are this much wider where only means were checked."""
+
+MEMORY_METRICS = frozenset(
+    {
+        "kv_cache_tokens",
+        "weight_bytes_per_gpu",
+        "kv_cache_bytes_per_gpu",
+        "cuda_graph_bytes_per_gpu",
+        "max_sequences",
+    }
+)
+"""Counted, not timed: the same on every GPU."""
+
+MEMORY_LOG_ERROR = 0.03
+"""Half width, in log, of the interval of what is counted."""
+
+SAME_ERROR_AS: Mapping[str, str] = {
+    "itl_ms": "tpot_ms.mean",
+    "e2el_ms": "tpot_ms.mean",
+    "output_tok_per_s": "output_tok_per_s_per_gpu",
+    "request_per_s": "output_tok_per_s_per_gpu",
+    "goodput_request_per_s": "output_tok_per_s_per_gpu",
+    "usd_per_million_output_tokens": "output_tok_per_s_per_gpu",
+    "output_tokens_per_joule": "output_tok_per_s_per_gpu",
+}
+"""Metric whose checked error stands for another's."""
+
 DEFAULT_LOG_ERROR = 0.25
 """Half width, in log, of the interval of a metric that no run has checked."""
 
@@ -141,7 +169,7 @@ def step_breakdown(
     }
 
 
-def binding_limit(
+def binding_limit(  # noqa: PLR0911  one return for each limit, in order of precedence
     evaluator: Evaluator, config: EngineConfig, evaluation: Evaluation, point: ServingCurve
 ) -> str:
     """Say in words what stops a configuration from serving more."""
@@ -209,14 +237,29 @@ def _metrics(
 def interval_90(
     name: str, value: float, calibration: Calibration, provenance: Provenance
 ) -> tuple[float, float]:
-    """Return the interval that held 90 % of cross-validated measurements of this metric."""
-    quantiles = calibration.intervals.get(name) or calibration.intervals.get(name.split(".")[0])
-    low, high = -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
-    if quantiles is not None:
-        low, high = quantiles.log_q05, quantiles.log_q95
-    if provenance is Provenance.DATASHEET:
+    """Return the interval that held 90 % of cross-validated measurements of this metric.
+
+    A statistic that no run has checked takes its metric's mean, wider.
+    """
+    low, high = _log_interval(name, calibration)
+    if provenance is Provenance.DATASHEET and name not in MEMORY_METRICS:
         low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
     return value * math.exp(min(low, 0.0)), value * math.exp(max(high, 0.0))
+
+
+def _log_interval(name: str, calibration: Calibration) -> tuple[float, float]:
+    if name in MEMORY_METRICS:
+        return -MEMORY_LOG_ERROR, MEMORY_LOG_ERROR
+    metric = name.split(".", maxsplit=1)[0]
+    for known, widening in (
+        (name, 1.0),
+        (f"{metric}.mean", UNCHECKED_WIDENING),
+        (SAME_ERROR_AS.get(metric, ""), UNCHECKED_WIDENING),
+    ):
+        if known in calibration.intervals:
+            quantiles = calibration.intervals[known]
+            return quantiles.log_q05 * widening, quantiles.log_q95 * widening
+    return -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
 
 
 def provenance_of(
@@ -299,7 +342,7 @@ def memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
         "free_bytes_per_gpu",
         "shortfall_bytes",
     )
-    plain = {name: int(round(float(getattr(memory, name)))) for name in names}
+    plain = {name: round(float(getattr(memory, name))) for name in names}
     return plain | {"kv_bytes_per_token": memory.layout.bytes_per_token, "fits": bool(memory.fits)}
 
 

@@ -45,7 +45,8 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
     _print_prediction_body(console, best)
     for relaxation in plan.relaxations:
         console.print(
-            f"  to be feasible: {relaxation.limit} {relaxation.given:.4g} -> {relaxation.needed:.4g}"
+            f"  to be feasible: {relaxation.limit} from {relaxation.given:.4g} "
+            f"to {relaxation.needed:.4g}"
         )
     _print_neighbours(console, plan.neighbours)
     if plan.alternatives:
@@ -195,12 +196,13 @@ def _print_rates(console: Console, prediction: Prediction) -> None:
         metric = prediction.metrics[name]
         low, high = metric.interval_90
         console.print(
-            f"  {title:9}{metric.value:>10.4g} {unit} ({low:.4g} to {high:.4g}, {metric.provenance})"
+            f"  {title:9}{metric.value:>10.4g} {unit} "
+            f"({low:.4g} to {high:.4g}, {metric.provenance})"
         )
     if prediction.highest_rate_per_s > 0:
         console.print(
-            f"  {'Headroom':9}{prediction.highest_rate_per_s:>10.4g} requests/s is the highest rate "
-            "under the SLO"
+            f"  {'Headroom':9}{prediction.highest_rate_per_s:>10.4g} requests/s is the highest "
+            "rate under the SLO"
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from cost_models.calibration import Calibration
 from cost_models.calibration_io import load_calibration
+from cost_models.engine import EngineConfig
 from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
@@ -171,18 +172,8 @@ def predict_run(run: MeasuredRun, *, calibration: str = "") -> Row:
 
 
 def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
-    """The same under a calibration at hand: what a fit evaluates."""
-    config = run.engine_config()
-    if run.engine == "vllm" and config.quantization == "fp8":
-        # vLLM's online FP8 finds activation scales at run time.
-        config = replace(config, quantization="fp8_dynamic")
-    evaluator = Evaluator(
-        model=_model(run.model),
-        gpu=_gpu(run.gpu),
-        calibration=calibration,
-        load=_capacity_load(run) if run.protocol == "capacity" else run.load(),
-        slo={},
-    )
+    """The same under a calibration at hand."""
+    evaluator, config = run_evaluator(run, calibration)
     prediction = predict_config(evaluator, config)
     names = CAPACITY_METRICS if run.protocol == "capacity" else tuple(prediction.metrics)
     metrics = {name: prediction.metrics[name] for name in names}
@@ -194,6 +185,22 @@ def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
         if run.protocol == "capacity"
         else _front_end_share(prediction, evaluator),
     )
+
+
+def run_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator, EngineConfig]:
+    """Return what predicts a run, and the configuration that it ran."""
+    config = run.engine_config()
+    if run.engine == "vllm" and config.quantization == "fp8":
+        # vLLM's online FP8 finds activation scales at run time.
+        config = replace(config, quantization="fp8_dynamic")
+    evaluator = Evaluator(
+        model=_model(run.model),
+        gpu=_gpu(run.gpu),
+        calibration=calibration,
+        load=_capacity_load(run) if run.protocol == "capacity" else run.load(),
+        slo={},
+    )
+    return evaluator, config
 
 
 def errors_by_metric(rows: Iterable[Row]) -> dict[str, MetricError]:
@@ -223,7 +230,7 @@ def _metric_error(samples: list[tuple[float, float, tuple[float, float]]]) -> Me
 
 
 def _errors_to_json(errors: Mapping[str, MetricError]) -> dict[str, dict[str, float]]:
-    names = [field for field in MetricError.__dataclass_fields__]
+    names = list(MetricError.__dataclass_fields__)
     return {
         metric: {name: round(getattr(error, name), 4) for name in names}
         for metric, error in errors.items()

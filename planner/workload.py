@@ -11,7 +11,6 @@ from datetime import datetime
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +57,7 @@ class LengthDistribution:
 
     def quantile(self, probability: FloatArray | float) -> FloatArray:
         """Return the length below which this share of requests falls."""
-        return np.interp(probability, self.probabilities, self.tokens)
+        return np.asarray(np.interp(probability, self.probabilities, self.tokens))
 
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.int64]:
         """Draw whole lengths."""

@@ -89,7 +89,7 @@ class _Lane:
 
     def open_loop(self) -> Estimate:
         """Little's law finds the batch at which the lane keeps up with its arrivals."""
-        rate = self.load.rate_per_s / self.lanes
+        rate = np.asarray(self.load.rate_per_s, dtype=np.float64) / self.lanes
         most = np.minimum(self.curve.at(self.slots).rate_per_s, self.front_end_rate / self.lanes)
         served = np.minimum(rate, most)
         decoding = np.minimum(np.interp(served, *_increasing(self.curve)), self.slots)
@@ -149,14 +149,14 @@ class _Lane:
         lag = (self.front_end.steps_in_flight - 1) * point.tpot_s
         streams = self.front_end.active_stream_s * point.decoding
         host = self.arrival_work_s + self.front_end.first_token_s + streams
-        return point.step_wait_s + lag + point.prefill_s + host
+        return np.asarray(point.step_wait_s + lag + point.prefill_s + host, dtype=np.float64)
 
     def _prefill_wait_s(self, point: ServingCurve, rate: FloatArray) -> FloatArray:
         """Wait behind other prompts: an M/G/1 queue of prefills (Pollaczek and Khinchine)."""
         work = point.prefill_s
         busy = np.minimum(rate * work / np.maximum(point.prompts_per_mixed_step, 1.0), 0.98)
         spread = (self.load.arrival_cv**2 + self.load.isl.cv**2) / 2
-        return busy / (1 - busy) * work * spread
+        return np.asarray(busy / (1 - busy) * work * spread, dtype=np.float64)
 
     def _backlog_s(self, rate: FloatArray, most: FloatArray) -> FloatArray:
         """Mean wait over a run in which requests come faster than they are served."""
@@ -167,7 +167,7 @@ class _Lane:
         """Time until the last prompt of a simultaneous start has its first token."""
         per_prompt = point.mixed_step_s / np.maximum(point.prompts_per_mixed_step, 1e-9)
         increment = per_prompt - point.decode_step_s / np.maximum(point.prompts_per_mixed_step, 1.0)
-        return clients * np.maximum(increment, 0.0) * point.chunks_per_prompt**0
+        return np.asarray(clients * np.maximum(increment, 0.0), dtype=np.float64)
 
     def _ttft(
         self, point: ServingCurve, *, mean_wait: FloatArray, wait_variance: FloatArray

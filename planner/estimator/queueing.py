@@ -41,4 +41,4 @@ def gamma_quantile(mean: ArrayLike, variance: ArrayLike, probability: float) -> 
     z = NORMAL_QUANTILES[probability]
     cv_squared = np.asarray(variance) / np.maximum(mean, 1e-12) ** 2
     root = 1 - cv_squared / 9 + z * np.sqrt(cv_squared) / 3
-    return mean * np.maximum(root, 0.0) ** 3
+    return np.asarray(mean * np.maximum(root, 0.0) ** 3, dtype=np.float64)

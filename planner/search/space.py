@@ -71,7 +71,7 @@ class SearchSpace:
         grid = list(product(*(self.choices(knob) for knob in varied)))
         for split in self.splits():
             columns = {knob: np.array([row[i] for row in grid]) for i, knob in enumerate(varied)}
-            columns["cuda_graph_max_batch_size"] = self._graph_sizes(split, columns)
+            columns["cuda_graph_max_batch_size"] = self._graph_sizes(columns)
             rows = Slice(base=self._with_single_choices(split), columns=columns)
             yield _legal_rows(rows)
 
@@ -87,7 +87,7 @@ class SearchSpace:
         rest = [k for k in INNER_KNOBS if k not in OUTER_KNOBS and k in self.limits]
         return replace(split, **{knob: self.limits[knob][0] for knob in rest})
 
-    def _graph_sizes(self, split: EngineConfig, columns: Mapping[str, Any]) -> Any:
+    def _graph_sizes(self, columns: Mapping[str, Any]) -> Any:
         """CUDA graphs cover the batch unless the user says otherwise."""
         if "cuda_graph_max_batch_size" in self.limits:
             only = self.limits["cuda_graph_max_batch_size"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -210,9 +211,7 @@ class _Search:
         choices = self.space.choices(knob)
         if knob in self.space.limits or knob not in ("max_batch_size", "max_num_tokens"):
             return choices
-        between = [
-            round((a * b) ** 0.5 / 8) * 8 for a, b in zip(choices, choices[1:], strict=False)
-        ]
+        between = [round((a * b) ** 0.5 / 8) * 8 for a, b in itertools.pairwise(choices)]
         return tuple(sorted({*choices, *between}))
 
     def _evaluated(self, config: EngineConfig) -> Candidate:
