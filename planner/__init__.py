@@ -1,1 +1,29 @@
-"""Plans how to run a large language model on TensorRT-LLM."""
+"""Plans how to run a large language model on TensorRT-LLM.
+
+`plan`, `predict` and `validate` are the use cases; they load on first use, so that
+importing the package costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.api import PlanRequest, plan, predict
+    from planner.validation import validate
+
+__all__ = ["PlanRequest", "plan", "predict", "validate"]
+
+_HOMES = {
+    "PlanRequest": "planner.api",
+    "plan": "planner.api",
+    "predict": "planner.api",
+    "validate": "planner.validation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a use case when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'planner' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -19,7 +19,7 @@ from cost_models.profile_io import load_gpu, load_model
 from cost_models.weights import check_divides
 from planner.evaluator import Evaluator
 from planner.knobs import apply_settings, parse_limits
-from planner.plan import Plan, make_plan
+from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, predict_config
 from planner.runs import ENGINE_DEFAULTS
 from planner.search.space import OUTER_KNOBS, SearchSpace, check_limits

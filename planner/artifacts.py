@@ -23,7 +23,7 @@ from cost_models.model import ModelSpec
 
 if TYPE_CHECKING:
     from planner.api import Problem
-    from planner.plan import Plan
+    from planner.planning import Plan
     from planner.workload import Workload
 
 DATASET_REQUESTS = 500

@@ -20,7 +20,7 @@ from cost_models.errors import PlannerError, ProfileError
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest
-    from planner.plan import Plan
+    from planner.planning import Plan
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

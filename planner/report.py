@@ -14,7 +14,7 @@ from planner.prediction import Prediction
 if TYPE_CHECKING:
     from cost_models.engine_rules import Violation
     from planner.operator_validation import OperatorError
-    from planner.plan import Neighbour, Plan
+    from planner.planning import Neighbour, Plan
     from planner.validation import MetricError, Validation
 
 GIB = 2**30
