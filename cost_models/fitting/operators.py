@@ -116,13 +116,9 @@ def fit_operators(folder: Path, gpu: GpuSpec) -> dict[str, dict[str, OperatorFit
     """
     fitted = {}
     for name, family in FAMILIES.items():
-        fits: dict[str, OperatorFit[Any]] = {}
-        for stem in reversed(family.tables):
-            table = _rows_of(folder, stem, gpu.name)
-            if table is not None:
-                fits |= family.fit(table, gpu)
-        if fits:
-            fitted[name] = fits
+        table = _merged(folder, family, gpu.name)
+        if table is not None:
+            fitted[name] = family.fit(table, gpu)
     if not fitted:
         raise ProfileError(f"{folder}: no operator table of {gpu.name}")
     return fitted
@@ -132,6 +128,26 @@ def predict_table(family: str, table: Table, gpu: GpuSpec, fits: OperatorFits) -
     """Return the predicted seconds of every row of one family's table."""
     entry = FAMILIES[family]
     return entry.predict(table, gpu, getattr(fits, family))
+
+
+def _merged(folder: Path, family: Family, system: str) -> Table | None:
+    """A family's tables as one; of a dtype that several hold, the first table's rows."""
+    merged: Table | None = None
+    for stem in family.tables:
+        table = _rows_of(folder, stem, system)
+        if table is None:
+            continue
+        if merged is None:
+            merged = table
+            continue
+        new = ~np.isin(table[family.dtype_column], merged[family.dtype_column])
+        added = select(table, new)
+        merged = {
+            column: np.concatenate([merged[column], added[column]])
+            for column in merged
+            if column in added
+        }
+    return merged
 
 
 def _rows_of(folder: Path, stem: str, system: str) -> Table | None:

@@ -25,7 +25,9 @@ def run(*arguments: str, command: str = "main") -> subprocess.CompletedProcess[s
 
 
 def test_plan_is_feasible_json_with_the_documented_keys() -> None:
-    result = run("--gpu", "h100", "--workload", "profiles/workloads/chat.json", "--json", command="plan_main")
+    result = run(
+        "--gpu", "h100", "--workload", "profiles/workloads/chat.json", "--json", command="plan_main"
+    )
     assert result.returncode == 0, result.stderr
     plan = json.loads(result.stdout)
     assert plan["status"] == "feasible"
@@ -58,7 +60,9 @@ def test_a_person_reads_the_reasons() -> None:
 
 
 def test_an_slo_that_nothing_meets_is_an_answer_with_status_1() -> None:
-    result = run("plan", "--gpu", "h100", "--workload", "chat", "--slo", "tpot_ms.p99=0.5", "--json")
+    result = run(
+        "plan", "--gpu", "h100", "--workload", "chat", "--slo", "tpot_ms.p99=0.5", "--json"
+    )
     assert result.returncode == 1
     plan = json.loads(result.stdout)
     assert plan["status"] == "infeasible"
@@ -83,7 +87,9 @@ def test_predict_defaults_are_the_engines() -> None:
 
 
 def test_what_does_not_fit_is_an_answer() -> None:
-    result = run("predict", "--gpu", "l4", "--workload", "chat", "--model", "llama-3.1-70b", "--json")
+    result = run(
+        "predict", "--gpu", "l4", "--workload", "chat", "--model", "llama-3.1-70b", "--json"
+    )
     assert result.returncode == 1
     assert json.loads(result.stdout)["memory"]["shortfall_bytes"] > 0
     assert "Traceback" not in result.stderr
@@ -146,7 +152,17 @@ def test_a_broken_workload_file_is_named(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.write_bytes(BROKEN_FILES[name])
     out = tmp_path / "out"
-    result = run("plan", "--gpu", "h100", "--workload", str(file), "--model", "llama-3.1-8b", "--out", str(out))
+    result = run(
+        "plan",
+        "--gpu",
+        "h100",
+        "--workload",
+        str(file),
+        "--model",
+        "llama-3.1-8b",
+        "--out",
+        str(out),
+    )
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert name in result.stderr
@@ -161,7 +177,9 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'numpy', 'scipy', 'optuna', 'pydantic', 'textual', 'torch', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -172,7 +190,9 @@ def test_planning_needs_no_scipy() -> None:
         "heavy = {'scipy', 'torch', 'textual', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 

@@ -47,9 +47,7 @@ def test_one_rank_sends_nothing(batch: int, kv_len: int) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(batch=st.integers(1, 256), kv_len=st.integers(64, 4_000), tokens=st.integers(1, 8_000))
-def test_prefill_beside_decode_costs_more_than_decode(
-    batch: int, kv_len: int, tokens: int
-) -> None:
+def test_prefill_beside_decode_costs_more_than_decode(batch: int, kv_len: int, tokens: int) -> None:
     step = _step()
     decode = StepBatch(decode_sequences=batch, decode_kv_len=kv_len)
     mixed = replace(decode, prefill_sequences=1, prefill_tokens=tokens)
@@ -72,9 +70,7 @@ def test_families_add_up_to_the_step() -> None:
     assert float(cost.seconds) == pytest.approx(sum(float(v) for v in cost.by_family.values()))
 
 
-@given(
-    fewer=st.sampled_from(sorted(QUANTIZATIONS)), more=st.sampled_from(sorted(QUANTIZATIONS))
-)
+@given(fewer=st.sampled_from(sorted(QUANTIZATIONS)), more=st.sampled_from(sorted(QUANTIZATIONS)))
 def test_fewer_bits_never_need_more_memory(fewer: str, more: str) -> None:
     a, b = QUANTIZATIONS[fewer], QUANTIZATIONS[more]
     if a.experts_only or b.experts_only or a.bits_per_weight + 0.1 >= b.bits_per_weight:
@@ -97,9 +93,7 @@ def test_blocks_are_conserved(fraction: float, tokens: int) -> None:
     config = EngineConfig(
         free_gpu_memory_fraction=fraction, max_num_tokens=tokens, max_seq_len=8192
     )
-    memory = plan_memory(
-        MODEL, config, gpu=H100, engine="trtllm", constants=CALIBRATION.memory
-    )
+    memory = plan_memory(MODEL, config, gpu=H100, engine="trtllm", constants=CALIBRATION.memory)
     assert memory.kv_cache_tokens == memory.kv_cache_blocks * config.tokens_per_block
     per_block = memory.layout.bytes_per_token * config.tokens_per_block
     assert float(memory.kv_cache_bytes_per_gpu) == pytest.approx(

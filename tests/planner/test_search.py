@@ -1,0 +1,107 @@
+"""The search against the whole space, and against itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner import PlanRequest, plan
+from planner.api import load_problem, search_space
+from planner.planning import Plan
+from planner.search.objective import handicapped, score, violation
+
+SMALL = {
+    "quantization": "bf16,fp8",
+    "kv_cache_dtype": "bf16,fp8",
+    "max_batch_size": "16,64,256",
+    "max_num_tokens": "2048,8192",
+    "tokens_per_block": "32,64",
+    "free_gpu_memory_fraction": "0.8,0.9",
+    "enable_chunked_prefill": "true,false",
+    "capacity_scheduler_policy": "GUARANTEED_NO_EVICT,MAX_UTILIZATION",
+}
+
+
+def _best_score(result: Plan) -> float:
+    return result.search.best.score
+
+
+@pytest.mark.parametrize("workload", ["chat", "summarization", "offline-batch"])
+def test_within_one_percent_of_the_enumerated_optimum(workload: str) -> None:
+    request = PlanRequest(gpu="h100", workload=workload, limits=SMALL)
+    problem = load_problem(gpu="h100", workload=workload)
+    optimum = float("-inf")
+    for rows in search_space(problem, request).screen(every_inner_knob=True):
+        evaluation = problem.evaluator.evaluate(rows)
+        raw = score(
+            problem.workload.objective,
+            rows,
+            evaluation,
+            load=problem.evaluator.load,
+            usd_per_hour=problem.gpu.usd_per_hour,
+        )
+        feasible = violation(evaluation) <= 0
+        if feasible.any():
+            optimum = max(optimum, float(handicapped(raw, rows)[feasible].max()))
+    found = _best_score(plan(request))
+    assert found >= optimum - 0.01 * abs(optimum)
+
+
+def test_refinement_reaches_a_space_too_large_to_enumerate() -> None:
+    coarse = plan(PlanRequest(gpu="h200", workload="chat", trials=0))
+    refined = plan(PlanRequest(gpu="h200", workload="chat", trials=80))
+    assert _best_score(refined) >= _best_score(coarse)
+
+
+def test_same_seed_same_plan() -> None:
+    request = PlanRequest(gpu="h100", workload="chat", trials=40, seed=7)
+    first, second = plan(request).to_json(), plan(request).to_json()
+    first["search"].pop("wall_s")
+    second["search"].pop("wall_s")
+    assert first == second
+
+
+def test_pinned_knobs_stay_pinned() -> None:
+    request = PlanRequest(
+        gpu="h100",
+        workload="chat",
+        pins={"quantization": "bf16", "max_batch_size": "48"},
+        limits={"tokens_per_block": "64"},
+    )
+    config = plan(request).recommended.config
+    assert (config.quantization, config.max_batch_size, config.tokens_per_block) == ("bf16", 48, 64)
+
+
+def test_the_front_trades_throughput_for_speed() -> None:
+    front = plan(PlanRequest(gpu="h100", workload="chat", trials=20)).search.pareto
+    assert len(front) > 2
+    throughput = [point.tok_per_s_per_gpu for point in front]
+    speed = [point.tok_per_s_per_user for point in front]
+    assert throughput == sorted(throughput, reverse=True)
+    assert speed == sorted(speed)
+
+
+def test_more_gpus_serve_more() -> None:
+    one, four = (
+        plan(PlanRequest(gpu="h100", workload="chat", num_gpus=n, trials=10)) for n in (1, 4)
+    )
+    assert four.recommended.highest_rate_per_s > 2 * one.recommended.highest_rate_per_s
+    assert four.recommended.config.num_gpus <= 4
+
+
+@pytest.mark.parametrize("gpu", ["h100", "h200", "b200", "l40s", "a100"])
+@pytest.mark.parametrize("workload", ["chat", "rag", "code-completion", "summarization", "agent"])
+def test_every_gpu_has_a_deployable_plan_for_every_workload(gpu: str, workload: str) -> None:
+    result = plan(PlanRequest(gpu=gpu, workload=workload, trials=0))
+    problem = load_problem(gpu=gpu, workload=workload)
+    best = result.recommended
+    assert best.fits
+    assert not problem.rules.violations(best.config, model=problem.model, gpu=problem.gpu)
+
+
+def test_plans_differ_between_gpus() -> None:
+    chosen = {
+        gpu: plan(PlanRequest(gpu=gpu, workload="chat", trials=0)).recommended.config
+        for gpu in ("a100", "h100", "b200")
+    }
+    assert chosen["a100"].quantization in ("bf16", "w4a16_awq")
+    assert len({config.quantization for config in chosen.values()}) > 1
