@@ -112,7 +112,7 @@ class EngineRules:
         ]
         if native == "fp8_block":
             # Published in FP8 blocks: there is no BF16 checkpoint to start from.
-            names = [name for name in names if name not in ("bf16", "fp8")]
+            names = [name for name in names if name in ("fp8_block", "nvfp4")]
         else:
             names = [name for name in names if name != "fp8_block" or model.is_moe]
         return tuple(names)

@@ -21,7 +21,15 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryKnobs, MemoryModel, MemoryPlan
 from cost_models.model import ModelSpec
 from cost_models.step import StepModel
-from planner.estimator import Estimate, Limits, Load, ServingCurve, estimate, serving_curve
+from planner.estimator import (
+    Estimate,
+    Limits,
+    Load,
+    ServingCurve,
+    decode_steps,
+    estimate,
+    serving_curve,
+)
 from planner.estimator.load import QUANTILES, Protocol
 
 FloatArray = NDArray[np.float64]
@@ -116,6 +124,7 @@ class Evaluator:
     slo: Mapping[str, float]
     """Limits in the units of the metric's name, for example `{"ttft_ms.p99": 500}`."""
     _steps: dict[EngineConfig, StepModel] = field(default_factory=dict, repr=False)
+    _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
 
     def evaluate(self, rows: Slice, *, with_highest_rate: bool = True) -> Evaluation:
@@ -159,10 +168,17 @@ class Evaluator:
             self._curves[key] = serving_curve(
                 self.step_model(config),
                 self._load(config),
+                decode_s=self._decode_steps(config),
                 max_num_tokens=config.max_num_tokens,
                 enable_chunked_prefill=config.enable_chunked_prefill,
             )
         return self._curves[key]
+
+    def _decode_steps(self, config: EngineConfig) -> FloatArray:
+        key = _curve_key(config, ("cuda_graph_max_batch_size",))
+        if key not in self._decodes:
+            self._decodes[key] = decode_steps(self.step_model(config), self.load)
+        return self._decodes[key]
 
     def memory(self, rows: Slice) -> MemoryPlan:
         """Return how every row divides the GPU's memory."""

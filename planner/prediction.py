@@ -15,7 +15,7 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from cost_models.precision import kv_dtype, quantization
 from cost_models.step import StepBatch
-from planner.estimator import ServingCurve
+from planner.estimator import ServingCurve, mean_kv_len
 from planner.evaluator import Evaluation, Evaluator, Slice, lanes_per_replica
 
 BUSY_POWER_FRACTION = 0.85
@@ -152,7 +152,7 @@ def step_breakdown(
 ) -> dict[str, dict[str, float]]:
     """Return seconds by operator family of a decode and of a mixed step."""
     load, step = evaluator.load, evaluator.step_model(config)
-    kv_len = load.isl.mean + load.osl.mean / 2
+    kv_len = mean_kv_len(load)
     decode = StepBatch(decode_sequences=point.decoding, decode_kv_len=kv_len)
     prompts = point.prompts_per_mixed_step
     new_tokens = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)

@@ -93,7 +93,7 @@ def predict_moe(
 
 
 def _fit_key(table: Table, gpu: GpuSpec, key: str) -> OperatorFit[MoeParams]:
-    measured_s = table["latency_us"] * MICROSECOND
+    measured_s = _measured_s(table)
     params = _fit_constants(table, gpu, key)
     log_error = np.log(measured_s / _predict(table, gpu, params))
     log_error = np.clip(log_error, -LARGEST_RESIDUAL, LARGEST_RESIDUAL)
@@ -122,14 +122,20 @@ def _fit_constants(table: Table, gpu: GpuSpec, key: str) -> MoeParams:
     sample = select(table, configuration.ravel() % step == 0)
 
     def build(constants: Mapping[str, float]) -> MoeParams:
-        return MoeParams(compute=form.compute, weight_bits=form.weight_bits, **constants)
+        return MoeParams(
+            compute=form.compute, weight_bits=form.weight_bits, residual=None, **constants
+        )
 
     constants = fit_constants(
         lambda constants: _predict(sample, gpu, build(constants)),
-        sample["latency_us"] * MICROSECOND,
+        _measured_s(sample),
         BOUNDS,
     )
     return build(constants)
+
+
+def _measured_s(table: Table) -> FloatArray:
+    return table["latency_us"].astype(np.float64) * MICROSECOND
 
 
 def _fit_grid(table: Table, log_error: FloatArray, *, axes_of: Table) -> ResidualGrid:
@@ -146,12 +152,9 @@ def _fit_grid(table: Table, log_error: FloatArray, *, axes_of: Table) -> Residua
 
 def _coordinates(table: Table) -> tuple[FloatArray, ...]:
     """Where the residual of each row is looked up, as `MoeParams.residual` says."""
-    local_experts = np.ceil(table["num_experts"] / table["moe_ep_size"])
-    local_width = np.ceil(table["inter_size"] / table["moe_tp_size"])
-    columns = (
-        table["num_tokens"], local_experts, local_width, table["hidden_size"], 1 + _alpha(table),
-    )  # fmt: skip
-    return tuple(np.asarray(column, dtype=np.float64) for column in columns)
+    names = ("num_tokens", "num_experts", "moe_ep_size", "inter_size", "moe_tp_size", "hidden_size")
+    tokens, experts, ep, inter, tp, hidden = (table[name].astype(np.float64) for name in names)
+    return tokens, np.ceil(experts / ep), np.ceil(inter / tp), hidden, 1 + _alpha(table)
 
 
 def _predict(table: Table, gpu: GpuSpec, params: MoeParams) -> FloatArray:

@@ -125,13 +125,13 @@ def _mean_load(
         return min(local, assignments), assignments
     counts = np.zeros((NUM_DRAWS, num_ranks * local))
     counts[:, :num_experts] = _rounded_counts(num_tokens, num_experts, total, alpha)
-    counts = counts.reshape(NUM_DRAWS, num_ranks, local)
-    left_over = total - counts.sum((1, 2))
+    by_rank = counts.reshape(NUM_DRAWS, num_ranks, local)
+    left_over = total - by_rank.sum((1, 2))
     dealt = (np.arange(num_ranks) < (left_over % num_ranks)[:, None]) + (left_over // num_ranks)[
         :, None
     ]
-    assignments = np.maximum(counts.sum(2) + dealt, 0)
-    woken = (counts > 0).sum(2) + np.maximum(dealt, 0)
+    assignments = np.maximum(by_rank.sum(2) + dealt, 0)
+    woken = (by_rank > 0).sum(2) + np.maximum(dealt, 0)
     active = np.minimum(np.minimum(woken, local), assignments)
     busiest = np.argmax(assignments, axis=1)[:, None]
     return (

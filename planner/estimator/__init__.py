@@ -1,7 +1,17 @@
 """Serving metrics in closed form, for thousands of configurations at once."""
 
-from planner.estimator.curve import ServingCurve, serving_curve
+from planner.estimator.curve import ServingCurve, decode_steps, mean_kv_len, serving_curve
 from planner.estimator.estimate import Estimate, Limits, estimate
 from planner.estimator.load import Lengths, Load
 
-__all__ = ["Estimate", "Lengths", "Limits", "Load", "ServingCurve", "estimate", "serving_curve"]
+__all__ = [
+    "Estimate",
+    "Lengths",
+    "Limits",
+    "Load",
+    "ServingCurve",
+    "decode_steps",
+    "estimate",
+    "mean_kv_len",
+    "serving_curve",
+]

@@ -62,8 +62,23 @@ class ServingCurve:
         return self.mixed_step_s * self.chunks_per_prompt
 
 
+def decode_steps(step: StepModel, load: Load) -> FloatArray:
+    """Return the time of a pure decode step at every batch size of `BATCH_GRID`."""
+    return step.seconds(StepBatch(decode_sequences=BATCH_GRID, decode_kv_len=mean_kv_len(load)))
+
+
+def mean_kv_len(load: Load) -> float:
+    """Cached tokens of a sequence, on average over its output."""
+    return load.isl.mean + load.osl.mean / 2
+
+
 def serving_curve(
-    step: StepModel, load: Load, *, max_num_tokens: float, enable_chunked_prefill: bool
+    step: StepModel,
+    load: Load,
+    *,
+    decode_s: FloatArray,
+    max_num_tokens: float,
+    enable_chunked_prefill: bool,
 ) -> ServingCurve:
     """Return a lane's steady state at every batch size of `BATCH_GRID`.
 
@@ -72,6 +87,13 @@ def serving_curve(
     `max_num_tokens` leaves, so the share of mixed steps is f = min(1, x/k) and
     TPOT = (1 − f)·t_decode + f·t_mixed. Where prompts come faster than steps can take
     them, prefill limits the rate and fewer sequences decode.
+
+    Args:
+        step: Step cost of the lane.
+        load: What is served.
+        decode_s: `decode_steps` of the same step model: it does not hang on the budget.
+        max_num_tokens: Tokens in one step.
+        enable_chunked_prefill: Whether a prompt may be spread over steps.
     """
     decoding = BATCH_GRID
     prompt = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
@@ -83,12 +105,10 @@ def serving_curve(
     mixed_share = np.minimum(wanted / prompts, 1.0)
     chunks = np.maximum(1.0, np.ceil(prompt / budget)) if enable_chunked_prefill else 1.0
     chunk = prompts * prompt / np.maximum(prompts, 1.0)
-    kv_len = load.isl.mean + load.osl.mean / 2
-    decode_s = step.seconds(StepBatch(decode_sequences=decoding, decode_kv_len=kv_len))
     mixed_s = step.seconds(
         StepBatch(
             decode_sequences=decoding,
-            decode_kv_len=kv_len,
+            decode_kv_len=mean_kv_len(load),
             prefill_sequences=np.maximum(prompts, 1.0),
             prefill_tokens=prompts * prompt,
             prefill_past=load.reusable_prefix_tokens + (prompt - chunk) / 2,

@@ -95,15 +95,22 @@ class SearchSpace:
         return columns["max_batch_size"].copy()
 
     def _is_legal(self, config: EngineConfig) -> bool:
-        if config.num_gpus > self.num_gpus:
+        if config.num_gpus > self.num_gpus or not self._has_useful_size(config):
             return False
         return not self.rules.violations(config, model=self.model, gpu=self.gpu)
+
+    def _has_useful_size(self, config: EngineConfig) -> bool:
+        """Replicas either fill the GPUs or are as few as possible, unless the user limits them."""
+        if "num_replicas" in self.limits:
+            return True
+        fills = config.num_gpus * 2 > self.num_gpus
+        return fills or config.num_replicas == 1
 
     def _defaults(self, knob: str) -> tuple[Any, ...]:
         powers = tuple(2**i for i in range(4) if 2**i <= self.num_gpus)
         defaults: dict[str, tuple[Any, ...]] = {
             "tensor_parallel_size": powers,
-            "pipeline_parallel_size": powers,
+            "pipeline_parallel_size": powers[:2],
             "num_replicas": powers,
             "moe_expert_parallel_size": powers if self.model.is_moe else (1,),
             "enable_attention_dp": (False, True)

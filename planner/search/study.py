@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -131,14 +131,19 @@ class _Search:
         if not len(rows):
             return
         evaluation = self.evaluator.evaluate(rows)
-        candidates = list(self._candidates(rows, evaluation))
+        ranked, raw, broken = self._scores(rows, evaluation)
         self.num_evaluated += len(rows)
-        by_rank = sorted(candidates, key=lambda c: c.rank, reverse=True)
-        kept = [*by_rank[:KEPT_PER_SPLIT], *pareto_front(candidates)[:KEPT_PER_SPLIT]]
-        self.found |= {c.config: c for c in kept}
+        order = np.lexsort((-np.where(broken > 0, -broken, ranked), broken > 0))
+        kept = dict.fromkeys([*order[:KEPT_PER_SPLIT].tolist(), *_leaders(evaluation, broken)])
+        for row in kept:
+            candidate = _candidate(rows, evaluation, row, (ranked[row], raw[row], broken[row]))
+            self.found[candidate.config] = candidate
         self._report()
 
-    def _candidates(self, rows: Slice, evaluation: Evaluation) -> Iterator[Candidate]:
+    def _scores(
+        self, rows: Slice, evaluation: Evaluation
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the objective with and without the quality handicap, and the violation."""
         raw = score(
             self.options.objective,
             rows,
@@ -146,16 +151,7 @@ class _Search:
             load=self.evaluator.load,
             usd_per_hour=self.evaluator.gpu.usd_per_hour,
         )
-        ranked, broken = handicapped(raw, rows), violation(evaluation)
-        for row in range(len(rows)):
-            yield Candidate(
-                config=rows.config(row),
-                score=float(ranked[row]),
-                raw_score=float(raw[row]),
-                violation=float(broken[row]),
-                tok_per_s_per_gpu=float(evaluation.saturated_tok_per_s_per_gpu[row]),
-                tok_per_s_per_user=float(evaluation.saturated_tok_per_s_per_user[row]),
-            )
+        return handicapped(raw, rows), raw, violation(evaluation)
 
     def _refine(self) -> None:
         """NSGA-II over the conditional space, seeded with the screen's best."""
@@ -218,7 +214,8 @@ class _Search:
         if config not in self.found:
             rows = Slice(base=config, columns={})
             evaluation = self.evaluator.evaluate(rows)
-            self.found[config] = next(self._candidates(rows, evaluation))
+            scores = (column[0] for column in self._scores(rows, evaluation))
+            self.found[config] = _candidate(rows, evaluation, 0, tuple(scores))
         self.num_evaluated += 1
         return self.found[config]
 
@@ -229,6 +226,35 @@ class _Search:
         if self.options.progress is not None:
             expected = max(self.num_evaluated, self.options.trials)
             self.options.progress(self.num_evaluated, expected)
+
+
+def _candidate(
+    rows: Slice, evaluation: Evaluation, row: int, scores: tuple[float, ...]
+) -> Candidate:
+    ranked, raw, broken = scores
+    return Candidate(
+        config=rows.config(row),
+        score=float(ranked),
+        raw_score=float(raw),
+        violation=float(broken),
+        tok_per_s_per_gpu=float(evaluation.saturated_tok_per_s_per_gpu[row]),
+        tok_per_s_per_user=float(evaluation.saturated_tok_per_s_per_user[row]),
+    )
+
+
+def _leaders(evaluation: Evaluation, broken: FloatArray) -> list[int]:
+    """Feasible rows that no other row of the slice beats in throughput and per-user speed."""
+    throughput = np.where(broken > 0, -np.inf, evaluation.saturated_tok_per_s_per_gpu)
+    speed = evaluation.saturated_tok_per_s_per_user
+    leaders: list[int] = []
+    fastest = -np.inf
+    for row in np.lexsort((-speed, -throughput)).tolist():
+        if throughput[row] == -np.inf or len(leaders) == KEPT_PER_SPLIT:
+            break
+        if speed[row] > fastest:
+            leaders.append(row)
+            fastest = speed[row]
+    return leaders
 
 
 def pareto_front(candidates: list[Candidate]) -> tuple[Candidate, ...]:

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -54,16 +55,18 @@ CONFIGS = [
     ("gpt-oss-120b", EngineConfig(quantization="w4a16_mxfp4", cuda_graph_max_batch_size=0)),
 ]
 
+every_config = pytest.mark.parametrize(
+    ("name", "config"), CONFIGS, ids=[name for name, _ in CONFIGS]
+)
 
-@pytest.mark.parametrize(("name", "config"), CONFIGS, ids=lambda v: v if isinstance(v, str) else "")
+
+@every_config
 def test_yaml_passes_our_own_table(name: str, config: EngineConfig) -> None:
     assert option_problems(llm_api_options(config, load_model(name))) == []
 
 
-@pytest.mark.parametrize(("name", "config"), CONFIGS, ids=lambda v: v if isinstance(v, str) else "")
+@every_config
 def test_yaml_passes_tensorrt_llms_schema(shared: Path, name: str, config: EngineConfig) -> None:
-    import jsonschema
-
     schema = json.loads((shared / "trtllm" / "llm_args.schema.json").read_text())
     text = deployment_files(config, load_model(name), load_workload("chat"))["llm_api_options.yaml"]
     jsonschema.validate({"model": name} | yaml.safe_load(text), schema)
@@ -76,7 +79,7 @@ def test_the_table_refuses_what_the_engine_refuses() -> None:
     assert option_problems(options | {"kv_cache_config": {"dtype": "int8"}})
 
 
-@pytest.mark.parametrize(("name", "config"), CONFIGS, ids=lambda v: v if isinstance(v, str) else "")
+@every_config
 def test_yaml_reads_back_as_the_same_configuration(name: str, config: EngineConfig) -> None:
     model = load_model(name)
     options = yaml.safe_load(yaml.safe_dump(llm_api_options(config, model)))
@@ -114,7 +117,7 @@ def test_a_line_break_in_a_name_is_refused() -> None:
         deployment_files(EngineConfig(), model, load_workload("chat"))
 
 
-@pytest.mark.parametrize(("name", "config"), CONFIGS, ids=lambda v: v if isinstance(v, str) else "")
+@every_config
 def test_bench_sh_runs_with_flags_that_exist(
     tmp_path: Path, name: str, config: EngineConfig
 ) -> None:

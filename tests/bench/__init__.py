@@ -1,0 +1,1 @@
+"""Benchmarks: run as modules, they print figures and check nothing."""
