@@ -24,7 +24,7 @@ MICROSECOND = 1e-6
 SUBSAMPLE = 300
 """Configurations on which the physical constants are fitted; the residual sees all."""
 
-SMOOTHNESS = 0.1
+SMOOTHNESS = 0.2
 """Weight of the residual grid's smoothness, chosen by cross-validation."""
 
 LARGEST_RESIDUAL = 0.6
@@ -35,6 +35,9 @@ SPLIT_COLUMNS = ("moe_tp_size", "moe_ep_size")
 
 BOUNDS: Bounds = {
     "launch_s": (2e-5, 1e-6, 3e-4),
+    "choice_s": (1e-7, 1e-10, 1e-5),
+    "pair_s": (1e-9, 1e-13, 1e-6),
+    "logit_s": (1e-8, 1e-12, 1e-6),
     "expert_s": (1e-7, 1e-10, 5e-6),
     "compute_efficiency": (0.6, 0.05, 1.05),
     "hbm_efficiency": (0.8, 0.3, 0.98),
@@ -42,6 +45,7 @@ BOUNDS: Bounds = {
     "roofline_norm": (3.0, 1.0, 8.0),
     "tile_rows": (32.0, 0.1, 256.0),
     "narrow_width": (64.0, 1.0, 2000.0),
+    "plain_factor": (1.1, 0.8, 2.0),
     "activation_efficiency": (0.5, 0.05, 3.0),
 }
 
@@ -96,10 +100,9 @@ def _fit_key(table: Table, gpu: GpuSpec, key: str) -> OperatorFit[MoeParams]:
     measured_s = _measured_s(table)
     params = _fit_constants(table, gpu, key)
     log_error = np.log(measured_s / _predict(table, gpu, params))
-    log_error = np.clip(log_error, -LARGEST_RESIDUAL, LARGEST_RESIDUAL)
     left_out = np.zeros(log_error.size)
-    configurations = np.stack([table[c] for c in (*SHAPE_COLUMNS, *SPLIT_COLUMNS)], axis=1)
-    for train, test in folds_by_key(configurations):
+    layers = np.stack([table[column] for column in SHAPE_COLUMNS], axis=1)
+    for train, test in folds_by_key(layers):
         grid = _fit_grid(select(table, train), log_error[train], axes_of=table)
         left_out[test] = log_error[test] - grid.log_factor(*_coordinates(select(table, test)))
     params = replace(params, residual=_fit_grid(table, log_error, axes_of=table))
@@ -139,22 +142,23 @@ def _measured_s(table: Table) -> FloatArray:
 
 
 def _fit_grid(table: Table, log_error: FloatArray, *, axes_of: Table) -> ResidualGrid:
-    tokens, experts, width, hidden, popularity = _coordinates(axes_of)
+    tokens, experts, width, choices, popularity = _coordinates(axes_of)
     axes = (
         _octaves(tokens, 1.0),
         _octaves(experts, 2.0),
-        _octaves(width, 1.0),
-        _octaves(hidden, 1.0),
+        _octaves(width, 2.0),
+        _octaves(choices, 1.0),
         np.unique(np.log2(popularity)),
     )
-    return fit_residual_grid(axes, _coordinates(table), log_error, smoothness=SMOOTHNESS)
+    tame = np.clip(log_error, -LARGEST_RESIDUAL, LARGEST_RESIDUAL)
+    return fit_residual_grid(axes, _coordinates(table), tame, smoothness=SMOOTHNESS)
 
 
 def _coordinates(table: Table) -> tuple[FloatArray, ...]:
     """Where the residual of each row is looked up, as `MoeParams.residual` says."""
-    names = ("num_tokens", "num_experts", "moe_ep_size", "inter_size", "moe_tp_size", "hidden_size")
-    tokens, experts, ep, inter, tp, hidden = (table[name].astype(np.float64) for name in names)
-    return tokens, np.ceil(experts / ep), np.ceil(inter / tp), hidden, 1 + _alpha(table)
+    names = ("num_tokens", "num_experts", "moe_ep_size", "inter_size", "moe_tp_size", "topk")
+    tokens, experts, ep, inter, tp, top_k = (table[name].astype(np.float64) for name in names)
+    return tokens, np.ceil(experts / ep), np.ceil(inter / tp), top_k, 1 + _alpha(table)
 
 
 def _predict(table: Table, gpu: GpuSpec, params: MoeParams) -> FloatArray:

@@ -1,8 +1,8 @@
 """Seconds of a mixture-of-experts layer on the busiest rank: permute, grouped GEMMs, combine.
 
 The weights of every expert that some token chose are read once, while the rows of all
-chosen experts are multiplied; the larger of both rules. Routing, permuting and summing
-read and write activations, and each resident expert costs a little bookkeeping. The
+chosen experts are multiplied; the larger of both rules. Permuting and summing read and
+write activations, and routing costs a little for every choice and every expert. The
 router's own GEMM and the communication between ranks are not part of it.
 """
 
@@ -68,8 +68,14 @@ class MoeParams:
     """Bits of one weight in memory, with its share of the scales."""
     launch_s: float
     """Fixed time of routing, permutation, two grouped GEMMs and the final sum."""
+    choice_s: float
+    """Finding one more of the `top_k` experts, once for all tokens."""
+    pair_s: float
+    """Sorting one (token, expert) pair; every rank sorts the pairs of all ranks."""
+    logit_s: float
+    """Bookkeeping of one expert of the layer, wherever it lives."""
     expert_s: float
-    """Bookkeeping of one resident expert."""
+    """Bookkeeping of one expert on the rank."""
     compute_efficiency: float
     hbm_efficiency: float
     l2_speedup: float
@@ -80,10 +86,12 @@ class MoeParams:
     """Rows by which each active expert is padded on average."""
     narrow_width: float
     """Expert width at which half of the arithmetic rate is lost."""
+    plain_factor: float
+    """How much longer an expert without a gate takes than its weights and rows explain."""
     activation_efficiency: float
     """Share of HBM bandwidth at which activations are moved."""
     residual: ResidualGrid | None = None
-    """Over (num_tokens, local_experts, local_inter_size, hidden_size, 1 + power_law_alpha)."""
+    """Over (num_tokens, local_experts, local_inter_size, top_k, 1 + power_law_alpha)."""
 
 
 def moe_seconds(
@@ -115,22 +123,32 @@ def moe_seconds(
         power_law_alpha=power_law_alpha,
     )
     bits = params.weight_bits if weight_bits is None else weight_bits
-    weights_s = _weight_seconds(shape, load, weight_bits=bits, gpu=gpu, params=params)
+    experts_s = _p_norm(
+        _arithmetic_seconds(shape, load, gpu, params),
+        _weight_seconds(shape, load, weight_bits=bits, gpu=gpu, params=params),
+        params.roofline_norm,
+    )
     seconds = (
-        params.launch_s
-        + params.expert_s * shape.local_experts
-        + _p_norm(_arithmetic_seconds(shape, load, gpu, params), weights_s, params.roofline_norm)
+        _routing_seconds(shape, tokens, params)
+        + (1.0 if shape.gated else params.plain_factor) * experts_s
         + _activation_seconds(shape, tokens, load, gpu=gpu, params=params)
     )
     if params.residual is None:
         return np.asarray(seconds)
-    coordinates = (
-        shape.local_experts,
-        shape.local_inter_size,
-        shape.hidden_size,
-        1 + power_law_alpha,
+    width, alpha = shape.local_inter_size, 1 + power_law_alpha
+    factor = params.residual.factor(tokens, shape.local_experts, width, shape.top_k, alpha)
+    return np.asarray(seconds * factor)
+
+
+def _routing_seconds(shape: MoeShape, tokens: FloatArray, params: MoeParams) -> FloatArray:
+    """Launches, and finding, counting and sorting what the tokens chose."""
+    return np.asarray(
+        params.launch_s
+        + params.choice_s * shape.top_k
+        + params.pair_s * shape.top_k * tokens
+        + params.logit_s * shape.num_experts
+        + params.expert_s * shape.local_experts
     )
-    return np.asarray(seconds * params.residual.factor(tokens, *coordinates))
 
 
 def _weight_seconds(

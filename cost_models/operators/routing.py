@@ -109,9 +109,13 @@ def _choice_probability(num_experts: int, top_k: int, alpha: float) -> FloatArra
 def _load_at_knots(
     num_experts: int, top_k: int, num_ranks: int, alpha: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Active experts and share of all assignments on the busiest rank, by `TOKEN_KNOTS`."""
+    """Active experts and share of all assignments on the busiest rank, by `TOKEN_KNOTS`.
+
+    The running maximum bridges the number of tokens at which the range of popularities
+    changes, so that one token more never means less work.
+    """
     loads = [_mean_load(int(m), num_experts, top_k, num_ranks, alpha) for m in TOKEN_KNOTS]
-    active, assignments = np.array(loads).T
+    active, assignments = np.maximum.accumulate(np.array(loads), axis=0).T
     return np.maximum(active, 1.0), assignments / (TOKEN_KNOTS * top_k)
 
 

@@ -1,0 +1,333 @@
+"""Sends a workload to an OpenAI-compatible server and stamps every token that comes back.
+
+Everything a request needs is made before the run; while it runs, only sockets are read
+(`http_stream`), and each reply is decoded once, after its last byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cost_models.metrics import percentile
+from executor.http_stream import (
+    ConnectionLostError,
+    ConnectionPool,
+    ProtocolViolationError,
+    Reply,
+    StreamConnection,
+)
+from executor.protocols import LoadProtocol
+from executor.records import MeasuredRequest, RequestStatus
+from executor.token_stream import TokenStream, read_token_stream
+
+HTTP_OK = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where to send requests, and what every request says."""
+
+    port: int
+    host: str = "127.0.0.1"
+    path: str = "/v1/completions"
+    model: str
+    options: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "ignore_eos": True,
+            # The only portable way to learn how many tokens a streamed chunk carries.
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+    )
+    """Further keys of the request's JSON."""
+
+    def http_request(self, prompt: Prompt) -> bytes:
+        """Return the bytes to send for a prompt."""
+        body = json.dumps(
+            {
+                "model": self.model,
+                "prompt": list(prompt.token_ids),
+                "max_tokens": prompt.osl,
+                "stream": True,
+                **self.options,
+            }
+        ).encode()
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One request: its tokens, and how many are wanted."""
+
+    token_ids: Sequence[int]
+    osl: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimits:
+    """How long each phase may take; seconds. Nothing waits for ever."""
+
+    connect_s: float = 10.0
+    silence_s: float = 120.0
+    """For the first token, and between any two reads after it."""
+    request_s: float = 600.0
+    run_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLag:
+    """How far the load generator itself was behind; seconds."""
+
+    LOOP_LAG_LIMIT_S = 0.010
+    LATE_SEND_LIMIT_S = 0.010
+    CPU_LIMIT_FRACTION = 0.9
+
+    loop_lag_p99_s: float
+    """How late the event loop ran a timer, sampled throughout the run."""
+    loop_lag_max_s: float
+    late_send_p99_s: float
+    """How long after it was due a request was sent."""
+    late_send_max_s: float
+    cpu_fraction: float
+    """Share of one core that the event loop's thread used."""
+
+    @property
+    def limits_the_run(self) -> bool:
+        """Whether the client, not the server, may have set the measured times."""
+        return (
+            self.loop_lag_p99_s > self.LOOP_LAG_LIMIT_S
+            or self.late_send_p99_s > self.LATE_SEND_LIMIT_S
+            or self.cpu_fraction > self.CPU_LIMIT_FRACTION
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the lag as a run's `client` section; times in ms."""
+        return {
+            "limited": self.limits_the_run,
+            "loop_lag_ms": {"p99": _ms(self.loop_lag_p99_s), "max": _ms(self.loop_lag_max_s)},
+            "late_send_ms": {"p99": _ms(self.late_send_p99_s), "max": _ms(self.late_send_max_s)},
+            "cpu_fraction": round(self.cpu_fraction, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """Every request of a run, in the order given, and how well the client kept up."""
+
+    requests: tuple[MeasuredRequest, ...]
+    lag: ClientLag
+    wall_s: float
+    out_of_time: bool
+    """Whether the run's time limit ended it."""
+
+    @property
+    def longest_silence_s(self) -> float:
+        """Longest time without a send or a token: a stall of the whole server shows here."""
+        times = [np.array([0.0])]
+        times += [r.arrival_s + np.array([0.0, *r.chunk_s]) for r in self.requests]
+        return float(np.diff(np.sort(np.concatenate(times))).max(initial=0.0))
+
+
+async def run_load(
+    endpoint: Endpoint,
+    prompts: Sequence[Prompt],
+    *,
+    protocol: LoadProtocol,
+    limits: TimeLimits | None = None,
+) -> LoadResult:
+    """Send all prompts as the protocol says and return what was seen.
+
+    A request that fails is a result with its status. Cancelling drops all connections.
+
+    Raises:
+        OSError: The server takes no connection at the start.
+    """
+    run = _Run(endpoint=endpoint, prompts=prompts, limits=limits or TimeLimits())
+    try:
+        await run.pool.open_ahead(protocol.connections(len(prompts)))
+        with _no_garbage_collection():
+            return await run.measure(protocol)
+    finally:
+        run.pool.close()
+
+
+class _Run:
+    """The state of one run, owned by `run_load`."""
+
+    def __init__(
+        self, *, endpoint: Endpoint, prompts: Sequence[Prompt], limits: TimeLimits
+    ) -> None:
+        self.pool = ConnectionPool(
+            host=endpoint.host, port=endpoint.port, connect_limit_s=limits.connect_s
+        )
+        self.prompts = prompts
+        self.limits = limits
+        self.payloads = [endpoint.http_request(prompt) for prompt in prompts]
+        self.results: list[MeasuredRequest | None] = [None] * len(prompts)
+        self.active: set[StreamConnection] = set()
+        self.start_s = 0.0
+
+    async def measure(self, protocol: LoadProtocol) -> LoadResult:
+        """Drive the whole run."""
+        watch = _LoopWatch(self.active, self.limits.silence_s)
+        self.start_s, start_cpu_s = time.perf_counter(), time.thread_time()
+        out_of_time = False
+        watching = asyncio.create_task(watch.run())
+        try:
+            async with asyncio.timeout(self.limits.run_s):
+                await protocol.drive(len(self.prompts), self.send)
+        except TimeoutError:
+            out_of_time = True
+        finally:
+            watching.cancel()
+        wall_s = time.perf_counter() - self.start_s
+        requests = tuple(
+            result or self._unsent(prompt)
+            for result, prompt in zip(self.results, self.prompts, strict=True)
+        )
+        late_s = [request.late_s for request in requests]
+        lag = ClientLag(
+            loop_lag_p99_s=percentile(watch.lag_s or [0.0], 0.99),
+            loop_lag_max_s=max(watch.lag_s, default=0.0),
+            late_send_p99_s=percentile(late_s or [0.0], 0.99),
+            late_send_max_s=max(late_s, default=0.0),
+            cpu_fraction=(time.thread_time() - start_cpu_s) / max(wall_s, 1e-9),
+        )
+        return LoadResult(requests=requests, lag=lag, wall_s=wall_s, out_of_time=out_of_time)
+
+    async def send(self, index: int, due_s: float) -> None:
+        """Send request `index` and keep its result, whatever that is."""
+        status, error = RequestStatus.OK, ""
+        reply = Reply(sent_s=due_s)
+        try:
+            async with asyncio.timeout(self.limits.request_s):
+                reply = await self._exchange(self.payloads[index], reply)
+        except asyncio.CancelledError:
+            self._keep(index, due_s, reply, (RequestStatus.CANCELLED, "the run ended"))
+            raise
+        except TimeoutError as timeout:
+            status = RequestStatus.TIMED_OUT
+            error = str(timeout) or f"took over {self.limits.request_s:g} s"
+        except (OSError, ConnectionLostError, ProtocolViolationError) as failure:
+            status, error = RequestStatus.LOST, str(failure)
+        self._keep(index, due_s, reply, (status, error))
+
+    async def _exchange(self, payload: bytes, partial: Reply) -> Reply:
+        """Send one request; what came of a reply that breaks off is left in `partial`."""
+        while True:
+            connection = await self.pool.acquire()
+            reused = connection.num_exchanges > 0
+            self.active.add(connection)
+            try:
+                return await connection.exchange(payload)
+            except ConnectionLostError:
+                # An idle connection may be closed in the moment that it is used again.
+                if not reused or (connection.reply and connection.reply.reads):
+                    raise
+            finally:
+                self.active.discard(connection)
+                self._settle(connection, partial)
+
+    def _settle(self, connection: StreamConnection, partial: Reply) -> None:
+        reply = connection.reply
+        if reply is not None:
+            partial.sent_s, partial.status = reply.sent_s, reply.status
+            partial.read_s, partial.reads = reply.read_s, reply.reads
+        if reply is not None and reply.status:
+            self.pool.release(connection)
+        else:
+            connection.abort()
+
+    def _keep(
+        self, index: int, due_s: float, reply: Reply, ending: tuple[RequestStatus, str]
+    ) -> None:
+        prompt = self.prompts[index]
+        stream = read_token_stream(reply)
+        status, error = ending
+        if status is RequestStatus.OK:
+            status, error = _verdict(reply, stream, prompt)
+        self.results[index] = MeasuredRequest(
+            arrival_s=reply.sent_s - self.start_s,
+            late_s=max(reply.sent_s - due_s, 0.0),
+            isl=len(prompt.token_ids),
+            osl=stream.num_tokens,
+            chunk_s=tuple(at_s - reply.sent_s for at_s in stream.chunk_s),
+            chunk_tokens=stream.chunk_tokens,
+            status=status,
+            error=error,
+        )
+
+    def _unsent(self, prompt: Prompt) -> MeasuredRequest:
+        return MeasuredRequest(
+            arrival_s=time.perf_counter() - self.start_s,
+            isl=len(prompt.token_ids),
+            osl=0,
+            status=RequestStatus.CANCELLED,
+            error="the run ended before it was sent",
+        )
+
+
+def _verdict(reply: Reply, stream: TokenStream, prompt: Prompt) -> tuple[RequestStatus, str]:
+    """Return how a complete reply is to be judged."""
+    if reply.status != HTTP_OK:
+        text = reply.body.decode("utf-8", "replace")[:500]
+        return RequestStatus.REFUSED, f"HTTP {reply.status}: {text}"
+    if stream.error:
+        return RequestStatus.REFUSED, stream.error
+    if stream.num_tokens != prompt.osl:
+        return RequestStatus.WRONG_LENGTH, f"{stream.num_tokens} tokens, not {prompt.osl}"
+    return RequestStatus.OK, ""
+
+
+class _LoopWatch:
+    """Samples how late the event loop runs its timers, and ends exchanges that fell silent."""
+
+    INTERVAL_S = 0.02
+
+    def __init__(self, active: set[StreamConnection], silence_limit_s: float) -> None:
+        self.lag_s: list[float] = []
+        self._active = active
+        self._silence_limit_s = silence_limit_s
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            due_s = time.perf_counter() + self.INTERVAL_S
+            await asyncio.sleep(self.INTERVAL_S)
+            now_s = time.perf_counter()
+            self.lag_s.append(now_s - due_s)
+            self._end_silent_exchanges(now_s)
+
+    def _end_silent_exchanges(self, now_s: float) -> None:
+        oldest_s = now_s - self._silence_limit_s
+        for connection in list(self._active):
+            if connection.reply and connection.reply.last_sign_of_life_s < oldest_s:
+                connection.fail(TimeoutError(f"silent for {self._silence_limit_s:g} s"))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection over a run's millions of objects would stop the clock of every stream."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
