@@ -29,6 +29,8 @@ class FrontEndConstants:
     """Standard deviation of a step's time as a share of it."""
     steps_in_flight: int = 2
     """Steps scheduled before the first one's output is known: 2 under overlap scheduling."""
+    keeps_waves: bool = False
+    """Whether equal requests of a closed loop stay together wave after wave."""
     slot_lag: int = 0
     """Batch slots that finished requests still hold (TensorRT-LLM 1.0 release candidates: 1)."""
 

@@ -171,6 +171,7 @@ class Evaluator:
                 decode_s=self._decode_steps(config),
                 max_num_tokens=config.max_num_tokens,
                 enable_chunked_prefill=config.enable_chunked_prefill,
+                lockstep=self.load.is_lockstep and self.calibration.front_end.keeps_waves,
             )
         return self._curves[key]
 

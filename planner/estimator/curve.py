@@ -79,6 +79,7 @@ def serving_curve(
     decode_s: FloatArray,
     max_num_tokens: float,
     enable_chunked_prefill: bool,
+    lockstep: bool = False,
 ) -> ServingCurve:
     """Return a lane's steady state at every batch size of `BATCH_GRID`.
 
@@ -94,6 +95,8 @@ def serving_curve(
         decode_s: `decode_steps` of the same step model: it does not hang on the budget.
         max_num_tokens: Tokens in one step.
         enable_chunked_prefill: Whether a prompt may be spread over steps.
+        lockstep: Requests end and come back together, so a step takes as many prompts
+            as it can hold, not only those that one step sets free.
     """
     decoding = BATCH_GRID
     prompt = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
@@ -101,7 +104,8 @@ def serving_curve(
     budget = np.maximum(max_num_tokens - decoding, 1.0)
     most = budget / prompt if enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
     wanted = decoding / decode_tokens
-    prompts = np.minimum(np.maximum(wanted, 1.0), most)
+    waiting = decoding if lockstep else np.ones_like(decoding)
+    prompts = np.minimum(np.maximum(wanted, waiting), most)
     mixed_share = np.minimum(wanted / prompts, 1.0)
     chunks = np.maximum(1.0, np.ceil(prompt / budget)) if enable_chunked_prefill else 1.0
     chunk = prompts * prompt / np.maximum(prompts, 1.0)

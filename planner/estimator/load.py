@@ -59,3 +59,9 @@ class Load:
     """Mean prompt tokens that block reuse finds in the cache."""
     max_output_tokens: float = 0.0
     """What clients allow; an engine that reserves memory to completion reserves this."""
+
+    @property
+    def is_lockstep(self) -> bool:
+        """Whether clients that start together end together: a closed loop of equal requests."""
+        equal = self.isl.cv == 0 and self.osl.cv == 0
+        return self.protocol is Protocol.CLOSED_LOOP and equal
