@@ -338,7 +338,7 @@ class _Layer:
         params = self.operators.moe[row.moe_dtype].params
         entering = tokens * (self.tp if config.enable_attention_dp else 1)
         return moe_seconds(
-            shape, entering, gpu=self.step.gpu, params=params, weight_bits=row.weight_bits
+            shape, entering, gpu=self.step.gpu, params=params, weight_bits=row.bits_per_weight
         )
 
     def _combine(self, tokens: FloatArray) -> FloatArray:

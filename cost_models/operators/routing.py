@@ -23,7 +23,7 @@ FEW_TOKENS_RANGE = (0.01, 2.0)
 MANY_TOKENS_SHARE = 0.8
 """Beyond that, popularities are drawn between 1 and this share of the tokens."""
 
-NUM_DRAWS = 24
+NUM_DRAWS = 96
 """Draws over which the load is averaged."""
 
 TOKEN_KNOTS = np.array(
@@ -80,13 +80,13 @@ def busiest_rank_load(
         num_ranks: Expert-parallel ranks.
         power_law_alpha: Exponent of expert popularity; 0 is balanced.
     """
-    log_tokens = np.log(np.maximum(np.asarray(num_tokens, dtype=np.float64), 1.0))
-    active, tokens_share = _load_at_knots(num_experts, top_k, num_ranks, power_law_alpha)
-    knots = np.log(TOKEN_KNOTS)
-    share = np.interp(log_tokens, knots, tokens_share)
+    tokens = np.maximum(np.asarray(num_tokens, dtype=np.float64), 1.0)
+    log_active, log_assignments = _log_load(num_experts, top_k, num_ranks, power_law_alpha)
+    log_knots, log_tokens = np.log(TOKEN_KNOTS), np.log(tokens)
+    beyond = np.maximum(tokens / TOKEN_KNOTS[-1], 1.0)
     return RankLoad(
-        active_experts=np.asarray(np.exp(np.interp(log_tokens, knots, np.log(active)))),
-        assignments=np.asarray(share * np.exp(log_tokens) * top_k),
+        active_experts=np.asarray(np.exp(np.interp(log_tokens, log_knots, log_active))),
+        assignments=np.exp(np.interp(log_tokens, log_knots, log_assignments)) * beyond,
     )
 
 
@@ -106,17 +106,17 @@ def _choice_probability(num_experts: int, top_k: int, alpha: float) -> FloatArra
 
 
 @lru_cache(maxsize=512)
-def _load_at_knots(
+def _log_load(
     num_experts: int, top_k: int, num_ranks: int, alpha: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Active experts and share of all assignments on the busiest rank, by `TOKEN_KNOTS`.
+    """Logarithms of active experts and assignments of the busiest rank at `TOKEN_KNOTS`.
 
     The running maximum bridges the number of tokens at which the range of popularities
     changes, so that one token more never means less work.
     """
     loads = [_mean_load(int(m), num_experts, top_k, num_ranks, alpha) for m in TOKEN_KNOTS]
-    active, assignments = np.maximum.accumulate(np.array(loads), axis=0).T
-    return np.maximum(active, 1.0), assignments / (TOKEN_KNOTS * top_k)
+    active, assignments = np.log(np.maximum.accumulate(np.maximum(loads, 1.0), axis=0)).T
+    return active, assignments
 
 
 def _mean_load(
