@@ -1,7 +1,7 @@
 """Sends a workload to an OpenAI-compatible server and stamps every token that comes back.
 
-Everything a request needs is made before the run; while it runs, only sockets are read
-(`http_stream`), and each reply is decoded once, after its last byte.
+Everything a request needs is made before the run and every record after it; while it runs,
+sockets are read (`http_stream`) and tokens counted (`token_stream`), nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from executor.http_stream import (
 )
 from executor.protocols import LoadProtocol
 from executor.records import MeasuredRequest, RequestStatus
-from executor.token_stream import TokenStream, read_token_stream
+from executor.token_stream import TokenStream
 
 HTTP_OK = 200
 
@@ -128,6 +128,8 @@ class LoadResult:
 
     requests: tuple[MeasuredRequest, ...]
     lag: ClientLag
+    start_s: float
+    """When the run began, on the clock of `time.perf_counter`."""
     wall_s: float
     out_of_time: bool
     """Whether the run's time limit ended it."""
@@ -163,6 +165,17 @@ async def run_load(
         run.pool.close()
 
 
+@dataclass(slots=True)
+class _Exchange:
+    """One request on its way; what is in it when it ends, well or badly, is its result."""
+
+    due_s: float
+    stream: TokenStream = field(default_factory=TokenStream)
+    reply: Reply | None = None
+    status: RequestStatus = RequestStatus.OK
+    error: str = ""
+
+
 class _Run:
     """The state of one run, owned by `run_load`."""
 
@@ -175,14 +188,13 @@ class _Run:
         self.prompts = prompts
         self.limits = limits
         self.payloads = [endpoint.http_request(prompt) for prompt in prompts]
-        self.results: list[MeasuredRequest | None] = [None] * len(prompts)
+        self.exchanges: dict[int, _Exchange] = {}
         self.active: set[StreamConnection] = set()
-        self.start_s = 0.0
 
     async def measure(self, protocol: LoadProtocol) -> LoadResult:
         """Drive the whole run."""
         watch = _LoopWatch(self.active, self.limits.silence_s)
-        self.start_s, start_cpu_s = time.perf_counter(), time.thread_time()
+        start_s, start_cpu_s = time.perf_counter(), time.thread_time()
         out_of_time = False
         watching = asyncio.create_task(watch.run())
         try:
@@ -192,103 +204,105 @@ class _Run:
             out_of_time = True
         finally:
             watching.cancel()
-        wall_s = time.perf_counter() - self.start_s
+        end_s, end_cpu_s = time.perf_counter(), time.thread_time()
         requests = tuple(
-            result or self._unsent(prompt)
-            for result, prompt in zip(self.results, self.prompts, strict=True)
+            _measured(self.exchanges.get(index) or _unsent(end_s), prompt, start_s=start_s)
+            for index, prompt in enumerate(self.prompts)
         )
-        late_s = [request.late_s for request in requests]
-        lag = ClientLag(
-            loop_lag_p99_s=percentile(watch.lag_s or [0.0], 0.99),
-            loop_lag_max_s=max(watch.lag_s, default=0.0),
-            late_send_p99_s=percentile(late_s or [0.0], 0.99),
-            late_send_max_s=max(late_s, default=0.0),
-            cpu_fraction=(time.thread_time() - start_cpu_s) / max(wall_s, 1e-9),
+        cpu_fraction = (end_cpu_s - start_cpu_s) / max(end_s - start_s, 1e-9)
+        return LoadResult(
+            requests=requests,
+            lag=_client_lag(watch.lag_s, requests, cpu_fraction),
+            start_s=start_s,
+            wall_s=end_s - start_s,
+            out_of_time=out_of_time,
         )
-        return LoadResult(requests=requests, lag=lag, wall_s=wall_s, out_of_time=out_of_time)
 
     async def send(self, index: int, due_s: float) -> None:
-        """Send request `index` and keep its result, whatever that is."""
-        status, error = RequestStatus.OK, ""
-        reply = Reply(sent_s=due_s)
+        """Send request `index` and keep what comes of it."""
+        exchange = self.exchanges[index] = _Exchange(due_s=due_s)
         try:
             async with asyncio.timeout(self.limits.request_s):
-                reply = await self._exchange(self.payloads[index], reply)
+                await self._carry_out(self.payloads[index], exchange)
         except asyncio.CancelledError:
-            self._keep(index, due_s, reply, (RequestStatus.CANCELLED, "the run ended"))
+            exchange.status, exchange.error = RequestStatus.CANCELLED, "the run ended"
             raise
         except TimeoutError as timeout:
-            status = RequestStatus.TIMED_OUT
-            error = str(timeout) or f"took over {self.limits.request_s:g} s"
+            exchange.status = RequestStatus.TIMED_OUT
+            exchange.error = str(timeout) or f"took over {self.limits.request_s:g} s"
         except (OSError, ConnectionLostError, ProtocolViolationError) as failure:
-            status, error = RequestStatus.LOST, str(failure)
-        self._keep(index, due_s, reply, (status, error))
+            exchange.status, exchange.error = RequestStatus.LOST, str(failure)
 
-    async def _exchange(self, payload: bytes, partial: Reply) -> Reply:
-        """Send one request; what came of a reply that breaks off is left in `partial`."""
+    async def _carry_out(self, payload: bytes, exchange: _Exchange) -> None:
         while True:
             connection = await self.pool.acquire()
-            reused = connection.num_exchanges > 0
+            is_reused = connection.num_exchanges > 0
             self.active.add(connection)
             try:
-                return await connection.exchange(payload)
+                await connection.exchange(payload, exchange.stream)
             except ConnectionLostError:
                 # An idle connection may be closed in the moment that it is used again.
-                if not reused or (connection.reply and connection.reply.reads):
+                heard = connection.reply is not None and connection.reply.last_read_s
+                if not is_reused or heard:
                     raise
+            else:
+                self.pool.release(connection)
+                return
             finally:
                 self.active.discard(connection)
-                self._settle(connection, partial)
+                exchange.reply = connection.reply
+                if not (connection.reply and connection.reply.status):
+                    connection.abort()
 
-    def _settle(self, connection: StreamConnection, partial: Reply) -> None:
-        reply = connection.reply
-        if reply is not None:
-            partial.sent_s, partial.status = reply.sent_s, reply.status
-            partial.read_s, partial.reads = reply.read_s, reply.reads
-        if reply is not None and reply.status:
-            self.pool.release(connection)
-        else:
-            connection.abort()
 
-    def _keep(
-        self, index: int, due_s: float, reply: Reply, ending: tuple[RequestStatus, str]
-    ) -> None:
-        prompt = self.prompts[index]
-        stream = read_token_stream(reply)
-        status, error = ending
-        if status is RequestStatus.OK:
-            status, error = _verdict(reply, stream, prompt)
-        self.results[index] = MeasuredRequest(
-            arrival_s=reply.sent_s - self.start_s,
-            late_s=max(reply.sent_s - due_s, 0.0),
-            isl=len(prompt.token_ids),
-            osl=stream.num_tokens,
-            chunk_s=tuple(at_s - reply.sent_s for at_s in stream.chunk_s),
-            chunk_tokens=stream.chunk_tokens,
-            status=status,
-            error=error,
-        )
+def _unsent(end_s: float) -> _Exchange:
+    return _Exchange(
+        due_s=end_s, status=RequestStatus.CANCELLED, error="the run ended before it was sent"
+    )
 
-    def _unsent(self, prompt: Prompt) -> MeasuredRequest:
-        return MeasuredRequest(
-            arrival_s=time.perf_counter() - self.start_s,
-            isl=len(prompt.token_ids),
-            osl=0,
-            status=RequestStatus.CANCELLED,
-            error="the run ended before it was sent",
-        )
+
+def _measured(exchange: _Exchange, prompt: Prompt, *, start_s: float) -> MeasuredRequest:
+    """Return the record of a request; only a complete reply can be well."""
+    stream, reply = exchange.stream, exchange.reply
+    status, error = exchange.status, exchange.error
+    if reply and status is RequestStatus.OK:
+        status, error = _verdict(reply, stream, prompt)
+    sent_s = reply.sent_s if reply else exchange.due_s
+    return MeasuredRequest(
+        arrival_s=sent_s - start_s,
+        late_s=max(sent_s - exchange.due_s, 0.0),
+        isl=len(prompt.token_ids),
+        osl=stream.num_tokens,
+        chunk_s=tuple(at_s - sent_s for at_s in stream.chunk_s),
+        chunk_tokens=tuple(stream.chunk_tokens),
+        status=status,
+        error=error,
+    )
 
 
 def _verdict(reply: Reply, stream: TokenStream, prompt: Prompt) -> tuple[RequestStatus, str]:
     """Return how a complete reply is to be judged."""
     if reply.status != HTTP_OK:
-        text = reply.body.decode("utf-8", "replace")[:500]
-        return RequestStatus.REFUSED, f"HTTP {reply.status}: {text}"
+        message = stream.head.decode("utf-8", "replace")
+        return RequestStatus.REFUSED, f"HTTP {reply.status}: {message}"
     if stream.error:
         return RequestStatus.REFUSED, stream.error
     if stream.num_tokens != prompt.osl:
         return RequestStatus.WRONG_LENGTH, f"{stream.num_tokens} tokens, not {prompt.osl}"
     return RequestStatus.OK, ""
+
+
+def _client_lag(
+    loop_lag_s: Sequence[float], requests: Sequence[MeasuredRequest], cpu_fraction: float
+) -> ClientLag:
+    late_s = [request.late_s for request in requests]
+    return ClientLag(
+        loop_lag_p99_s=percentile(loop_lag_s or [0.0], 0.99),
+        loop_lag_max_s=max(loop_lag_s, default=0.0),
+        late_send_p99_s=percentile(late_s or [0.0], 0.99),
+        late_send_max_s=max(late_s, default=0.0),
+        cpu_fraction=cpu_fraction,
+    )
 
 
 class _LoopWatch:
@@ -313,7 +327,8 @@ class _LoopWatch:
     def _end_silent_exchanges(self, now_s: float) -> None:
         oldest_s = now_s - self._silence_limit_s
         for connection in list(self._active):
-            if connection.reply and connection.reply.last_sign_of_life_s < oldest_s:
+            reply = connection.reply
+            if reply and max(reply.sent_s, reply.last_read_s) < oldest_s:
                 connection.fail(TimeoutError(f"silent for {self._silence_limit_s:g} s"))
 
 
