@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
+from cost_models.errors import ConfigError
 from planner.evaluator import Evaluation, Evaluator, Slice
 from planner.search.objective import handicapped, score, violation
 from planner.search.space import OUTER_KNOBS, SearchSpace
@@ -164,7 +165,7 @@ class _Search:
             study = optuna.create_study(
                 directions=["maximize", "maximize"],
                 sampler=sampler,
-                storage=self.options.storage or None,
+                storage=self._storage(),
                 study_name=self.options.study_name if self.options.storage else None,
                 load_if_exists=bool(self.options.storage),
             )
@@ -172,6 +173,26 @@ class _Search:
                 study.enqueue_trial(self._parameters(candidate.config), skip_if_exists=True)
             remaining = self.options.time_budget_s - (time.monotonic() - self.started)
             study.optimize(self._trial, n_trials=self.options.trials, timeout=max(remaining, 0.1))
+
+    def _storage(self) -> Any:
+        """Open the study's storage.
+
+        Raises:
+            ConfigError: The URL is wrong or the database does not answer.
+        """
+        if not self.options.storage:
+            return None
+        import optuna  # noqa: PLC0415
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+        try:
+            return optuna.storages.get_storage(self.options.storage)
+        except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"--storage {self.options.storage}: {reason}",
+                hint="give a URL such as sqlite:///plan.db",
+            ) from None
 
     def _seeds(self) -> list[Candidate]:
         ordered = sorted(self.found.values(), key=lambda c: c.rank, reverse=True)

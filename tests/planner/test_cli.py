@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,8 @@ WRONG = [
     (["validate", "missing.jsonl"], "missing.jsonl"),
     (["validate", "--operators", "missing.csv"], "missing.csv"),
     (["validate"], "runs"),
+    ([*CHAT, "--storage", "nonsense"], "sqlite:///"),
+    ([*CHAT, "--storage", "sqlite:////nowhere/at/all.db"], "sqlite:///"),
 ]  # fmt: skip
 
 
@@ -170,6 +173,14 @@ def test_a_broken_workload_file_is_named(tmp_path: Path, name: str) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
     assert name in result.stderr
     assert not out.exists()
+
+
+def test_a_stored_study_goes_on(tmp_path: Path) -> None:
+    storage = ("--storage", f"sqlite:///{tmp_path}/plan.db", "--trials", "5", "--json")
+    for _ in range(2):
+        assert run(*CHAT, *storage).returncode == 0
+    study = optuna.load_study(study_name="plan", storage=f"sqlite:///{tmp_path}/plan.db")
+    assert len([t for t in study.trials if t.state.is_finished()]) == 10
 
 
 def test_help_imports_nothing_heavy() -> None:
