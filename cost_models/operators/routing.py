@@ -23,8 +23,8 @@ FEW_TOKENS_RANGE = (0.01, 2.0)
 MANY_TOKENS_SHARE = 0.8
 """Beyond that, popularities are drawn between 1 and this share of the tokens."""
 
-NUM_DRAWS = 96
-"""Draws over which the load is averaged."""
+NUM_POPULARITIES = 8192
+"""Popularities drawn in all: the fewer experts, the more draws the load is averaged over."""
 
 TOKEN_KNOTS = np.array(
     [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384]
@@ -105,7 +105,7 @@ def _choice_probability(num_experts: int, top_k: int, alpha: float) -> FloatArra
     return chance
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def _log_load(
     num_experts: int, top_k: int, num_ranks: int, alpha: float
 ) -> tuple[FloatArray, FloatArray]:
@@ -127,9 +127,9 @@ def _mean_load(
     if not alpha:
         assignments = -(-total // num_ranks) if total < num_experts else total / num_ranks
         return min(local, assignments), assignments
-    counts = np.zeros((NUM_DRAWS, num_ranks * local))
-    counts[:, :num_experts] = _rounded_counts(num_tokens, num_experts, total, alpha)
-    by_rank = counts.reshape(NUM_DRAWS, num_ranks, local)
+    counts = _rounded_counts(num_tokens, num_experts, total, alpha)
+    empty_slots = num_ranks * local - num_experts
+    by_rank = np.pad(counts, ((0, 0), (0, empty_slots))).reshape(-1, num_ranks, local)
     left_over = total - by_rank.sum((1, 2))
     dealt = (np.arange(num_ranks) < (left_over % num_ranks)[:, None]) + (left_over // num_ranks)[
         :, None
@@ -148,7 +148,8 @@ def _rounded_counts(num_tokens: int, num_experts: int, total: int, alpha: float)
     """Tokens of each expert in each draw, before left-overs are dealt."""
     many = total > num_experts
     low, high = (1.0, max(MANY_TOKENS_SHARE * num_tokens, 1.0)) if many else FEW_TOKENS_RANGE
-    popularity = _power_law(_spread_points(NUM_DRAWS, num_experts), alpha, low, high)
+    num_draws = -(-NUM_POPULARITIES // num_experts)
+    popularity = _power_law(_spread_points(num_draws, num_experts), alpha, low, high)
     counts = np.round(popularity / popularity.sum(1, keepdims=True) * total)
     return np.asarray(np.minimum(counts, num_tokens))
 
