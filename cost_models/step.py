@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +35,7 @@ from cost_models.operators.moe import MoeShape, moe_seconds
 from cost_models.precision import kv_dtype, quantization
 
 FloatArray = NDArray[np.float64]
+Seconds = TypeVar("Seconds", float, FloatArray)
 
 ELEMENT_BYTES = 2
 """Activations between operators are BF16."""
@@ -106,7 +108,7 @@ class StepModel:
         self._add_head(families, decoding + prompts)
         self._add_gaps(families)
         scaled = families.scaled(self.calibration.step.family_scale)
-        self._add_floor(scaled, eager=self._is_eager(sequences, tokens))
+        self._add_floor(scaled, sequences, tokens)
         step = self.calibration.step
         scaled["host"] = step.host_s + step.host_per_sequence_s * (sequences + prompts)
         return StepCost(by_family=scaled)
@@ -175,16 +177,35 @@ class StepModel:
         per_layer = step.layer_gap_s + step.tp_gap_s * doublings
         families.add("gaps", np.asarray(self.model.num_layers * per_layer))
 
-    def _add_floor(self, families: dict[str, FloatArray], *, eager: NDArray[np.bool_]) -> None:
-        """Launching an eager step's kernels takes the host this long, however little they do."""
+    def launch_floor_s(self, sequences: ArrayLike, prefill_tokens: ArrayLike) -> FloatArray:
+        """Return the host time to launch an eager step's kernels; 0 where a graph is replayed."""
+        sequences = np.asarray(sequences, np.float64)
+        tokens = np.asarray(prefill_tokens, np.float64)
         step = self.calibration.step
-        per_layer = step.eager_layer_s
+        per_layer = np.where(
+            (tokens > 0) & (tokens + sequences <= step.piecewise_max_tokens),
+            step.piecewise_layer_s,
+            step.eager_layer_s,
+        )
         if self.config.tensor_parallel_size > 1:
-            per_layer += step.eager_layer_tp_s
-        floor = self.model.num_layers * per_layer
+            per_layer = per_layer + step.eager_layer_tp_s
+        floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
+        return np.where(self._is_eager(sequences, tokens), floor_s, 0.0)
+
+    def launch_s(self, gpu_s: Seconds, floor_s: Seconds) -> Seconds:
+        """Return what launching its kernels adds to the GPU time of a step."""
+        norm = self.calibration.step.eager_norm
+        joined: Seconds = (gpu_s**norm + floor_s**norm) ** (1 / norm)
+        return joined - gpu_s
+
+    def _add_floor(
+        self, families: dict[str, FloatArray], sequences: FloatArray, prefill_tokens: FloatArray
+    ) -> None:
+        """Launching an eager step's kernels takes the host this long, however little they do."""
+        floor_s = self.launch_floor_s(sequences, prefill_tokens)
         gpu_s = np.sum(np.broadcast_arrays(*families.values()), axis=0)
-        joined = (gpu_s**step.eager_norm + floor**step.eager_norm) ** (1 / step.eager_norm)
-        families["launch"] = np.where(eager, joined - gpu_s, 0.0)
+        launch_s = self.launch_s(np.asarray(gpu_s), floor_s)
+        families["launch"] = np.where(floor_s > 0, launch_s, 0.0)
 
 
 class _Families:

@@ -28,5 +28,11 @@ class StepConstants:
     """Share of HBM bandwidth that norms and activations reach."""
     elementwise_launch_s: float
     """Per fused element-wise kernel."""
+    eager_sequence_s: float = 0.0
+    """Host time per decoding sequence of an eager step, on top of the launch."""
+    piecewise_layer_s: float = 0.0
+    """Per layer: launching a step whose layers are captured in graphs piece by piece."""
+    piecewise_max_tokens: int = 0
+    """Largest such step; 0 where the engine captures none (TensorRT-LLM's default)."""
     family_scale: Mapping[str, float] = field(default_factory=dict)
     """Engine's operator time over the table's, by family; 1 where absent."""

@@ -1,0 +1,426 @@
+"""The loop: plan a step, take it, or take many at once when nothing else can happen.
+
+Between two events (an arrival that can be seen, an admission, a sequence that ends, a block
+that is not there) only contexts grow, so decode steps are added up in closed form. The exact
+mode takes each step singly and gives the same result.
+
+Under overlap scheduling step m is planned when the output of step m − 2 is out, while step
+m − 1 runs. So an arrival, a freed slot and a freed block are seen one step late, and the
+host launches a step's kernels ahead of time. A host that launches for long delays the
+output of the step before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from heapq import heappop, heappush
+
+from cost_models.frontend import FrontEndConstants
+from planner.simulator.arrivals import ArrivalSource
+from planner.simulator.capacity import final_tokens
+from planner.simulator.chunking import Chunks
+from planner.simulator.clock import DecodeSpan, MixedStep, StepClock
+from planner.simulator.front_end import FrontEnd
+from planner.simulator.kv_manager import KvManager
+from planner.simulator.limits import EngineLimits
+from planner.simulator.queue_order import WaitingQueue
+from planner.simulator.recorder import RequestRecorder
+from planner.simulator.request import Request
+from planner.simulator.requests import Requests
+from planner.simulator.step_log import StepRecorder
+
+
+class Engine:
+    """One scheduler: its queue, its batch, its KV cache and its clock."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        source: ArrivalSource,
+        *,
+        clock: StepClock,
+        limits: EngineLimits,
+        constants: FrontEndConstants,
+        exact: bool = False,
+    ) -> None:
+        self.requests = requests
+        self.source = source
+        self.clock = clock
+        self.limits = limits
+        self.exact = exact
+        reuse = limits.enable_block_reuse and requests.prefix_hashes is not None
+        self.kv = KvManager(
+            limits.pool, reuse_hash_tokens=requests.prefix_hash_tokens if reuse else 0
+        )
+        self.front_end = FrontEnd(constants)
+        self.results = RequestRecorder(len(requests))
+        self.steps = StepRecorder()
+        self.waiting = WaitingQueue(limits.order, self.kv)
+        self.slots = max(limits.max_batch_size - constants.slot_lag, 1)
+        self._reserves = limits.capacity.reserves
+        self._overlap = limits.overlap and constants.steps_in_flight > 1
+        self._steps_taken = 0
+        self._scheduled_s = 0.0
+        """When the next step is planned: what has come by then is seen."""
+        self._end_s = 0.0
+        """When the last step planned ends on the GPU."""
+        self._accepted: deque[tuple[float, int]] = deque()
+        """Requests that have passed, or are passing, the front end."""
+        self._prefilling: list[Request] = []
+        self._started: dict[Request, None] = {}
+        """Requests that hold KV blocks, in order of admission."""
+        self._admissions = 0
+        self._finishing: list[tuple[int, int, Request]] = []
+        """Heap of decoding requests by the step that makes their last token."""
+        self._decoding = 0
+        self._context_tokens = 0
+        """Cached tokens of the decoding sequences in the next step, its own included."""
+        self._leaving: deque[tuple[int, Request]] = deque()
+        """Ended requests whose slot and blocks are free when that many steps are taken."""
+        self._unsent_first: list[Request] = []
+        self._unsent_last: list[Request] = []
+        """Requests whose first or last token was made in the last step planned."""
+        self._unsent_tokens = 0
+
+    def run(self) -> None:
+        """Serve until no request is left."""
+        while self._advance():
+            pass
+
+    def _advance(self) -> bool:
+        """Plan and take a step, or several equal ones; False when all is served."""
+        if not self._overlap:
+            self._send(self._end_s)
+        self._release_due()
+        self._see_arrivals()
+        if not self._reserves and self._decoding:
+            self._make_room_to_grow()
+        if self.waiting:
+            self._admit()
+        chunks = self._chunks() if self._prefilling else []
+        if chunks:
+            self._take_mixed_step(chunks)
+        elif self._decoding:
+            self._take_decode_steps()
+        else:
+            return self._skip_idle_time()
+        return True
+
+    # What the planner sees
+
+    def _release_due(self) -> None:
+        """Give back slots and blocks of requests that ended long enough ago."""
+        leaving = self._leaving
+        while leaving and leaving[0][0] <= self._steps_taken:
+            self.kv.release(leaving.popleft()[1])
+
+    def _see_arrivals(self) -> None:
+        """Move requests through the front end into the queue, as far as the plan sees them."""
+        now_s, source, accepted = self._scheduled_s, self.source, self._accepted
+        while source.next_s <= now_s:
+            self._accept(source.next_s, source.take())
+        while accepted and accepted[0][0] <= now_s:
+            self.waiting.push(self._request(accepted.popleft()[1]))
+
+    def _accept(self, arrival_s: float, index: int) -> None:
+        """A client has sent a request: pass it on, or turn it away."""
+        self.results.arrive(index, arrival_s)
+        isl = int(self.requests.isl[index])
+        if self._refused(index, isl):
+            self.results.refuse(index)
+            self.source.finished(arrival_s)
+            return
+        ready_s = self.front_end.accept(arrival_s, isl)
+        if self._accepted:
+            ready_s = max(ready_s, self._accepted[-1][0])
+        self._accepted.append((ready_s, index))
+        self.front_end.streams += 1
+
+    def _refused(self, index: int, isl: int) -> bool:
+        limits = self.limits
+        if limits.refuses(isl=isl):
+            return True
+        final = min(isl + int(self.requests.max_tokens[index]), limits.max_seq_len) - 1
+        return limits.pool.units(final, final_tokens=final) > limits.pool.capacity
+
+    def _request(self, index: int) -> Request:
+        """Make the request that the engine works on; outputs end at max_seq_len."""
+        columns = self.requests
+        isl = int(columns.isl[index])
+        longest = self.limits.max_seq_len - isl
+        request = Request(
+            index=index,
+            arrival_s=self.results.arrival_s[index],
+            isl=isl,
+            osl=min(int(columns.osl[index]), longest),
+            max_tokens=min(int(columns.max_tokens[index]), longest),
+        )
+        if columns.priority is not None:
+            request.priority = int(columns.priority[index])
+        if columns.predicted_osl is not None:
+            request.predicted_osl = float(columns.predicted_osl[index])
+        if self.kv.cache is not None and columns.prefix_hashes is not None:
+            full = isl // columns.prefix_hash_tokens
+            request.hashes = tuple(columns.prefix_hashes[index][:full])
+        return request
+
+    # Admission and chunks
+
+    @property
+    def _held(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._started)
+
+    def _admit(self) -> None:
+        """Give slots and blocks to waiting requests until the first that does not fit."""
+        capacity, waiting, kv = self.limits.capacity, self.waiting, self.kv
+        if not capacity.opens(active=self._held + len(self._leaving)):
+            return
+        budget = self._budget() - sum(r.remaining_prefill for r in self._prefilling)
+        free_slots = self.slots - self._held - len(self._leaving)
+        while waiting and free_slots > 0:
+            request = waiting.first()
+            if kv.must_wait(request) or not capacity.fits(request, kv):
+                return
+            if capacity.within_budget and not self._reached(request, budget):
+                return
+            waiting.remove(request)
+            self._start(request)
+            budget -= request.remaining_prefill
+            free_slots -= 1
+
+    def _reached(self, request: Request, budget: int) -> bool:
+        """Whether what others leave of this step's budget lets the prompt begin."""
+        if self.limits.chunks or request.generated:
+            return budget > 0
+        return request.remaining_prefill <= budget
+
+    def _start(self, request: Request) -> None:
+        request.order = self._admissions
+        self._admissions += 1
+        self.kv.admit(
+            request,
+            final_tokens=final_tokens(request),
+            reserving=self._reserves,
+        )
+        self._prefilling.append(request)
+        self._started[request] = None
+
+    def _budget(self) -> int:
+        return self.limits.max_num_tokens - self._decoding
+
+    def _chunks(self) -> Chunks:
+        return self.limits.chunking.divide(self._prefilling, self._budget())
+
+    # Blocks run out
+
+    def _make_room_to_grow(self) -> None:
+        """Pause the last started until the decoding sequences can open their next blocks."""
+        pool, kv = self.kv.pool, self.kv
+        while self._decoding and pool.growth(self._steps_taken, 1) > kv.room(reserving=False):
+            self._pause(next(reversed(self._started)))
+
+    def _pause(self, request: Request) -> None:
+        """Take a request's blocks away; what it has generated is computed again later."""
+        if request.finish_step >= 0:
+            context = request.context_offset + self._steps_taken
+            request.generated = context - request.isl + 1
+            request.prefill_len = request.isl + request.generated
+            self._stop_decoding(request)
+            self.results.pause(request.index, self._end_s)
+        else:
+            self._prefilling.remove(request)
+        request.prefilled = 0
+        del self._started[request]
+        self.kv.release(request)
+        self.results.preempt(request.index)
+        self.waiting.push_first(request)
+
+    # Steps
+
+    def _take_mixed_step(self, chunks: Chunks) -> None:
+        """Take one step that prefills, beside whatever decodes."""
+        step = self._mixed_step(chunks)
+        time = self.clock.mixed(step)
+        output_s = self._end_s
+        if self._overlap:
+            output_s = max(output_s, self._scheduled_s + time.floor_s)
+        self._send(output_s)
+        start_s = max(self._end_s, self._scheduled_s)
+        hidden_s = min(time.launch_s, start_s - self._scheduled_s)
+        end_s = start_s + time.seconds - hidden_s
+        took_s = end_s - start_s
+        self._record((start_s, end_s), (1, step.prompts, step.tokens), (took_s, took_s))
+        self._grow(1)
+        self._scheduled_s = output_s if self._overlap else end_s
+        self._end_s = end_s
+        self._prefill(chunks, start_s)
+        self._end_step()
+
+    def _mixed_step(self, chunks: Chunks) -> MixedStep:
+        tokens, attended = 0, 0.0
+        for request, chunk in chunks:
+            tokens += chunk
+            attended += chunk * (request.prefilled + 0.5 * chunk)
+        return MixedStep(
+            decoding=self._decoding,
+            decode_kv_len=self._context_tokens / self._decoding if self._decoding else 0.0,
+            prompts=len(chunks),
+            tokens=tokens,
+            attended=attended,
+        )
+
+    def _prefill(self, chunks: Chunks, start_s: float) -> None:
+        """Move prompts on by their chunks; those that are done make a token in this step."""
+        done = False
+        for request, chunk in chunks:
+            if request.prefilled == request.cached_tokens and not request.generated:
+                self.results.start(request.index, start_s, request.cached_tokens)
+            request.prefilled += chunk
+            if request.prefilled >= request.prefill_len:
+                done = True
+                self._make_first_token(request)
+        if done:
+            self._prefilling = [r for r in self._prefilling if r.prefilled < r.prefill_len]
+
+    def _make_first_token(self, request: Request) -> None:
+        """The prompt is computed and its next token made; from the next step on it decodes."""
+        self.kv.prefilled(request)
+        self._unsent_first.append(request)
+        step = self._steps_taken
+        left = request.osl - request.generated - 1
+        request.context_offset = request.prefill_len - step
+        if left == 0:
+            self._unsent_last.append(request)
+            self._leave(request)
+            return
+        request.finish_step = step + left
+        heappush(self._finishing, (request.finish_step, request.order, request))
+        self._decoding += 1
+        self._context_tokens += request.prefill_len + 1
+        self.kv.start_decoding(request)
+
+    def _take_decode_steps(self) -> None:
+        """Take as many decode steps as nothing interrupts, at least one."""
+        self._send(self._end_s)
+        start_s = max(self._end_s, self._scheduled_s)
+        span = self.clock.decode_span(self._decoding, self._context_tokens / self._decoding)
+        steps = self._uninterrupted_steps(start_s, span)
+        first_s = last_s = took_s = span.seconds(steps)
+        last_start_s = start_s
+        if steps > 1:
+            first_s, until_last_s = span.seconds(1), span.seconds(steps - 1)
+            last_s = took_s - until_last_s
+            last_start_s = start_s + until_last_s
+            self.front_end.stream(start_s + first_s, last_start_s, steps - 1, self._decoding)
+        end_s = start_s + took_s
+        self._record((start_s, end_s), (steps, 0, 0), (first_s, last_s))
+        self._grow(steps)
+        self._scheduled_s = last_start_s if self._overlap else end_s
+        self._end_s = end_s
+        self._end_step()
+
+    def _uninterrupted_steps(self, start_s: float, span: DecodeSpan) -> int:
+        """Return the decode steps until something else can happen."""
+        if self.exact:
+            return 1
+        steps = self._finish_in()
+        if self.waiting and self._leaving:
+            steps = min(steps, self._leaving[0][0] - self._steps_taken)
+        if not self._reserves:
+            room = self.kv.room(reserving=False)
+            steps = self.kv.pool.steps_within(self._steps_taken, room, steps)
+        event_s = self._next_event_s()
+        if event_s < math.inf and steps > 1:
+            lag = 1 if self._overlap else 0
+            wait = span.steps_until(event_s - start_s)
+            steps = min(steps, wait + lag)
+        return max(steps, 1)
+
+    def _next_event_s(self) -> float:
+        """Return when a client or the front end next does something."""
+        event_s = self.source.next_s
+        return min(event_s, self._accepted[0][0]) if self._accepted else event_s
+
+    def _finish_in(self) -> int:
+        """Return the steps until the first sequence ends, that step included."""
+        finishing = self._finishing
+        while finishing[0][0] != finishing[0][2].finish_step:
+            heappop(finishing)
+        return finishing[0][0] - self._steps_taken
+
+    def _grow(self, steps: int) -> None:
+        """All decoding sequences gain a token a step."""
+        if self._decoding:
+            self.kv.grow(self._steps_taken, steps)
+            self.kv.make_room()
+            self._context_tokens += steps * self._decoding
+        self._steps_taken += steps
+
+    def _end_step(self) -> None:
+        """Take out the sequences that made their last token in the step just taken."""
+        self._unsent_tokens = self._decoding + len(self._unsent_first)
+        finishing = self._finishing
+        while finishing and finishing[0][0] <= self._steps_taken:
+            step, _, request = heappop(finishing)
+            if step == request.finish_step:
+                self._stop_decoding(request)
+                self._unsent_last.append(request)
+                self._leave(request)
+
+    def _stop_decoding(self, request: Request) -> None:
+        """Take a sequence out of the batch that decodes."""
+        self._decoding -= 1
+        self._context_tokens -= request.context_offset + self._steps_taken + 1
+        self.kv.stop_decoding(request, self._steps_taken)
+        request.finish_step = -1
+
+    def _leave(self, request: Request) -> None:
+        del self._started[request]
+        lag = 1 if self._overlap else 0
+        self._leaving.append((self._steps_taken + lag, request))
+
+    # Time and output
+
+    def _skip_idle_time(self) -> bool:
+        """Nothing runs: send what is left and wait for the next request; False without one."""
+        self._send(self._end_s)
+        while self._leaving:
+            self.kv.release(self._leaving.popleft()[1])
+        self._scheduled_s = max(self._scheduled_s, self._end_s)
+        if self.waiting:
+            return True
+        event_s = self._next_event_s()
+        if event_s == math.inf:
+            return False
+        self._scheduled_s = self._end_s = max(self._scheduled_s, event_s)
+        return True
+
+    def _send(self, output_s: float) -> None:
+        """The tokens of the last step planned leave the engine."""
+        if not self._unsent_tokens:
+            return
+        if output_s > self._end_s:
+            self.steps.delay_last(output_s - self._end_s)
+        delivered_s = self.front_end.deliver(output_s, self._unsent_tokens)
+        for request in self._unsent_first:
+            self.results.first_token(request.index, delivered_s)
+        for request in self._unsent_last:
+            self.front_end.streams -= 1
+            self.results.last_token(request.index, delivered_s)
+            self.source.finished(delivered_s)
+        self._unsent_first.clear()
+        self._unsent_last.clear()
+        self._unsent_tokens = 0
+
+    def _record(
+        self,
+        span_s: tuple[float, float],
+        work: tuple[int, int, int],
+        ends_s: tuple[float, float],
+    ) -> None:
+        """Log steps; `work` is their number and the prompts and prompt tokens of one."""
+        steps, prompts, tokens = work
+        counts = (steps, self._decoding, self._context_tokens, prompts, tokens, len(self.waiting))
+        self.steps.add(span_s, counts, (self.kv.occupied, self.kv.pool.reserved), ends_s)

@@ -1,0 +1,74 @@
+"""What bounds one engine: batch, tokens, blocks, and the rules by which it schedules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cost_models.engine import EngineConfig
+from cost_models.memory import MemoryPlan
+from planner.simulator.block_pool import PoolShape
+from planner.simulator.capacity import POLICIES, CapacityPolicy, GuaranteedNoEvict
+from planner.simulator.chunking import Chunking, EqualProgress, FirstComeChunks, WholePrompts
+from planner.simulator.queue_order import FirstComeFirstServed, QueueOrder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """One scheduler with its own batch and its own KV cache."""
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    pool: PoolShape
+    capacity: CapacityPolicy = field(default_factory=GuaranteedNoEvict)
+    order: QueueOrder = field(default_factory=FirstComeFirstServed)
+    chunking: Chunking = field(default_factory=WholePrompts)
+    overlap: bool = True
+    """Whether a step is scheduled while the one before it runs."""
+    enable_block_reuse: bool = False
+
+    @property
+    def chunks(self) -> bool:
+        """Whether a prompt may be spread over steps."""
+        return not isinstance(self.chunking, WholePrompts)
+
+    def refuses(self, *, isl: int) -> bool:
+        """Whether the engine turns a prompt away at submission."""
+        too_long = isl >= self.max_seq_len
+        return too_long or (not self.chunks and isl > self.max_num_tokens)
+
+    @classmethod
+    def of(
+        cls,
+        config: EngineConfig,
+        memory: MemoryPlan,
+        *,
+        max_seq_len: int,
+        engine: str = "trtllm",
+        order: QueueOrder | None = None,
+        equal_progress: bool = False,
+    ) -> EngineLimits:
+        """Return the limits of one scheduler of a configuration.
+
+        That is a replica, or one of its attention-DP ranks or pipeline micro-batches,
+        which divide the replica's blocks. TensorRT-LLM rounds chunks to blocks, vLLM does not.
+        """
+        ranks = config.tensor_parallel_size if config.enable_attention_dp else 1
+        lanes = ranks * config.pipeline_parallel_size
+        chunk = EqualProgress if equal_progress else FirstComeChunks
+        unit = 1 if engine == "vllm" else min(config.tokens_per_block, config.max_num_tokens)
+        return cls(
+            max_batch_size=config.max_batch_size,
+            max_num_tokens=config.max_num_tokens,
+            max_seq_len=config.max_seq_len or max_seq_len,
+            pool=PoolShape.of(
+                memory.layout,
+                num_blocks=int(memory.kv_cache_blocks) // lanes,
+                tokens_per_block=config.tokens_per_block,
+            ),
+            capacity=POLICIES[config.capacity_scheduler_policy](),
+            order=order or FirstComeFirstServed(),
+            chunking=chunk(unit) if config.enable_chunked_prefill else WholePrompts(),
+            overlap=not config.disable_overlap_scheduler,
+            enable_block_reuse=config.enable_block_reuse,
+        )

@@ -1,0 +1,241 @@
+"""What a simulation found: times of every request, metrics, and the engine over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.frontend import FrontEndConstants
+from cost_models.metrics import (
+    PERCENTILES,
+    LatencyLimits,
+    RequestTimes,
+    ServingMetrics,
+    goodput_per_s,
+    serving_metrics,
+)
+from planner.simulator.block_pool import PoolShape
+from planner.simulator.gaps import gap_histogram
+from planner.simulator.statistics import percentile_error, warm_up_length
+from planner.simulator.step_log import StepLog
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EngineTrace:
+    """What one scheduler did."""
+
+    log: StepLog
+    pauses_s: FloatArray
+    """Gaps between two tokens that lay in a pause."""
+    pool: PoolShape
+    max_seq_len: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RequestColumns:
+    """Every request by its index; times in seconds, NaN for refused requests."""
+
+    arrival_s: FloatArray
+    started_s: FloatArray
+    """When its first chunk began to run."""
+    first_token_s: FloatArray
+    last_token_s: FloatArray
+    isl: IntArray
+    osl: IntArray
+    preemptions: IntArray
+    cached_tokens: IntArray
+    """Prompt tokens that block reuse found."""
+    refused: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimulationResult:
+    """A whole simulated run of a deployment."""
+
+    requests: RequestColumns
+    engines: tuple[EngineTrace, ...]
+    """One per replica, attention-DP rank or pipeline micro-batch."""
+    front_end: FrontEndConstants
+    wall_s: float
+    warm_up_requests: int = 0
+    """First requests that the metrics leave out."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests sent."""
+        return len(self.requests.arrival_s)
+
+    @property
+    def num_refused(self) -> int:
+        """Requests that the engine turned away."""
+        return int(self.requests.refused.sum())
+
+    @property
+    def num_steps(self) -> int:
+        """Engine iterations in all."""
+        return sum(trace.log.num_steps for trace in self.engines)
+
+    @cached_property
+    def served(self) -> NDArray[np.intp]:
+        """Indices of the requests that the metrics count."""
+        counted = ~self.requests.refused
+        counted[: self.warm_up_requests] = False
+        return np.flatnonzero(counted)
+
+    @cached_property
+    def times(self) -> RequestTimes:
+        """Served requests, as measured ones are described; gaps are counted in `metrics`."""
+        columns, rows = self.requests, self.served
+        arrival_s = columns.arrival_s[rows]
+        return RequestTimes(
+            arrival_s=arrival_s,
+            ttft_s=columns.first_token_s[rows] - arrival_s,
+            e2el_s=columns.last_token_s[rows] - arrival_s,
+            osl=columns.osl[rows],
+            itl_s=np.zeros(0),
+        )
+
+    @property
+    def queue_s(self) -> FloatArray:
+        """From arrival to the first step that works on a request, front end included."""
+        rows = self.served
+        return self.requests.started_s[rows] - self.requests.arrival_s[rows]
+
+    @cached_property
+    def metrics(self) -> ServingMetrics:
+        """Latencies and rates; every gap between tokens counts towards ITL."""
+        since_s = float(self.times.arrival_s.min()) if self.served.size else 0.0
+        gaps = [gap_histogram(t.log, t.pauses_s, since_s=since_s) for t in self.engines]
+        merged = gaps[0]
+        for other in gaps[1:]:
+            merged.merge(other)
+        itl = merged.smeared(self.front_end).distribution()
+        return replace(serving_metrics(self.times), itl_s=itl)
+
+    def goodput_per_s(self, limits: LatencyLimits) -> float:
+        """Return requests per second that keep every limit."""
+        return goodput_per_s(self.times, limits)
+
+    def without_warm_up(self) -> SimulationResult:
+        """Return the same with the first requests left out of all metrics, by MSER-5.
+
+        The rule looks at E2E latency per token, in order of arrival; for open loops only.
+        """
+        columns = self.requests
+        served = ~columns.refused
+        latency = columns.last_token_s[served] - columns.arrival_s[served]
+        cut = warm_up_length(latency / columns.osl[served])
+        return replace(self, warm_up_requests=int(np.flatnonzero(served)[cut]) if cut else 0)
+
+    def percentile_errors(self, *, seed: int = 0) -> Mapping[str, Mapping[str, float]]:
+        """Return the standard error in seconds of each percentile of TTFT, TPOT and E2EL."""
+        rng = np.random.default_rng(seed)
+        samples = {
+            "ttft_s": self.times.ttft_s,
+            "tpot_s": self.times.tpot_s,
+            "e2el_s": self.times.e2el_s,
+        }
+        return {
+            metric: {
+                name: percentile_error(values, fraction, rng)
+                for name, fraction in PERCENTILES.items()
+            }
+            for metric, values in samples.items()
+        }
+
+    @property
+    def prefix_hit_fraction(self) -> float:
+        """Share of prompt tokens that block reuse found in the cache."""
+        total = int(self.requests.isl[self.served].sum())
+        return float(self.requests.cached_tokens[self.served].sum()) / total if total else 0.0
+
+    def steps_by_kind(self) -> dict[str, int]:
+        """Return engine iterations that only decode, only prefill, and do both."""
+        kinds = {"decode": 0, "prefill": 0, "mixed": 0}
+        for trace in self.engines:
+            log = trace.log
+            prefills, decodes = log.prompts > 0, log.decoding > 0
+            kinds["decode"] += int(log.steps[~prefills].sum())
+            kinds["prefill"] += int(log.steps[prefills & ~decodes].sum())
+            kinds["mixed"] += int(log.steps[prefills & decodes].sum())
+        return kinds
+
+    def kv_usage(self) -> KvUsage:
+        """Return how full the KV caches were, over the time in which the engines worked."""
+        return KvUsage.of(self.engines)
+
+    def token_times(self, index: int) -> FloatArray:
+        """Return when the engine put out each token of a request that was never paused.
+
+        Rebuilt from the step log of the only engine; front-end streaming is left out.
+        """
+        if len(self.engines) != 1:
+            raise ValueError(f"token times need one engine, not {len(self.engines)}")
+        delay_s = self.front_end.first_token_s
+        first_s = self.requests.first_token_s[index] - delay_s
+        outputs = np.concatenate(list(_outputs(self.engines[0].log)))
+        start = int(np.searchsorted(outputs, first_s - 1e-9))
+        return outputs[start : start + int(self.requests.osl[index])] + delay_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvUsage:
+    """Occupancy of the KV cache, averaged over busy time."""
+
+    mean_fraction: float
+    """Share of the blocks that running sequences hold."""
+    max_fraction: float
+    waste_fraction: float
+    """Share of the held blocks' space that has no token in it, while nothing prefills."""
+    contiguous_saving_fraction: float
+    """Memory that paging saves against max_seq_len tokens pre-allocated per running sequence."""
+
+    @classmethod
+    def of(cls, engines: tuple[EngineTrace, ...]) -> KvUsage:
+        """Average over the steps of all engines, weighted by their time."""
+        rows = [_kv_rows(trace) for trace in engines]
+        busy_s, share, held, filled, contiguous = (
+            np.concatenate(column) for column in zip(*rows, strict=True)
+        )
+        return cls(
+            mean_fraction=_ratio(busy_s @ share, busy_s.sum()),
+            max_fraction=float(share.max(initial=0.0)),
+            waste_fraction=1.0 - _ratio(busy_s @ filled, busy_s @ held),
+            contiguous_saving_fraction=1.0 - _ratio(busy_s @ held, busy_s @ contiguous),
+        )
+
+
+def _kv_rows(trace: EngineTrace) -> tuple[FloatArray, ...]:
+    """Return busy time, share of the pool held, and three counts of tokens, row by row.
+
+    Tokens of block space held, tokens cached, and tokens of pre-allocated slots; counted
+    only where nothing prefills.
+    """
+    log, pool = trace.log, trace.pool
+    counted = (log.prompts == 0) & (pool.windows == ())
+    held = log.used_units / max(pool.full_units, 1) * pool.tokens_per_block
+    filled = log.context_tokens - log.decoding
+    contiguous = log.decoding.astype(np.float64) * trace.max_seq_len
+    tokens = (np.where(counted, column, 0.0) for column in (held, filled, contiguous))
+    return (log.end_s - log.start_s, log.used_units / pool.capacity, *tokens)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else 0.0
+
+
+def _outputs(log: StepLog) -> Iterator[FloatArray]:
+    """Yield when the tokens of every step left the engine."""
+    for row in range(len(log.steps)):
+        steps = int(log.steps[row])
+        lengths = np.linspace(log.first_step_s[row], log.last_step_s[row], steps)
+        ends = log.start_s[row] + np.cumsum(lengths)
+        ends[-1] = log.end_s[row] + log.output_delay_s[row]
+        yield ends
