@@ -224,10 +224,9 @@ class Engine:
     def _pause(self, request: Request) -> None:
         """Take a request's blocks away; what it has generated is computed again later."""
         if request.finish_step >= 0:
-            context = request.context_offset + self._steps_taken
-            request.generated = context - request.isl + 1
-            request.prefill_len = request.isl + request.generated
             self._stop_decoding(request)
+            request.generated = request.context_offset + self._steps_taken - request.isl + 1
+            request.prefill_len = request.isl + request.generated
             self.results.pause(request.index, self._end_s)
         else:
             self._prefilling.remove(request)

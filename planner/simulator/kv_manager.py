@@ -87,8 +87,9 @@ class KvManager:
             moved = self._cache.store(request)
             self.pool.used -= moved
             request.blocks -= moved
-            request.reserved -= moved if request.reserved else 0
-            self.pool.reserved -= moved if request.reserved else 0
+            promised = moved if request.reserved else 0
+            request.reserved -= promised
+            self.pool.reserved -= promised
 
     def start_decoding(self, request: Request) -> None:
         """The sequence grows by one token a step from now on."""
