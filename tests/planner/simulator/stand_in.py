@@ -54,7 +54,8 @@ class LinearStep:
         )
 
     def launch_floor_s(self, sequences: ArrayLike, prefill_tokens: ArrayLike) -> FloatArray:
-        return np.where(np.asarray(prefill_tokens) + np.zeros_like(sequences) > 0, self.floor_s, 0.0)
+        prefills = np.asarray(prefill_tokens) + np.zeros_like(sequences) > 0
+        return np.where(prefills, self.floor_s, 0.0)
 
     def launch_s(self, gpu_s: float, floor_s: float) -> float:
         return max(floor_s - gpu_s, 0.0)
@@ -76,7 +77,12 @@ NO_FRONT_END = FrontEndConstants()
 def engine_limits(**changes: Any) -> EngineLimits:
     """A roomy engine without chunks; `blocks` of 16 tokens."""
     pool = PoolShape(tokens_per_block=16, capacity=changes.pop("blocks", 10_000))
-    given = {"max_batch_size": 16, "max_num_tokens": 2048, "max_seq_len": 2048, "pool": pool}
+    given: dict[str, Any] = {
+        "max_batch_size": 16,
+        "max_num_tokens": 2048,
+        "max_seq_len": 2048,
+        "pool": pool,
+    }
     return EngineLimits(**given | changes)
 
 

@@ -28,7 +28,12 @@ from tests.planner.simulator.stand_in import (
     run,
 )
 
-ORDERS = (FirstComeFirstServed(), ShortestJobFirst(), PriorityWithAgeing(0.05), LongestPrefixMatch())
+ORDERS = (
+    FirstComeFirstServed(),
+    ShortestJobFirst(),
+    PriorityWithAgeing(0.05),
+    LongestPrefixMatch(),
+)
 CHUNKINGS = (WholePrompts(), FirstComeChunks(16), FirstComeChunks(1), EqualProgress(16))
 
 
@@ -83,9 +88,7 @@ front_ends = st.sampled_from(
     ]
 )
 clocks = st.sampled_from([CLOCK, SLOW_LAUNCH_CLOCK])
-thorough = settings(
-    max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+thorough = settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @thorough
@@ -147,7 +150,7 @@ def test_blocks_are_conserved_at_every_step(workload, limits, clock) -> None:  #
         exact=True,
     )
     total = engine.kv.pool.unnumbered_free
-    while engine._advance():  # noqa: SLF001
+    while engine._advance():
         _check_blocks(engine, total)
     cached = engine.kv.cache.cached_blocks if engine.kv.cache else 0
     assert engine.kv.pool.used == engine.kv.pool.reserved == 0
@@ -157,7 +160,7 @@ def test_blocks_are_conserved_at_every_step(workload, limits, clock) -> None:  #
 def _check_blocks(engine: Engine, total: int) -> None:
     """Each physical block is free, in the cache, or in the table of one sequence."""
     kv, cache = engine.kv, engine.kv.cache
-    held = [*engine._started, *(request for _, request in engine._leaving)]  # noqa: SLF001
+    held = [*engine._started, *(request for _, request in engine._leaving)]
     size = cache.blocks_per_hash if cache else 0
     private = [block for request in held for block in request.table[request.pinned * size :]]
     cached = cache.cached_blocks if cache else 0
