@@ -8,7 +8,7 @@ host. A user's own file may hold either part and is laid over the shipped ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from functools import cache
 from importlib.resources import files
@@ -87,7 +87,7 @@ def load_calibration(
         memory=MemoryConstants(**shared["memory"]),
         front_end=FrontEndConstants(**shared["front_end"] | differs.get("front_end", {})),
         intervals={k: ErrorQuantiles(**v) for k, v in shared["intervals"].items()},
-        borrowed=frozenset(borrowed),
+        borrowed=borrowed,
         sources=tuple(shared["sources"]),
     )
     return _overlaid(calibration, Path(path)) if path else calibration
@@ -172,7 +172,7 @@ def _shipped_operators(gpu_name: str) -> Operators:
     return merged
 
 
-def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, Iterator[str]]:
+def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, frozenset[str]]:
     """Fill every family and dtype: the GPU's own fit, else the nearest lender's bare formula."""
     complete: Operators = {family: dict(own.get(family, {})) for family in PARAMS_BY_FAMILY}
     borrowed = []
@@ -184,7 +184,7 @@ def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, Iterator[st
                 if dtype not in complete[family]:
                     complete[family][dtype] = _lent(fit)
                     borrowed.append(f"{family}/{dtype}")
-    return complete, iter(borrowed)
+    return complete, frozenset(borrowed)
 
 
 def _lent(fit: OperatorFit[Any]) -> OperatorFit[Any]:

@@ -35,6 +35,11 @@ def select(table: Table, mask: NDArray[np.bool_]) -> Table:
     return {name: column[mask] for name, column in table.items()}
 
 
+def latency_s(table: Table) -> NDArray[np.float64]:
+    """Return the measured latency of every row in seconds; tables hold microseconds."""
+    return table["latency_us"].astype(np.float64) * 1e-6
+
+
 def num_rows(table: Table) -> int:
     """Return the number of rows."""
     return len(next(iter(table.values()), ()))

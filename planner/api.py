@@ -22,7 +22,7 @@ from planner.knobs import apply_settings, parse_limits
 from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, predict_config
 from planner.runs import ENGINE_DEFAULTS
-from planner.search.space import OUTER_KNOBS, SearchSpace, check_limits
+from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import SearchOptions
 from planner.workload import OBJECTIVES, Workload, check_slo, load_workload
 
@@ -117,7 +117,16 @@ def plan(request: PlanRequest) -> Plan:
         PlannerError: Bad input; what merely does not fit or misses the SLO is a `Plan`
             with status `infeasible`.
     """
-    problem = load_problem(
+    return plan_problem(requested_problem(request), request)
+
+
+def requested_problem(request: PlanRequest) -> Problem:
+    """Load and check what a plan is asked for.
+
+    Raises:
+        PlannerError: A profile is unknown or damaged, or no model is named.
+    """
+    return load_problem(
         gpu=request.gpu,
         workload=request.workload,
         model=request.model,
@@ -126,6 +135,10 @@ def plan(request: PlanRequest) -> Plan:
         calibration=request.calibration,
         usd_per_hour=request.usd_per_hour,
     )
+
+
+def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
+    """Return the best configuration for a problem that is loaded; see `plan`."""
     space = search_space(problem, request)
     options = SearchOptions(
         objective=_objective(request.objective or problem.workload.objective),
@@ -147,7 +160,6 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
     if not 1 <= request.num_gpus <= MAX_GPUS:
         raise ConfigError(f"--num-gpus {request.num_gpus}", hint=f"accepted: 1 to {MAX_GPUS}")
     limits = parse_limits(request.pins, request.limits)
-    check_limits(limits)
     base = replace(problem.default_config, cuda_graph_padding=True, enable_block_reuse=True)
     base = replace(base, **{k: v[0] for k, v in limits.items() if len(v) == 1})
     space = SearchSpace(

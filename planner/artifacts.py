@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.model import ModelSpec
+from planner.knobs import flattened
 
 if TYPE_CHECKING:
     from planner.api import Problem
@@ -130,7 +131,7 @@ def llm_api_options(config: EngineConfig, model: ModelSpec) -> dict[str, Any]:
 def option_problems(options: Mapping[str, Any]) -> list[str]:
     """Return what TensorRT-LLM 1.2 would refuse in the options that we write."""
     problems = []
-    for path, value in _flattened(options):
+    for path, value in flattened(options):
         if path == "cuda_graph_config" and value is None:
             continue
         expected = EMITTED_OPTIONS.get(path)
@@ -202,12 +203,8 @@ def deployment_files(
 
 def needs_quantizing(config: EngineConfig, model: ModelSpec) -> bool:
     """Whether the published checkpoint is not yet in the planned precision."""
-    own = (
-        {model.checkpoint_quantization, "bf16"}
-        if model.checkpoint_quantization == "bf16"
-        else {model.checkpoint_quantization}
-    )
-    return config.quantization not in own | {"fp16"} or config.kv_cache_dtype in ("fp8", "nvfp4")
+    own = {model.checkpoint_quantization, "fp16"}
+    return config.quantization not in own or config.kv_cache_dtype in ("fp8", "nvfp4")
 
 
 def _cuda_graph_options(config: EngineConfig) -> dict[str, Any] | None:
@@ -224,6 +221,22 @@ def _checkpoint(config: EngineConfig, model: ModelSpec) -> str:
         return shlex.quote(model.hub_name)
     folder = f"{model.name}-{config.quantization}-kv-{config.kv_cache_dtype}"
     return f'"$here"/{shlex.quote(folder)}'
+
+
+_GPTQ_PROGRAM = """calibration=${{CALIBRATION:?set CALIBRATION to a text file, one sample a line}}
+python3 - {source} "$calibration" "$checkpoint" <<'PYTHON'
+import sys
+
+from gptqmodel import GPTQModel, QuantizeConfig
+
+source, calibration, target = sys.argv[1:]
+with open(calibration, encoding="utf-8") as file:
+    samples = [line for line in file.read().splitlines() if line.strip()]
+model = GPTQModel.load(source, QuantizeConfig(bits=4, group_size=128))
+model.quantize(samples)
+model.save(target)
+PYTHON
+"""
 
 
 _PREAMBLE = """#!/usr/bin/env bash
@@ -323,10 +336,7 @@ def _quantize_script(config: EngineConfig, model: ModelSpec) -> str:
     source = shlex.quote(model.hub_name)
     kv_format = config.kv_cache_dtype if config.kv_cache_dtype in ("fp8", "nvfp4") else "none"
     if config.quantization == "w4a16_gptq":
-        return script + (
-            f"python3 -m gptqmodel.cli quantize --model {source} --bits 4 --group_size 128 "
-            '--output "$checkpoint"\n'
-        )
+        return script + _GPTQ_PROGRAM.format(source=source)
     weights = MODELOPT_FORMATS.get(config.quantization, "")
     if not weights:
         if config.quantization != model.checkpoint_quantization:
@@ -377,11 +387,3 @@ def _write(path: Path, text: str) -> None:
 def _refuse_line_breaks(text: str) -> None:
     if any(ord(character) < 32 for character in text):
         raise ConfigError(f"model name {text!r} has a control character in it")
-
-
-def _flattened(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -20,7 +20,6 @@ from cost_models.errors import PlannerError, ProfileError
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest
-    from planner.planning import Plan
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -127,12 +126,15 @@ def _common_options(function: Any) -> Any:
 )
 def plan_command(as_json: bool, out: str, **options: Any) -> int:
     """Recommend a configuration for a workload on a GPU, with the reasons."""
-    from planner.api import plan  # noqa: PLC0415  help must not wait for it
+    from planner.api import plan_problem, requested_problem  # noqa: PLC0415  help must not wait
 
     request = _plan_request(options, show_progress=not as_json)
-    result = plan(request)
+    problem = requested_problem(request)
+    result = plan_problem(problem, request)
     if out:
-        _write_files(result, request, out)
+        from planner.artifacts import write_plan_files  # noqa: PLC0415
+
+        write_plan_files(result, problem=problem, folder=Path(out), seed=request.seed)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -338,16 +340,6 @@ def _progress() -> Callable[[int, int], None]:
         click.echo(f"\r{evaluated} configurations evaluated", err=True, nl=False)
 
     return show
-
-
-def _write_files(result: Plan, request: PlanRequest, out: str) -> None:
-    from planner.api import load_problem  # noqa: PLC0415
-    from planner.artifacts import write_plan_files  # noqa: PLC0415
-
-    problem = load_problem(
-        gpu=request.gpu, workload=request.workload, model=request.model, engine=request.engine
-    )
-    write_plan_files(result, problem=problem, folder=Path(out), seed=request.seed)
 
 
 def _shipped_file(name: str) -> Path:

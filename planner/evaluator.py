@@ -19,6 +19,7 @@ from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryKnobs, MemoryModel, MemoryPlan
+from cost_models.metrics import PERCENTILES
 from cost_models.model import ModelSpec
 from cost_models.step import StepModel
 from planner.estimator import (
@@ -30,7 +31,7 @@ from planner.estimator import (
     estimate,
     serving_curve,
 )
-from planner.estimator.load import QUANTILES, Protocol
+from planner.estimator.load import Protocol
 
 FloatArray = NDArray[np.float64]
 
@@ -248,8 +249,8 @@ class Evaluator:
         """Share of prompts longer than the token budget where they are not chunked."""
         budget = rows.column("max_num_tokens").astype(np.float64)
         isl = self.load.isl
-        longer = np.full(len(rows), float(isl.mean > 0) * 0.0)
-        for name, probability in QUANTILES.items():
+        longer = np.zeros(len(rows))
+        for name, probability in PERCENTILES.items():
             longer = np.maximum(longer, np.where(isl.quantiles[name] > budget, 1 - probability, 0))
         longer = np.where((longer == 0) & (isl.maximum > budget), 0.005, longer)
         longer = np.where(isl.quantiles["p50"] > budget, 1.0, longer)

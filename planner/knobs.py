@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -134,7 +134,7 @@ def config_from_options(
     """
     values: dict[str, Any] = {}
     ignored: list[str] = []
-    for path, value in _flattened(options):
+    for path, value in flattened(options):
         knob = OPTION_PATHS.get(path, path if "." not in path else "")
         if knob in KNOBS and value is not None and knob not in ("quantization",):
             values[knob] = _typed(path, knob, value)
@@ -173,10 +173,11 @@ def _typed(path: str, knob: str, value: Any) -> Any:
     return value
 
 
-def _flattened(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flattened(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested options by path, `kv_cache_config.dtype` style."""
     for key, value in options.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flattened(value, f"{path}.")
+            yield from flattened(value, f"{path}.")
         else:
             yield path, value

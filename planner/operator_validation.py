@@ -12,9 +12,7 @@ from cost_models.calibration_io import load_calibration
 from cost_models.errors import ProfileError
 from cost_models.fitting.operators import FAMILIES, TABLE_NAMES, predict_table
 from cost_models.profile_io import load_gpu
-from cost_models.tables import Table, num_rows, read_table, select
-
-MICROSECOND = 1e-6
+from cost_models.tables import Table, latency_s, num_rows, read_table, select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,7 @@ def _errors(rows: Table, system: str, family: str, path: str | Path) -> list[Ope
         predicted = predict_table(family, rows, gpu, load_calibration(gpu).operators)
     except KeyError as error:
         raise ProfileError(f"{path}: column {error} is missing for family {family}") from None
-    measured = rows["latency_us"].astype(np.float64) * MICROSECOND
+    measured = latency_s(rows)
     dtypes = rows[FAMILIES[family].dtype_column]
     errors = []
     for dtype in np.unique(dtypes):

@@ -177,9 +177,8 @@ def _neighbours(
 ) -> tuple[Neighbour, ...]:
     neighbours = []
     for knob in NEIGHBOUR_KNOBS:
-        values = list(space.choices(knob)) if knob in space.limits else _usual(space, knob)
         current = getattr(recommended.config, knob)
-        for value in _beside(values, current):
+        for value in _beside(list(space.choices(knob)), current):
             changed = replace(recommended.config, **{knob: value})
             if knob == "max_batch_size":
                 changed = replace(changed, cuda_graph_max_batch_size=value)
@@ -191,10 +190,6 @@ def _neighbours(
                 _neighbour(knob, value, recommended, predict_config(evaluator, changed))
             )
     return tuple(neighbours)
-
-
-def _usual(space: SearchSpace, knob: str) -> list[Any]:
-    return list(space.choices(knob))
 
 
 def _beside(values: list[Any], current: Any) -> list[Any]:

@@ -83,6 +83,8 @@ class Prediction:
     highest_rate_per_s: float
     """Highest request rate that meets the SLO; 0 where none does."""
     refused_share: float
+    front_end_share: float
+    """Share of the front end's time that the load takes; 1 means it limits the rate."""
     binding_limit: str
     """What stops this configuration from serving more."""
 
@@ -135,15 +137,17 @@ def predict_config(evaluator: Evaluator, config: EngineConfig) -> Prediction:
     curve = evaluator.curve(config)
     point = curve.at(max(_decoding(evaluator, config, evaluation), 1.0))
     metrics = _metrics(evaluator, config, evaluation)
+    breakdown = step_breakdown(evaluator, config, point)
     return Prediction(
         config=config,
         metrics=metrics,
         memory=single(evaluation.memory),
-        step_time_breakdown=step_breakdown(evaluator, config, point),
+        step_time_breakdown=breakdown,
         slo_excess={name: float(v[0]) for name, v in evaluation.slo_excess.items()},
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
         refused_share=float(evaluation.refused_share[0]),
-        binding_limit=binding_limit(evaluator, config, evaluation, point),
+        front_end_share=float(evaluation.front_end_share[0]),
+        binding_limit=_binding_limit(config, evaluation, point, breakdown),
     )
 
 
@@ -169,8 +173,11 @@ def step_breakdown(
     }
 
 
-def binding_limit(  # noqa: PLR0911  one return for each limit, in order of precedence
-    evaluator: Evaluator, config: EngineConfig, evaluation: Evaluation, point: ServingCurve
+def _binding_limit(  # noqa: PLR0911  one return for each limit, in order of precedence
+    config: EngineConfig,
+    evaluation: Evaluation,
+    point: ServingCurve,
+    breakdown: Mapping[str, Mapping[str, float]],
 ) -> str:
     """Say in words what stops a configuration from serving more."""
     if not evaluation.memory.fits[0]:
@@ -188,11 +195,10 @@ def binding_limit(  # noqa: PLR0911  one return for each limit, in order of prec
         return "KV-cache capacity" if by_kv else "max_batch_size"
     if worst is not None and worst[1][0] > -0.15:
         return f"SLO {worst[0]}"
-    return _busiest(evaluator, config, point)
+    return _busiest(point, breakdown)
 
 
-def _busiest(evaluator: Evaluator, config: EngineConfig, point: ServingCurve) -> str:
-    breakdown = step_breakdown(evaluator, config, point)
+def _busiest(point: ServingCurve, breakdown: Mapping[str, Mapping[str, float]]) -> str:
     share = float(point.mixed_share)
     total = {
         family: (1 - share) * seconds + share * breakdown["mixed"].get(family, 0.0)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import PlannerError, ProfileError
+from cost_models.metrics import PERCENTILES
 from planner.estimator import Lengths, Load
-from planner.estimator.load import QUANTILES, Protocol
+from planner.estimator.load import Protocol
 
 PROTOCOLS = ("closed_loop", "open_loop", "offline", "capacity")
 
@@ -133,7 +134,7 @@ def lengths_of(tokens: NDArray[Any]) -> Lengths:
     return Lengths(
         mean=mean,
         cv=float(tokens.std() / mean) if mean else 0.0,
-        quantiles={name: float(np.quantile(tokens, q)) for name, q in QUANTILES.items()},
+        quantiles={name: float(np.quantile(tokens, q)) for name, q in PERCENTILES.items()},
         maximum=float(tokens.max()),
     )
 

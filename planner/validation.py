@@ -19,7 +19,7 @@ from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
 from planner.estimator.load import Lengths, Load, Protocol
 from planner.evaluator import Evaluator
-from planner.prediction import Prediction, predict_config
+from planner.prediction import predict_config
 from planner.runs import MeasuredRun, read_runs
 
 REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}
@@ -181,9 +181,7 @@ def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
         run=run,
         predicted={name: metric.value for name, metric in metrics.items()},
         intervals={name: metric.interval_90 for name, metric in metrics.items()},
-        front_end_share=0.0
-        if run.protocol == "capacity"
-        else _front_end_share(prediction, evaluator),
+        front_end_share=0.0 if run.protocol == "capacity" else prediction.front_end_share,
     )
 
 
@@ -235,12 +233,6 @@ def _errors_to_json(errors: Mapping[str, MetricError]) -> dict[str, dict[str, fl
         metric: {name: round(getattr(error, name), 4) for name in names}
         for metric, error in errors.items()
     }
-
-
-def _front_end_share(prediction: Prediction, evaluator: Evaluator) -> float:
-    front_end, load = evaluator.calibration.front_end, evaluator.load
-    serial_s = front_end.seconds_per_request(load.isl.mean, load.osl.mean)
-    return prediction.value("request_per_s") * serial_s
 
 
 def _num_requests(run: MeasuredRun) -> float:

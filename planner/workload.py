@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.errors import ProfileError
+from cost_models.metrics import PERCENTILES
 from cost_models.profile_io import first_problem, read_json_object
-from planner.estimator.load import QUANTILES, Lengths, Load, Protocol
+from planner.estimator.load import Lengths, Load, Protocol
 
 FloatArray = NDArray[np.float64]
 
@@ -25,7 +26,7 @@ LARGEST_TOKENS = 10_000_000
 """No prompt or output is longer; beyond it, the file is damaged."""
 
 SLO_METRICS = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
-SLO_STATISTICS = ("mean", *QUANTILES)
+SLO_STATISTICS = ("mean", *PERCENTILES)
 OBJECTIVES = ("goodput", "throughput", "latency", "cost")
 
 
@@ -70,7 +71,7 @@ class LengthDistribution:
         return Lengths(
             mean=mean,
             cv=float(values.std() / mean),
-            quantiles={name: float(self.quantile(q)) for name, q in QUANTILES.items()},
+            quantiles={name: float(self.quantile(q)) for name, q in PERCENTILES.items()},
             maximum=float(self.tokens[-1]),
         )
 

@@ -25,11 +25,9 @@ from cost_models.operators.attention import (
 )
 from cost_models.operators.fit import OperatorFit
 from cost_models.operators.grid import ResidualGrid
-from cost_models.tables import Table, num_rows, select
+from cost_models.tables import Table, latency_s, num_rows, select
 
 FloatArray = NDArray[np.float64]
-
-MICROSECOND = 1e-6
 
 SUBSAMPLE = 2500
 """Points on which the physical constants are fitted; the residual grids see all."""
@@ -179,10 +177,6 @@ def _flags(column: NDArray[np.generic]) -> NDArray[np.bool_]:
     return np.isin(np.char.lower(column.astype(str)), ["true", "1", "1.0"])
 
 
-def _measured_s(table: Table) -> FloatArray:
-    return table["latency_us"].astype(np.float64) * MICROSECOND
-
-
 def _heads(table: Table) -> AttentionHeads:
     return AttentionHeads(**{name: table[name].astype(np.float64) for name in CONFIG})
 
@@ -200,7 +194,7 @@ def _decode_seconds(table: Table, gpu: GpuSpec, params: DecodeAttentionParams) -
 
 
 def _fit_prefill(table: Table, gpu: GpuSpec) -> OperatorFit[PrefillAttentionParams]:
-    measured_s = _measured_s(table)
+    measured_s = latency_s(table)
     params = _prefill_constants(table, gpu)
     log_error = np.log(measured_s / _prefill_seconds(table, gpu, params))
     chunk = Chunk.of(table["seq_len"], 0.0, table["batch_size"])
@@ -234,14 +228,14 @@ def _prefill_constants(table: Table, gpu: GpuSpec) -> PrefillAttentionParams:
     return build(
         fit_constants(
             lambda constants: _prefill_seconds(sample, gpu, build(constants)),
-            _measured_s(sample),
+            latency_s(sample),
             {**PREFILL_BOUNDS, **efficiencies},
         )
     )
 
 
 def _fit_decode(table: Table, gpu: GpuSpec) -> OperatorFit[DecodeAttentionParams]:
-    measured_s = _measured_s(table)
+    measured_s = latency_s(table)
     params, on_xqa = _decode_constants(table, gpu)
     log_error = np.log(measured_s / _decode_seconds(table, gpu, params))
     left_out = np.zeros(log_error.size)
@@ -299,7 +293,7 @@ def _with_kernel(
     return build(
         fit_constants(
             lambda constants: _decode_seconds(table, gpu, build(constants)),
-            _measured_s(table),
+            latency_s(table),
             DECODE_BOUNDS,
         )
     )

@@ -21,11 +21,9 @@ from cost_models.operators.collectives import (
 )
 from cost_models.operators.fit import OperatorFit
 from cost_models.operators.grid import ResidualGrid
-from cost_models.tables import Table, num_rows, select
+from cost_models.tables import Table, latency_s, num_rows, select
 
 FloatArray = NDArray[np.float64]
-
-MICROSECOND = 1e-6
 
 ALLREDUCE_BOUNDS: Bounds = {
     "one_shot_s": (3e-6, 5e-7, 1e-4),
@@ -128,7 +126,7 @@ def _fit(
     source: str,
 ) -> OperatorFit[Any]:
     """Fit constants, then a residual for each message size and number of ranks."""
-    measured_s = table["latency_us"].astype(np.float64) * MICROSECOND
+    measured_s = latency_s(table)
     params = build(
         fit_constants(lambda constants: predict(table, build(constants)), measured_s, bounds)
     )

@@ -15,11 +15,9 @@ from cost_models.gpu import GpuSpec
 from cost_models.operators.fit import OperatorFit
 from cost_models.operators.gemm import GemmParams, gemm_seconds
 from cost_models.operators.grid import ResidualGrid
-from cost_models.tables import Table, num_rows, select
+from cost_models.tables import Table, latency_s, num_rows, select
 
 FloatArray = NDArray[np.float64]
-
-MICROSECOND = 1e-6
 
 CAST_LAUNCH_S = 1.3e-6
 """The kernel that scales and narrows activations (`scale_matrix`), without finding the scale."""
@@ -97,10 +95,6 @@ def predict_gemm(
     return seconds
 
 
-def _measured_s(table: Table) -> FloatArray:
-    return table["latency_us"].astype(np.float64) * MICROSECOND
-
-
 def _predict(table: Table, gpu: GpuSpec, params: GemmParams) -> FloatArray:
     return gemm_seconds(table["m"], table["n"], table["k"], gpu=gpu, params=params)
 
@@ -108,7 +102,7 @@ def _predict(table: Table, gpu: GpuSpec, params: GemmParams) -> FloatArray:
 def _fit_dtype(
     table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: float
 ) -> OperatorFit[GemmParams]:
-    measured_s = _measured_s(table)
+    measured_s = latency_s(table)
     params = _fit_constants(table, gpu, dtype, plain_launch_s=plain_launch_s)
     log_error = np.log(measured_s / _predict(table, gpu, params))
     lattice = _Lattice.of(table, log_error)
@@ -150,7 +144,7 @@ def _fit_constants(table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: fl
 
     constants = fit_constants(
         lambda constants: _predict(sample, gpu, build(constants)),
-        _measured_s(sample),
+        latency_s(sample),
         {name: BOUNDS[name] for name in names},
     )
     return build(constants)

@@ -23,13 +23,11 @@ from cost_models.operators.mla import (
     mla_decode_seconds,
     mla_prefill_seconds,
 )
-from cost_models.tables import Table, num_rows, select
+from cost_models.tables import Table, latency_s, num_rows, select
 
 FloatArray = NDArray[np.float64]
 
 Params = TypeVar("Params", MlaPrefillParams, MlaDecodeParams, MlaBmmParams)
-
-MICROSECOND = 1e-6
 
 OUTLIER_LOG_ERROR = 0.03
 """Error beyond which a row pulls less: single rows of the tables are 50 times too slow."""
@@ -226,7 +224,7 @@ def _bmm_seconds(table: Table, gpu: GpuSpec, params: MlaBmmParams) -> FloatArray
 def _fit(
     table: Table, gpu: GpuSpec, operator: _Operator[Params], dtype: str
 ) -> OperatorFit[Params]:
-    measured_s = table["latency_us"].astype(np.float64) * MICROSECOND
+    measured_s = latency_s(table)
     constants = fit_constants(
         lambda constants: operator.seconds(table, gpu, operator.build(dtype, constants)),
         measured_s,

@@ -15,11 +15,9 @@ from cost_models.gpu import GpuSpec
 from cost_models.operators.fit import OperatorFit
 from cost_models.operators.grid import ResidualGrid
 from cost_models.operators.moe import MoeParams, MoeShape, moe_seconds
-from cost_models.tables import Table, num_rows, select
+from cost_models.tables import Table, latency_s, num_rows, select
 
 FloatArray = NDArray[np.float64]
-
-MICROSECOND = 1e-6
 
 SUBSAMPLE = 300
 """Configurations on which the physical constants are fitted; the residual sees all."""
@@ -97,7 +95,7 @@ def predict_moe(
 
 
 def _fit_key(table: Table, gpu: GpuSpec, key: str) -> OperatorFit[MoeParams]:
-    measured_s = _measured_s(table)
+    measured_s = latency_s(table)
     params = _fit_constants(table, gpu, key)
     log_error = np.log(measured_s / _predict(table, gpu, params))
     left_out = np.zeros(log_error.size)
@@ -131,14 +129,10 @@ def _fit_constants(table: Table, gpu: GpuSpec, key: str) -> MoeParams:
 
     constants = fit_constants(
         lambda constants: _predict(sample, gpu, build(constants)),
-        _measured_s(sample),
+        latency_s(sample),
         BOUNDS,
     )
     return build(constants)
-
-
-def _measured_s(table: Table) -> FloatArray:
-    return table["latency_us"].astype(np.float64) * MICROSECOND
 
 
 def _fit_grid(table: Table, log_error: FloatArray, *, axes_of: Table) -> ResidualGrid:

@@ -40,12 +40,5 @@ def longest_tile(tokens: FloatArray, past: FloatArray, reach: FloatArray | float
     return np.asarray(np.minimum(past + TILE_TOKENS * tile_count(tokens), reach))
 
 
-def p_norm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:
-    """Join two overlapping times, (aᵖ + bᵖ)^(1/p), scaled so that nothing overflows."""
-    larger = np.maximum(np.maximum(a, b), 1e-30)
-    smaller = np.minimum(a, b)
-    return np.asarray(larger * (1 + (smaller / larger) ** p) ** (1 / p))
-
-
 def _finite(reach: FloatArray | float) -> FloatArray:
     return np.where(np.isfinite(reach), reach, 0.0)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cost_models.gpu import GpuSpec
 from cost_models.operators.grid import ResidualGrid
+from cost_models.operators.roofline import p_norm
 
 FloatArray = NDArray[np.float64]
 
@@ -138,7 +139,7 @@ def _kernel_seconds(
         operand_bytes = rows * params.activation_bytes + cols * params.weight_bytes
         per_k_s = np.hypot(arithmetic, operand_bytes / params.sm_bytes_per_s)
         waves = _waves(np.ceil(m / rows) * np.ceil(n / cols) * split / gpu.num_sms, params)
-        seconds = _p_norm(
+        seconds = p_norm(
             waves * (per_k_s * k / split + params.tile_s), memory_s, params.roofline_norm
         )
         if split > 1:
@@ -172,12 +173,6 @@ def _memory_seconds(
     hits = hit_rate * (inputs if weights_cold or not params.timed_warm else weights + inputs)
     misses = weights + inputs - hits
     return (hits / params.l2_speedup + misses + outputs) / hbm_bytes_per_s
-
-
-def _p_norm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:
-    """(aᵖ + bᵖ)^(1/p), scaled by the larger so that nothing underflows."""
-    larger, smaller = np.maximum(a, b), np.minimum(a, b)
-    return np.asarray(larger * (1 + (smaller / larger) ** p) ** (1 / p))
 
 
 def _both_ways(tiles: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:

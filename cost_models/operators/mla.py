@@ -16,11 +16,11 @@ from cost_models.gpu import GpuSpec
 from cost_models.operators.flash import (
     TILE_TOKENS,
     longest_tile,
-    p_norm,
     tile_count,
     visited_keys,
 )
 from cost_models.operators.grid import ResidualGrid
+from cost_models.operators.roofline import p_norm
 
 FloatArray = NDArray[np.float64]
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cost_models.gpu import GpuSpec
 from cost_models.operators.grid import ResidualGrid
+from cost_models.operators.roofline import p_norm
 from cost_models.operators.routing import RankLoad, busiest_rank_load
 
 FloatArray = NDArray[np.float64]
@@ -123,7 +124,7 @@ def moe_seconds(
         power_law_alpha=power_law_alpha,
     )
     bits = params.weight_bits if weight_bits is None else weight_bits
-    experts_s = _p_norm(
+    experts_s = p_norm(
         _arithmetic_seconds(shape, load, gpu, params),
         _weight_seconds(shape, load, weight_bits=bits, gpu=gpu, params=params),
         params.roofline_norm,
@@ -184,9 +185,3 @@ def _activation_seconds(
     elements = 2 * tokens * shape.hidden_size + load.assignments * row_elements
     rate = params.activation_efficiency * gpu.hbm_bytes_per_s
     return np.asarray(elements * ELEMENT_BYTES / rate)
-
-
-def _p_norm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:
-    """(aᵖ + bᵖ)^(1/p), scaled by the larger so that nothing underflows."""
-    larger, smaller = np.maximum(a, b), np.minimum(a, b)
-    return np.asarray(larger * (1 + (smaller / larger) ** p) ** (1 / p))

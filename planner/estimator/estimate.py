@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.frontend import FrontEndConstants
+from cost_models.metrics import PERCENTILES
 from planner.estimator.curve import ServingCurve
-from planner.estimator.load import QUANTILES, Load, Protocol
+from planner.estimator.load import Load, Protocol
 from planner.estimator.queueing import gamma_quantile, multi_server_wait
 
 FloatArray = NDArray[np.float64]
@@ -177,7 +178,7 @@ class _Lane:
         length_sd = point.prefill_s * self.load.isl.cv
         variance = wait_variance + length_sd**2 + point.step_wait_s**2 / 3
         return {"mean": mean} | {
-            name: gamma_quantile(mean, variance, q) for name, q in QUANTILES.items()
+            name: gamma_quantile(mean, variance, q) for name, q in PERCENTILES.items()
         }
 
     def _tpot(self, point: ServingCurve) -> dict[str, FloatArray]:
@@ -190,7 +191,7 @@ class _Lane:
             swing = self._batch_swing(point)
             variance = variance + swing**2
         return {"mean": point.tpot_s} | {
-            name: gamma_quantile(point.tpot_s, variance, q) for name, q in QUANTILES.items()
+            name: gamma_quantile(point.tpot_s, variance, q) for name, q in PERCENTILES.items()
         }
 
     def _batch_swing(self, point: ServingCurve) -> FloatArray:
@@ -203,7 +204,7 @@ class _Lane:
         """Gaps are decode steps, or mixed steps in the share that prefills."""
         return {"mean": point.tpot_s} | {
             name: np.where(1 - q < point.mixed_share, point.mixed_step_s, point.decode_step_s)
-            for name, q in QUANTILES.items()
+            for name, q in PERCENTILES.items()
         }
 
     def _result(
@@ -217,8 +218,7 @@ class _Lane:
         tpot = self._tpot(point)
         e2el = {"mean": ttft["mean"] + self.decode_tokens * tpot["mean"]}
         for name, osl in self.load.osl.quantiles.items():
-            share = 1.0 if self.load.osl.cv else 0.0
-            typical = ttft["mean"] if share else ttft[name]
+            typical = ttft["mean"] if self.load.osl.cv else ttft[name]
             e2el[name] = typical + max(osl - 1, 0.0) * tpot["mean"]
         return Estimate(
             ttft_s=ttft,
@@ -245,7 +245,7 @@ def _with_burst(
 ) -> dict[str, FloatArray]:
     """Mix the first wave, whose wait is uniform up to `burst_s`, with the steady state."""
     mixed = {"mean": ttft["mean"] + share * burst_s / 2}
-    for name, q in QUANTILES.items():
+    for name, q in PERCENTILES.items():
         in_burst = ttft["mean"] + burst_s * (q - (1 - share)) / share
         mixed[name] = np.maximum(ttft[name], in_burst) if q > 1 - share else ttft[name]
     return mixed

@@ -8,8 +8,7 @@ from enum import StrEnum
 
 from numpy.typing import ArrayLike
 
-QUANTILES: Mapping[str, float] = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
-"""The percentiles that are predicted, by the name they have in a measured run."""
+from cost_models.metrics import PERCENTILES
 
 
 class Protocol(StrEnum):
@@ -37,7 +36,9 @@ class Lengths:
     @classmethod
     def fixed(cls, tokens: float) -> Lengths:
         """Return the distribution of a constant length."""
-        return cls(mean=tokens, cv=0.0, quantiles=dict.fromkeys(QUANTILES, tokens), maximum=tokens)
+        return cls(
+            mean=tokens, cv=0.0, quantiles=dict.fromkeys(PERCENTILES, tokens), maximum=tokens
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

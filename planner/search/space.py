@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 
 from cost_models.engine import EngineConfig
 from cost_models.engine_rules import EngineRules
-from cost_models.errors import ConfigError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from planner.evaluator import INNER_KNOBS, Slice
@@ -19,7 +18,6 @@ from planner.evaluator import INNER_KNOBS, Slice
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 TOKEN_BUDGETS = (1024, 2048, 4096, 8192, 16384)
 FRACTIONS = (0.8, 0.85, 0.9, 0.95)
-STREAM_INTERVALS = (1,)
 
 OUTER_KNOBS = (
     "quantization",
@@ -135,17 +133,6 @@ SCREENED_KNOBS = (
     "capacity_scheduler_policy",
 )
 """Inner knobs that the screening grid crosses; the others are refined."""
-
-
-def check_limits(limits: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse limits that leave nothing to choose.
-
-    Raises:
-        ConfigError: A knob has no allowed value.
-    """
-    for knob, values in limits.items():
-        if not values:
-            raise ConfigError(f"--limit {knob}: no value is left", hint="give at least one")
 
 
 def _legal_rows(rows: Slice) -> Slice:

@@ -32,24 +32,9 @@ from cost_models.operators.fit import params_from_json, params_to_json
 from cost_models.operators.flash import TILE_TOKENS, visited_keys
 from cost_models.operators.grid import ResidualGrid
 from cost_models.tables import Table, read_table, select
+from tests.cost_models.operators.hopper import H200
 
 SHARED = Path(__file__).parents[4] / "shared" / "silicon"
-
-H200 = GpuSpec(
-    name="h200_sxm",
-    title="NVIDIA H200 SXM",
-    architecture="hopper",
-    compute_capability=(9, 0),
-    memory_bytes=143771 * 2**20,
-    hbm_bytes_per_s=4.8e12,
-    l2_bytes=50e6,
-    num_sms=132,
-    flop_per_s={"bf16": 989.4e12, "fp8": 1978.9e12},
-    link_bytes_per_s=450e9,
-    has_nvlink=True,
-    tdp_w=700,
-    usd_per_hour=4.0,
-)
 
 PREFILL = PrefillAttentionParams(
     compute="bf16",

@@ -17,7 +17,6 @@ from cost_models.fitting.collectives import (
     predict_allreduce,
     predict_nccl,
 )
-from cost_models.gpu import GpuSpec
 from cost_models.operators.collectives import (
     AllReduceParams,
     NcclParams,
@@ -26,24 +25,9 @@ from cost_models.operators.collectives import (
 )
 from cost_models.operators.fit import params_from_json, params_to_json
 from cost_models.tables import Table, read_table, select
+from tests.cost_models.operators.hopper import H100 as GPU
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "silicon"
-
-GPU = GpuSpec(
-    name="test",
-    title="A Hopper-like GPU",
-    architecture="hopper",
-    compute_capability=(9, 0),
-    memory_bytes=80e9,
-    hbm_bytes_per_s=3.35e12,
-    l2_bytes=50e6,
-    num_sms=132,
-    flop_per_s={"bf16": 989.4e12},
-    link_bytes_per_s=450e9,
-    has_nvlink=True,
-    tdp_w=700.0,
-    usd_per_hour=3.0,
-)
 
 ALLREDUCE = AllReduceParams(
     one_shot_s=3e-6,

@@ -12,29 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.fitting.gemm import fit_gemm, predict_gemm
-from cost_models.gpu import GpuSpec
 from cost_models.operators.fit import params_from_json, params_to_json
 from cost_models.operators.gemm import GemmParams, gemm_seconds
 from cost_models.operators.grid import ResidualGrid
 from cost_models.tables import Table, read_table, select
+from tests.cost_models.operators.hopper import H100 as GPU
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "silicon"
-
-GPU = GpuSpec(
-    name="test",
-    title="A Hopper-like GPU",
-    architecture="hopper",
-    compute_capability=(9, 0),
-    memory_bytes=80e9,
-    hbm_bytes_per_s=3.35e12,
-    l2_bytes=50e6,
-    num_sms=132,
-    flop_per_s={"bf16": 989.4e12, "fp8": 1978.9e12},
-    link_bytes_per_s=450e9,
-    has_nvlink=True,
-    tdp_w=700.0,
-    usd_per_hour=3.0,
-)
 
 BF16 = GemmParams(
     compute="bf16",
