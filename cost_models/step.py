@@ -21,6 +21,7 @@ from cost_models.kv_cache import kv_heads_per_rank
 from cost_models.model import AttentionKind, LayerGroup, ModelSpec
 from cost_models.operators.attention import (
     AttentionHeads,
+    cache_bytes,
     decode_attention_seconds,
     prefill_attention_seconds,
 )
@@ -284,6 +285,11 @@ class _Layer:
 
     def _decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
         params = self.operators.attention_decode[self.step.kv_table].params
+        constants = self.step.calibration.step
+        if constants.attention_decode_efficiency:
+            read_bytes = cache_bytes(self._heads(), sequences, kv_len, params=params)
+            rate = constants.attention_decode_efficiency * self.step.gpu.hbm_bytes_per_s
+            return constants.attention_decode_launch_s + read_bytes / rate
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )

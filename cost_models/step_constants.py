@@ -34,5 +34,12 @@ class StepConstants:
     """Per layer: launching a step whose layers are captured in graphs piece by piece."""
     piecewise_max_tokens: int = 0
     """Largest such step; 0 where the engine captures none (TensorRT-LLM's default)."""
+    attention_decode_efficiency: float = 0.0
+    """Share of HBM bandwidth at which the engine's own decode kernel reads the cache.
+
+    0 where the operator table is the engine's own.
+    """
+    attention_decode_launch_s: float = 0.0
+    """Fixed time of that kernel."""
     family_scale: Mapping[str, float] = field(default_factory=dict)
     """Engine's operator time over the table's, by family; 1 where absent."""
