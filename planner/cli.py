@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cost_models.errors import PlannerError, ProfileError
+from cost_models.errors import ConfigError, PlannerError, ProfileError
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest
+    from planner.prediction import Prediction
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -158,31 +159,79 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
     metavar="FILE",
     help="TensorRT-LLM YAML (--config of trtllm-serve).",
 )
-def predict_command(
-    as_json: bool, settings: tuple[str, ...], config_file: str, **options: Any
+@click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
+@click.option("--find-rate", is_flag=True, help="Find the highest rate that meets the SLO.")
+@click.option(
+    "--requests-out", default="", metavar="FILE", help="Write the simulated requests (JSONL)."
+)
+@click.option("--itl", is_flag=True, help="Add every gap between tokens to --requests-out.")
+@click.option(
+    "--timeline", default="", metavar="FILE", help="Write steps, queue and KV use for Perfetto."
+)
+def predict_command(  # noqa: PLR0913  one argument for each output
+    *,
+    as_json: bool,
+    settings: tuple[str, ...],
+    config_file: str,
+    seed: int,
+    find_rate: bool,
+    requests_out: str,
+    itl: bool,
+    timeline: str,
+    **options: Any,
 ) -> int:
     """Say what one configuration would do; without --set or --config, the engine's defaults."""
-    from planner.api import load_problem, options_file, predict_problem  # noqa: PLC0415
-    from planner.knobs import config_from_options, parse_assignments  # noqa: PLC0415
+    from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
+    from planner.knobs import (  # noqa: PLC0415
+        apply_settings,
+        config_from_options,
+        parse_assignments,
+    )
+    from planner.prediction import predict_config  # noqa: PLC0415
+    from planner.simulation import workload_demand  # noqa: PLC0415
 
     options["slo"] = _slo(options["slo"])
     problem = load_problem(**options)
     config = problem.default_config
-    ignored: list[str] = []
+    extra: dict[str, Any] = {"ignored_options": []}
     if config_file:
-        config, ignored = config_from_options(options_file(config_file), config)
-    prediction, violations = predict_problem(problem, config, parse_assignments(settings, "--set"))
+        config, extra["ignored_options"] = config_from_options(options_file(config_file), config)
+    config = apply_settings(config, parse_assignments(settings, "--set"))
+    violations = check_runnable(problem, config)
+    extra["not_deployable"] = [str(violation) for violation in violations]
+    demand = workload_demand(problem.workload, seed=seed)
+    if find_rate:
+        from planner.find_rate import find_rate as find  # noqa: PLC0415
+
+        found = find(problem.evaluator, config, demand)
+        extra["found_rate_per_s"] = found.rate_per_s
+        prediction = found.prediction
+    else:
+        prediction = predict_config(problem.evaluator, config, demand)
+    _write_simulation(prediction, requests_out=requests_out, itl=itl, timeline=timeline)
     if as_json:
-        extra = {
-            "not_deployable": [str(violation) for violation in violations],
-            "ignored_options": ignored,
-        }
         _print_json(prediction.to_json() | extra)
     else:
         from planner.report import print_prediction  # noqa: PLC0415
 
-        print_prediction(prediction, violations=violations, ignored=ignored)
+        print_prediction(prediction, notes=extra)
     return 0 if prediction.fits else 1
+
+
+def _write_simulation(
+    prediction: Prediction, *, requests_out: str, itl: bool, timeline: str
+) -> None:
+    """Write what was asked of the simulation behind a prediction."""
+    if not requests_out and not timeline:
+        return
+    from planner.simulation_files import write_requests, write_timeline  # noqa: PLC0415
+
+    if prediction.simulation is None:
+        raise ConfigError("nothing was simulated: the configuration does not fit")
+    if requests_out:
+        write_requests(prediction.simulation, Path(requests_out), with_itl=itl)
+    if timeline:
+        write_timeline(prediction.simulation, Path(timeline))
 
 
 @planner.command("validate", context_settings=CONTEXT)
@@ -235,15 +284,17 @@ def validate_command(runs: str | None, operators: str, calibration: str, as_json
 @click.option("--out", required=True, metavar="FILE", help="Calibration file to write.")
 def calibrate_command(operators: str, gpu: str, runs: str, engine: str, out: str) -> int:
     """Fit a calibration file from operator tables or measured runs."""
-    from planner.calibrate import calibrate_operators, calibrate_runs  # noqa: PLC0415
-
     if bool(operators) == bool(runs):
         raise click.UsageError("give --operators DIR with --gpu, or --runs FILE")
     if operators:
         if not gpu:
             raise click.UsageError("--operators needs --gpu")
+        from planner.calibration.operators import calibrate_operators  # noqa: PLC0415
+
         summary = calibrate_operators(operators, gpu=gpu, out=out)
     else:
+        from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
+
         summary = calibrate_runs(runs, engine=engine, out=out)
     for line in summary:
         click.echo(line)

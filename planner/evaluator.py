@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from planner.estimator import (
 from planner.estimator.load import Protocol
 
 FloatArray = NDArray[np.float64]
+Value = TypeVar("Value", float, FloatArray)
 
 INNER_KNOBS = (
     "num_replicas",
@@ -137,7 +138,7 @@ class Evaluator:
         for index, config in _curve_groups(rows):
             curve = self.curve(config)
             limits = Limits(lanes=lanes[index], max_sequences=slots[index])
-            result = estimate(curve, self._load(config), limits, self.calibration.front_end)
+            result = estimate(curve, self.load_of(config), limits, self.calibration.front_end)
             highest = (
                 self._highest_rate(curve, config, limits)
                 if with_highest_rate
@@ -168,7 +169,7 @@ class Evaluator:
         if key not in self._curves:
             self._curves[key] = serving_curve(
                 self.step_model(config),
-                self._load(config),
+                self.load_of(config),
                 decode_s=self._decode_steps(config),
                 max_num_tokens=config.max_num_tokens,
                 enable_chunked_prefill=config.enable_chunked_prefill,
@@ -216,8 +217,8 @@ class Evaluator:
             constants=self.calibration.memory,
         )
 
-    def _load(self, config: EngineConfig) -> Load:
-        """Without block reuse every prompt is prefilled whole."""
+    def load_of(self, config: EngineConfig) -> Load:
+        """Return the load as a configuration sees it: without block reuse no prefix is shared."""
         if config.enable_block_reuse:
             return self.load
         return replace(self.load, reusable_prefix_tokens=0.0)
@@ -260,7 +261,7 @@ class Evaluator:
         self, curve: ServingCurve, config: EngineConfig, limits: Limits
     ) -> FloatArray:
         """Walk up the curve until the SLO breaks; one row per set of limits."""
-        load = self._load(config)
+        load = self.load_of(config)
         if load.protocol is not Protocol.OPEN_LOOP:
             result = estimate(curve, load, limits, self.calibration.front_end)
             met = _meets(self.slo_excess(_metrics(result)))
@@ -276,7 +277,7 @@ class Evaluator:
         met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
         return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
 
-    def slo_excess(self, metrics: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    def slo_excess(self, metrics: Mapping[str, Value]) -> dict[str, Value]:
         """Return predicted / allowed - 1 for each metric of the SLO."""
         return {name: metrics[name] / limit - 1.0 for name, limit in self.slo.items()}
 

@@ -72,6 +72,25 @@ def mean_kv_len(load: Load) -> float:
     return load.isl.mean + load.osl.mean / 2
 
 
+def computed_prompt(load: Load) -> float:
+    """Prompt tokens that are not found in the cache, on average."""
+    return max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
+
+
+def mixed_batch(load: Load, *, decoding: FloatArray, prompts: FloatArray) -> StepBatch:
+    """Return a step that prefills `prompts` prompts, or a share of one, beside what decodes."""
+    prompt = computed_prompt(load)
+    sequences = np.maximum(prompts, 1.0)
+    tokens = prompts * prompt
+    return StepBatch(
+        decode_sequences=decoding,
+        decode_kv_len=mean_kv_len(load),
+        prefill_sequences=sequences,
+        prefill_tokens=tokens,
+        prefill_past=load.reusable_prefix_tokens + (prompt - tokens / sequences) / 2,
+    )
+
+
 def serving_curve(
     step: StepModel,
     load: Load,
@@ -99,7 +118,7 @@ def serving_curve(
             as it can hold, not only those that one step sets free.
     """
     decoding = BATCH_GRID
-    prompt = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
+    prompt = computed_prompt(load)
     decode_tokens = max(load.osl.mean - 1, 0.5)
     budget = np.maximum(max_num_tokens - decoding, 1.0)
     most = budget / prompt if enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
@@ -108,16 +127,7 @@ def serving_curve(
     prompts = np.minimum(np.maximum(wanted, waiting), most)
     mixed_share = np.minimum(wanted / prompts, 1.0)
     chunks = np.maximum(1.0, np.ceil(prompt / budget)) if enable_chunked_prefill else 1.0
-    chunk = prompts * prompt / np.maximum(prompts, 1.0)
-    mixed_s = step.seconds(
-        StepBatch(
-            decode_sequences=decoding,
-            decode_kv_len=mean_kv_len(load),
-            prefill_sequences=np.maximum(prompts, 1.0),
-            prefill_tokens=prompts * prompt,
-            prefill_past=load.reusable_prefix_tokens + (prompt - chunk) / 2,
-        )
-    )
+    mixed_s = step.seconds(mixed_batch(load, decoding=decoding, prompts=prompts))
     tpot = (1 - mixed_share) * decode_s + mixed_share * mixed_s
     rate = np.minimum(decoding / (decode_tokens * tpot), prompts / mixed_s)
     return ServingCurve(

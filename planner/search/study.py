@@ -132,7 +132,9 @@ class _Search:
         if not len(rows):
             return
         evaluation = self.evaluator.evaluate(rows)
-        ranked, raw, broken = self._scores(rows, evaluation)
+        ranked, raw, broken = scores(
+            rows, evaluation, self.evaluator, objective=self.options.objective
+        )
         self.num_evaluated += len(rows)
         order = np.lexsort((-np.where(broken > 0, -broken, ranked), broken > 0))
         kept = dict.fromkeys([*order[:KEPT_PER_SPLIT].tolist(), *_leaders(evaluation, broken)])
@@ -140,19 +142,6 @@ class _Search:
             candidate = _candidate(rows, evaluation, row, (ranked[row], raw[row], broken[row]))
             self.found[candidate.config] = candidate
         self._report()
-
-    def _scores(
-        self, rows: Slice, evaluation: Evaluation
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the objective with and without the quality handicap, and the violation."""
-        raw = score(
-            self.options.objective,
-            rows,
-            evaluation,
-            load=self.evaluator.load,
-            usd_per_hour=self.evaluator.gpu.usd_per_hour,
-        )
-        return handicapped(raw, rows), raw, violation(evaluation)
 
     def _refine(self) -> None:
         """NSGA-II over the conditional space, seeded with the screen's best."""
@@ -233,10 +222,7 @@ class _Search:
 
     def _evaluated(self, config: EngineConfig) -> Candidate:
         if config not in self.found:
-            rows = Slice(base=config, columns={})
-            evaluation = self.evaluator.evaluate(rows)
-            scores = (column[0] for column in self._scores(rows, evaluation))
-            self.found[config] = _candidate(rows, evaluation, 0, tuple(scores))
+            self.found[config] = evaluated(config, self.evaluator, self.options.objective)
         self.num_evaluated += 1
         return self.found[config]
 
@@ -247,6 +233,29 @@ class _Search:
         if self.options.progress is not None:
             expected = max(self.num_evaluated, self.options.trials)
             self.options.progress(self.num_evaluated, expected)
+
+
+def evaluated(config: EngineConfig, evaluator: Evaluator, objective: str) -> Candidate:
+    """Return one configuration as a candidate."""
+    rows = Slice(base=config, columns={})
+    evaluation = evaluator.evaluate(rows)
+    columns = scores(rows, evaluation, evaluator, objective=objective)
+    ranked, raw, broken = (float(column[0]) for column in columns)
+    return _candidate(rows, evaluation, 0, (ranked, raw, broken))
+
+
+def scores(
+    rows: Slice, evaluation: Evaluation, evaluator: Evaluator, *, objective: str
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the objective with and without the quality handicap, and the violation."""
+    raw = score(
+        objective,
+        rows,
+        evaluation,
+        load=evaluator.load,
+        usd_per_hour=evaluator.gpu.usd_per_hour,
+    )
+    return handicapped(raw, rows), raw, violation(evaluation)
 
 
 def _candidate(

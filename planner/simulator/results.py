@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -174,15 +174,38 @@ class SimulationResult:
     def token_times(self, index: int) -> FloatArray:
         """Return when the engine put out each token of a request that was never paused.
 
-        Rebuilt from the step log of the only engine; front-end streaming is left out.
+        Rebuilt from the step log; front-end streaming is left out.
         """
-        if len(self.engines) != 1:
-            raise ValueError(f"token times need one engine, not {len(self.engines)}")
         delay_s = self.front_end.first_token_s
         first_s = self.requests.first_token_s[index] - delay_s
-        outputs = np.concatenate(list(_outputs(self.engines[0].log)))
+        # Engines took every n-th request each; see `merged`.
+        outputs = self._outputs_s[index % len(self.engines)]
         start = int(np.searchsorted(outputs, first_s - 1e-9))
         return outputs[start : start + int(self.requests.osl[index])] + delay_s
+
+    @cached_property
+    def _outputs_s(self) -> list[FloatArray]:
+        """When the tokens of every step left, for each engine."""
+        return [np.concatenate(list(_outputs(trace.log))) for trace in self.engines]
+
+
+def merged(parts: Sequence[SimulationResult]) -> SimulationResult:
+    """Return the result of engines that took every n-th request each, in order of arrival."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {}
+    for column in fields(RequestColumns):
+        values = [getattr(part.requests, column.name) for part in parts]
+        joined = np.empty(sum(map(len, values)), values[0].dtype)
+        for lane, own in enumerate(values):
+            joined[lane :: len(parts)] = own
+        columns[column.name] = joined
+    return SimulationResult(
+        requests=RequestColumns(**columns),
+        engines=tuple(trace for part in parts for trace in part.engines),
+        front_end=parts[0].front_end,
+        wall_s=sum(part.wall_s for part in parts),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
