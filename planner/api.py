@@ -45,9 +45,11 @@ class Problem:
     @property
     def default_config(self) -> EngineConfig:
         """The engine's own defaults for this model, as its server starts without options."""
+        own = self.model.checkpoint_quantization
         return EngineConfig(
             **ENGINE_DEFAULTS.get(self.rules.name, {}),
-            quantization=self.model.checkpoint_quantization,
+            quantization=own,
+            moe_backend=self.rules.moe_backend(own, self.gpu),
             max_seq_len=self.workload.max_seq_len,
         )
 

@@ -26,6 +26,7 @@ NEIGHBOUR_KNOBS = (
     "free_gpu_memory_fraction",
     "enable_chunked_prefill",
     "capacity_scheduler_policy",
+    "stream_interval",
 )
 
 SHOWN_CHANGES = ("highest_rate_per_s", "ttft_ms.p99", "tpot_ms.mean", "output_tok_per_s_per_gpu")

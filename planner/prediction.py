@@ -16,7 +16,13 @@ from cost_models.memory import MemoryPlan
 from cost_models.precision import kv_dtype, quantization
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
-from planner.evaluator import Evaluation, Evaluator, Slice, lanes_per_replica
+from planner.evaluator import (
+    Evaluation,
+    Evaluator,
+    Slice,
+    lanes_per_replica,
+    with_chunk_gaps,
+)
 from planner.simulation import (
     Demand,
     SimulationSummary,
@@ -171,7 +177,12 @@ def predict_config(
     if demand is not None and memory.fits:
         simulation = simulate_config(evaluator, config, memory, demand)
         simulation = simulation if simulation.served.size else None
-    values = _values(evaluator, config, evaluation, simulation)
+    values = _closed_form(evaluator, evaluation)
+    if demand is not None and simulation is not None:
+        limits = request_limits(evaluator.slo)
+        values |= simulated_metrics(simulation, demand, limits)
+        values |= with_chunk_gaps(values, config.stream_interval)
+    values |= _economy(evaluator.gpu, config, evaluation, values)
     point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
     refused_share = float(evaluation.refused_share[0])
     if simulation is not None:
@@ -243,19 +254,10 @@ def _decoding(evaluator: Evaluator, config: EngineConfig, values: Mapping[str, f
     return decoding / (lanes_per_replica(config) * config.num_replicas)
 
 
-def _values(
-    evaluator: Evaluator,
-    config: EngineConfig,
-    evaluation: Evaluation,
-    simulation: SimulationResult | None,
-) -> dict[str, float]:
-    """Return every metric by name, simulated where there is a simulation."""
+def _closed_form(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, float]:
+    """Return every metric by name, without a simulation."""
     values = {name: float(column[0]) for name, column in evaluation.metrics.items()}
     values["goodput_request_per_s"] = _goodput(evaluator, values)
-    if simulation is not None:
-        values |= simulated_metrics(simulation, request_limits(evaluator.slo))
-    values["output_tok_per_s_per_gpu"] = values["output_tok_per_s"] / config.num_gpus
-    values |= _economy(evaluator.gpu, config, evaluation, values)
     memory = single(evaluation.memory)
     return values | {name: float(getattr(memory, name)) for name in sorted(MEMORY_METRICS)}
 
@@ -363,6 +365,7 @@ def _economy(
     watts = config.num_gpus * gpu.tdp_w * power_fraction
     usd_per_s = config.num_gpus * gpu.usd_per_hour / 3600
     return {
+        "output_tok_per_s_per_gpu": tokens_per_s / config.num_gpus,
         "usd_per_million_output_tokens": usd_per_s / tokens_per_s * 1e6,
         "output_tokens_per_joule": tokens_per_s / watts,
     }

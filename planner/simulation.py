@@ -58,6 +58,8 @@ class Demand:
     """Clients of a closed loop."""
     shared_prefix_tokens: int = 0
     """Tokens with which every prompt that is longer begins."""
+    is_endless: bool = False
+    """Whether a closed loop does not state how many requests it sends."""
     has_steady_state: bool = False
     """Whether the first requests are a warm-up to be cut off, not part of what was asked."""
 
@@ -71,11 +73,19 @@ class Demand:
         return replace(self, arrival_s=self.arrival_s * (own_rate / rate_per_s))
 
 
-def workload_demand(workload: Workload, *, seed: int = 0, percentile: str = "p99") -> Demand:
-    """Draw as many requests of a workload as a percentile needs; a trace is taken whole."""
+def workload_demand(
+    workload: Workload, *, seed: int = 0, most_requests: int = MOST_REQUESTS
+) -> Demand:
+    """Draw as many requests of a workload as its percentiles need; a trace is taken whole.
+
+    Args:
+        workload: What is asked.
+        seed: Same seed, same requests.
+        most_requests: Bound on a workload that states how many requests it has.
+    """
     rng = np.random.default_rng(seed)
     protocol = workload.arrival.protocol
-    count = _num_requests(workload, percentile)
+    count = _num_requests(workload, most_requests)
     if workload.trace is not None:
         requests, arrival_s = _of_trace(workload.trace, workload.max_output_tokens)
     else:
@@ -95,11 +105,11 @@ def workload_demand(workload: Workload, *, seed: int = 0, percentile: str = "p99
     )
 
 
-def _num_requests(workload: Workload, percentile: str) -> int:
+def _num_requests(workload: Workload, most_requests: int) -> int:
     asked = workload.arrival.num_requests
     if asked:
-        return min(asked, MOST_REQUESTS)
-    needed = math.ceil(WARM_UP_FACTOR * requests_needed(PERCENTILES[percentile]))
+        return min(asked, most_requests)
+    needed = math.ceil(WARM_UP_FACTOR * requests_needed(PERCENTILES["p99"]))
     return max(needed, 10 * workload.arrival.concurrency)
 
 
@@ -140,6 +150,7 @@ def run_demand(run: MeasuredRun, load: Load) -> Demand:
         requests=requests.at(order),
         arrival_s=arrival_s[order] - arrival_s.min(),
         concurrency=round(load.concurrency),
+        is_endless=load.protocol is Protocol.CLOSED_LOOP and not load.num_requests,
     )
 
 
@@ -163,7 +174,7 @@ def simulate_config(
         memory: How its GPUs divide their memory; one row, and it fits.
         demand: What is asked of the whole deployment.
     """
-    front_end = evaluator.calibration.front_end
+    front_end = evaluator.front_end(config)
     demand = _reusing_prefix(demand, config)
     if _drifts_apart(demand, evaluator.load, front_end):
         demand = replace(demand, requests=out_of_step(demand.requests, demand.concurrency))
@@ -240,8 +251,14 @@ def out_of_step(requests: Requests, concurrency: int) -> Requests:
     return replace(requests, osl=osl)
 
 
-def simulated_metrics(result: SimulationResult, limits: LatencyLimits) -> dict[str, float]:
-    """Name a simulation's metrics as a measured run does, latencies in milliseconds."""
+def simulated_metrics(
+    result: SimulationResult, demand: Demand, limits: LatencyLimits
+) -> dict[str, float]:
+    """Name a simulation's metrics as a measured run does, latencies in milliseconds.
+
+    A closed loop without an end has no last requests that run alone: its rates follow from
+    its latencies by Little's law.
+    """
     found = result.metrics
     values = {
         f"{name}_ms.{statistic}": 1e3 * getattr(getattr(found, f"{name}_s"), statistic)
@@ -250,6 +267,11 @@ def simulated_metrics(result: SimulationResult, limits: LatencyLimits) -> dict[s
     }
     values["request_per_s"] = found.request_per_s
     values["output_tok_per_s"] = found.output_tok_per_s
+    if demand.is_endless:
+        osl = float(demand.requests.osl.mean())
+        latency_s = found.ttft_s.mean + (osl - 1) * found.tpot_s.mean
+        values["request_per_s"] = demand.concurrency / latency_s
+        values["output_tok_per_s"] = osl * values["request_per_s"]
     values["goodput_request_per_s"] = result.goodput_per_s(limits)
     return values
 

@@ -38,6 +38,7 @@ REFINED_KNOBS = (
     "free_gpu_memory_fraction",
     "enable_chunked_prefill",
     "capacity_scheduler_policy",
+    "stream_interval",
 )
 
 
