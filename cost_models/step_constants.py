@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+FP8_NARROW_ROWS = 16
+"""Rows up to which vLLM's FP8 GEMM on Hopper takes its narrowest tile."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConstants:
@@ -41,5 +44,10 @@ class StepConstants:
     """
     attention_decode_launch_s: float = 0.0
     """Fixed time of that kernel."""
+    fp8_wide_gemm_s: float = 0.0
+    """What the engine's own FP8 GEMM takes over the table's, above `FP8_NARROW_ROWS` rows.
+
+    0 where the table is the engine's own; else it also stands for run-time activation scales.
+    """
     family_scale: Mapping[str, float] = field(default_factory=dict)
     """Engine's operator time over the table's, by family; 1 where absent."""

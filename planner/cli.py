@@ -278,11 +278,16 @@ def validate_command(runs: str | None, operators: str, calibration: str, as_json
 )
 @click.option("--gpu", default="", help="Whose rows of the operator tables are fitted.")
 @click.option(
-    "--runs", default="", metavar="FILE", help="Measured runs; fits the engine's step constants."
+    "--runs",
+    multiple=True,
+    metavar="FILE",
+    help="Measured runs; fits the engine's constants; repeatable.",
 )
 @click.option("--engine", default="trtllm", show_default=True, help="Whose runs are fitted.")
 @click.option("--out", required=True, metavar="FILE", help="Calibration file to write.")
-def calibrate_command(operators: str, gpu: str, runs: str, engine: str, out: str) -> int:
+def calibrate_command(
+    operators: str, gpu: str, runs: tuple[str, ...], engine: str, out: str
+) -> int:
     """Fit a calibration file from operator tables or measured runs."""
     if bool(operators) == bool(runs):
         raise click.UsageError("give --operators DIR with --gpu, or --runs FILE")

@@ -51,23 +51,24 @@ MOST_RUNS = 32
 ITERATIONS = 7
 
 
-def calibrate_runs(path: str, *, engine: str, out: str) -> list[str]:
-    """Fit an engine's constants on measured runs and write its calibration file.
+def calibrate_runs(paths: Sequence[str], *, engine: str, out: str) -> list[str]:
+    """Fit an engine's constants on the measured runs of some files; write its calibration file.
 
     Intervals come from predicting each model's runs with constants fitted on the others.
 
     Raises:
-        ProfileError: The file holds no run of that engine that can be used.
+        ProfileError: The files hold no run of that engine that can be used.
     """
-    runs = [run for run in _usable_runs(path) if run.engine == engine]
+    names = ", ".join(Path(path).name for path in paths)
+    runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
     if not runs:
-        raise ProfileError(f"{path}: holds no usable run of engine {engine!r}")
+        raise ProfileError(f"{names}: no usable run of engine {engine!r}")
     constants = fit_constants(runs)
     left_out = list(cross_validated(runs))
     fitted = replace(
         with_constants(load_calibration(load_gpu(runs[0].gpu), engine), constants),
         intervals=residual_intervals(left_out),
-        sources=(f"{len(runs)} runs of {Path(path).name}",),
+        sources=(f"{len(runs)} runs of {names}",),
     )
     versions = read_engine_file(engine)["versions"]
     content = engine_constants_to_json(fitted) | {"versions": versions}
