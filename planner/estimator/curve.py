@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.step import StepBatch, StepModel
-from planner.estimator.load import Load
+from planner.estimator.load import Load, Protocol
 
 FloatArray = NDArray[np.float64]
 
@@ -105,7 +105,8 @@ def serving_curve(
     With S sequences decoding, x = S/(osl − 1) requests end per step and as many prompts
     must be prefilled. A mixed step takes k of them, at least one and at most what
     `max_num_tokens` leaves, so the share of mixed steps is f = min(1, x/k) and
-    TPOT = (1 − f)·t_decode + f·t_mixed. Where prompts come faster than steps can take
+    TPOT = (1 − f)·t_decode + f·t_mixed. In a closed loop a client never meets its own
+    prefill while it decodes, so f counts those of the S − 1 others. Where prompts come faster than steps can take
     them, prefill limits the rate and fewer sequences decode.
 
     Args:
@@ -128,6 +129,8 @@ def serving_curve(
     mixed_share = np.minimum(wanted / prompts, 1.0)
     chunks = np.maximum(1.0, np.ceil(prompt / budget)) if enable_chunked_prefill else 1.0
     mixed_s = step.seconds(mixed_batch(load, decoding=decoding, prompts=prompts))
+    if load.protocol is Protocol.CLOSED_LOOP:
+        mixed_share = mixed_share * (1 - 1 / decoding)
     tpot = (1 - mixed_share) * decode_s + mixed_share * mixed_s
     rate = np.minimum(decoding / (decode_tokens * tpot), prompts / mixed_s)
     return ServingCurve(

@@ -180,7 +180,8 @@ class SimulationResult:
         first_s = self.requests.first_token_s[index] - delay_s
         # Engines took every n-th request each; see `merged`.
         outputs = self._outputs_s[index % len(self.engines)]
-        start = int(np.searchsorted(outputs, first_s - 1e-9))
+        # Streaming may have held the token up for a part of a step.
+        start = int(np.searchsorted(outputs, first_s + 1e-9, side="right")) - 1
         return outputs[start : start + int(self.requests.osl[index])] + delay_s
 
     @cached_property
