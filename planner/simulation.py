@@ -301,6 +301,9 @@ class SimulationSummary:
     kv_mean_fraction: float
     kv_max_fraction: float
     kv_waste_fraction: float
+    """Of the held block space; NaN where sequences share blocks."""
+    kv_contiguous_saving_fraction: float
+    """Memory that paging saves against max_seq_len tokens for each running sequence."""
     prefix_hit_fraction: float
     queue_ms_mean: float
     steps_by_kind: Mapping[str, int]
@@ -322,6 +325,7 @@ class SimulationSummary:
             kv_mean_fraction=usage.mean_fraction,
             kv_max_fraction=usage.max_fraction,
             kv_waste_fraction=usage.waste_fraction,
+            kv_contiguous_saving_fraction=usage.contiguous_saving_fraction,
             prefix_hit_fraction=result.prefix_hit_fraction,
             queue_ms_mean=1e3 * float(queue_s.mean()) if queue_s.size else 0.0,
             steps_by_kind=result.steps_by_kind(),
@@ -340,7 +344,8 @@ class SimulationSummary:
             "kv_cache_used": {
                 "mean_fraction": round(self.kv_mean_fraction, 4),
                 "max_fraction": round(self.kv_max_fraction, 4),
-                "waste_fraction": round(self.kv_waste_fraction, 4),
+                "waste_fraction": _rounded(self.kv_waste_fraction),
+                "contiguous_saving_fraction": round(self.kv_contiguous_saving_fraction, 4),
             },
             "prefix_hit_fraction": round(self.prefix_hit_fraction, 4),
             "queue_ms_mean": round(self.queue_ms_mean, 3),
@@ -349,6 +354,10 @@ class SimulationSummary:
                 name: round(error, 4) for name, error in self.relative_errors.items()
             },
         }
+
+
+def _rounded(fraction: float) -> float | None:
+    return round(fraction, 4) if math.isfinite(fraction) else None
 
 
 def percentile_errors(result: SimulationResult) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cost_models.calibration_io import (
     read_engine_file,
 )
 from cost_models.errors import ProfileError
-from cost_models.profile_io import load_gpu
+from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import fitted_constants, with_constants
 from planner.files import write_text
 from planner.runs import MeasuredRun, read_runs
@@ -45,10 +45,13 @@ OPEN_LOOP_ONLY = frozenset({"ttft_ms.p99"})
 LARGEST_LOG_ERROR = 0.6
 """Error at which a metric stops pulling: some runs contain waits that no step explains."""
 
-MOST_RUNS = 32
+MOST_RUNS = 20
 """Runs on which constants are fitted; of more, those are taken that differ most."""
 
-ITERATIONS = 7
+ITERATIONS = 5
+
+SMALLEST_STEP = 0.02
+"""Relative change of a constant by which its effect is measured."""
 
 
 def calibrate_runs(paths: Sequence[str], *, engine: str, out: str) -> list[str]:
@@ -102,20 +105,34 @@ def fit_constants(runs: Sequence[MeasuredRun]) -> dict[str, float]:
     prior, low, high = np.log([[c.prior, c.low, c.high] for c in table.values()]).T
     log_sd = np.array([c.log_sd for c in table.values()])
 
-    def residuals(x: FloatArray) -> FloatArray:
+    def misses(x: FloatArray) -> FloatArray:
         values = dict(zip(names, np.exp(x).tolist(), strict=True))
-        misses = [miss for run in chosen for miss in _misses(run, calibrated(run, values))]
-        return np.array([*misses, *((x - prior) / log_sd)])
+        return np.array([m for run in chosen for m in _misses(run, calibrated(run, values))])
+
+    told = _told(misses, prior)
+    x = prior.copy()
+
+    def residuals(free: FloatArray) -> FloatArray:
+        x[told] = free
+        return np.concatenate([misses(x), (free - prior[told]) / log_sd[told]])
 
     fit = least_squares(
         residuals,
-        prior,
-        bounds=(low, high),
+        prior[told],
+        bounds=(low[told], high[told]),
         loss="soft_l1",
-        diff_step=2e-2,
+        diff_step=SMALLEST_STEP,
         max_nfev=ITERATIONS,
     )
-    return dict(zip(names, np.exp(fit.x).tolist(), strict=True))
+    x[told] = fit.x
+    return dict(zip(names, np.exp(x).tolist(), strict=True))
+
+
+def _told(misses: Callable[[FloatArray], FloatArray], prior: FloatArray) -> NDArray[np.bool_]:
+    """Which constants change any prediction at all; the others stay at their prior."""
+    at_prior = misses(prior)
+    shifted = prior + np.diag(np.full(prior.size, SMALLEST_STEP))
+    return np.array([bool(np.abs(misses(x) - at_prior).max() > 0) for x in shifted])
 
 
 def most_different(runs: Sequence[MeasuredRun], count: int) -> list[MeasuredRun]:
@@ -180,7 +197,7 @@ def residual_intervals(rows: Sequence[Row]) -> dict[str, ErrorQuantiles]:
 
 
 def _folds(runs: Sequence[MeasuredRun]) -> list[str]:
-    models = [run.model for run in runs]
+    models = [load_model(run.model).name for run in runs]
     if len(set(models)) > 1:
         return models
     sizes = [str(run.config.get("tensor_parallel_size", 1)) for run in runs]

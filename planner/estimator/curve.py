@@ -106,8 +106,8 @@ def serving_curve(
     must be prefilled. A mixed step takes k of them, at least one and at most what
     `max_num_tokens` leaves, so the share of mixed steps is f = min(1, x/k) and
     TPOT = (1 − f)·t_decode + f·t_mixed. In a closed loop a client never meets its own
-    prefill while it decodes, so f counts those of the S − 1 others. Where prompts come faster than steps can take
-    them, prefill limits the rate and fewer sequences decode.
+    prefill while it decodes, so f counts those of the S − 1 others. Where prompts come
+    faster than steps can take them, prefill limits the rate and fewer sequences decode.
 
     Args:
         step: Step cost of the lane.

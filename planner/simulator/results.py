@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -36,6 +37,8 @@ class EngineTrace:
     """Gaps between two tokens that lay in a pause."""
     pool: PoolShape
     max_seq_len: int
+    shares_prefixes: bool = False
+    """Whether sequences read blocks in common, so that their tokens do not add up to blocks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,42 +220,48 @@ class KvUsage:
     """Share of the blocks that running sequences hold."""
     max_fraction: float
     waste_fraction: float
-    """Share of the held blocks' space that has no token in it, while nothing prefills."""
+    """Share of the held blocks' space that has no token in it, while nothing prefills.
+
+    NaN where sequences share blocks or keep a sliding window.
+    """
     contiguous_saving_fraction: float
     """Memory that paging saves against max_seq_len tokens pre-allocated per running sequence."""
 
     @classmethod
     def of(cls, engines: tuple[EngineTrace, ...]) -> KvUsage:
         """Average over the steps of all engines, weighted by their time."""
-        rows = [_kv_rows(trace) for trace in engines]
-        busy_s, share, held, filled, contiguous = (
-            np.concatenate(column) for column in zip(*rows, strict=True)
-        )
+        columns = zip(*(_kv_rows(trace) for trace in engines), strict=True)
+        busy_s, counted_s, private_s, share, held, filled, contiguous = map(np.concatenate, columns)
+        waste = 1.0 - _ratio(private_s @ filled, private_s @ held, empty=math.nan)
+        saving = 1.0 - _ratio(counted_s @ held, counted_s @ contiguous, empty=1.0)
         return cls(
             mean_fraction=_ratio(busy_s @ share, busy_s.sum()),
             max_fraction=float(share.max(initial=0.0)),
-            waste_fraction=1.0 - _ratio(busy_s @ filled, busy_s @ held),
-            contiguous_saving_fraction=1.0 - _ratio(busy_s @ held, busy_s @ contiguous),
+            waste_fraction=waste,
+            contiguous_saving_fraction=saving,
         )
 
 
 def _kv_rows(trace: EngineTrace) -> tuple[FloatArray, ...]:
-    """Return busy time, share of the pool held, and three counts of tokens, row by row.
+    """Return, row by row, times, the share of the pool held and three counts of tokens.
 
-    Tokens of block space held, tokens cached, and tokens of pre-allocated slots; counted
-    only where nothing prefills.
+    The times are those in which the engine works, in which tokens can be counted (nothing
+    prefills), and in which they add up to blocks. The tokens are those of block space held,
+    those cached, and those of pre-allocated slots.
     """
     log, pool = trace.log, trace.pool
     counted = (log.prompts == 0) & (pool.windows == ())
     held = log.used_units / max(pool.full_units, 1) * pool.tokens_per_block
-    filled = log.context_tokens - log.decoding
+    filled = (log.context_tokens - log.decoding).astype(np.float64)
     contiguous = log.decoding.astype(np.float64) * trace.max_seq_len
-    tokens = (np.where(counted, column, 0.0) for column in (held, filled, contiguous))
-    return (log.end_s - log.start_s, log.used_units / pool.capacity, *tokens)
+    busy_s = log.end_s - log.start_s
+    counted_s = np.where(counted, busy_s, 0.0)
+    private_s = counted_s * (not trace.shares_prefixes)
+    return busy_s, counted_s, private_s, log.used_units / pool.capacity, held, filled, contiguous
 
 
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole > 0 else 0.0
+def _ratio(part: float, whole: float, *, empty: float = 0.0) -> float:
+    return float(part / whole) if whole > 0 else empty
 
 
 def _outputs(log: StepLog) -> Iterator[FloatArray]:
