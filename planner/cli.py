@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +131,10 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
     """Recommend a configuration for a workload on a GPU, with the reasons."""
     from planner.api import plan_problem, requested_problem  # noqa: PLC0415  help must not wait
 
-    request = _plan_request(options, show_progress=not as_json)
+    request = _plan_request(options)
     problem = requested_problem(request)
-    result = plan_problem(problem, request)
+    with _progress("searching", shown=not as_json) as progress:
+        result = plan_problem(problem, replace(request, progress=progress))
     if out:
         from planner.artifacts import write_plan_files  # noqa: PLC0415
 
@@ -261,7 +264,8 @@ def validate_command(runs: str | None, operators: str, calibration: str, as_json
         return 0
     from planner.validation import validate  # noqa: PLC0415
 
-    result = validate(str(runs), calibration=calibration)
+    with _progress("predicting runs") as progress:
+        result = validate(str(runs), calibration=calibration, progress=progress)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -300,7 +304,8 @@ def calibrate_command(
     else:
         from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
 
-        summary = calibrate_runs(runs, engine=engine, out=out)
+        with _progress("fitting") as progress:
+            summary = calibrate_runs(runs, engine=engine, out=out, progress=progress)
     for line in summary:
         click.echo(line)
     return 0
@@ -348,7 +353,7 @@ def profiles_check(file: str) -> int:
     return 0
 
 
-def _plan_request(options: dict[str, Any], *, show_progress: bool) -> PlanRequest:
+def _plan_request(options: dict[str, Any]) -> PlanRequest:
     from planner.api import PlanRequest  # noqa: PLC0415
     from planner.knobs import parse_assignments  # noqa: PLC0415
 
@@ -368,7 +373,6 @@ def _plan_request(options: dict[str, Any], *, show_progress: bool) -> PlanReques
         storage=options["storage"],
         calibration=options["calibration"],
         usd_per_hour=options["usd_per_hour"],
-        progress=_progress() if show_progress and sys.stderr.isatty() else None,
     )
 
 
@@ -391,11 +395,20 @@ def _slo(texts: tuple[str, ...]) -> dict[str, float]:
     return limits
 
 
-def _progress() -> Callable[[int, int], None]:
-    def show(evaluated: int, _expected: int) -> None:
-        click.echo(f"\r{evaluated} configurations evaluated", err=True, nl=False)
+@contextmanager
+def _progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar with the time left on stderr while the block runs, if a person watches."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415  help must not wait
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    return show
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, in_all: bar.update(task, completed=done, total=in_all)
 
 
 def _shipped_file(name: str) -> Path:

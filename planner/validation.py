@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -144,15 +144,28 @@ class Validation:
         }
 
 
-def validate(path: str | Path, *, calibration: str = "") -> Validation:
+def validate(
+    path: str | Path,
+    *,
+    calibration: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Validation:
     """Predict every measured run of a file and compare.
+
+    Args:
+        path: Runs, one JSON object a line.
+        calibration: A calibration file of the user's own.
+        progress: Called with (runs done, in all).
 
     Raises:
         ProfileError: The file is missing or damaged. A run that cannot be predicted is
             skipped, with the reason.
     """
     rows, skipped = [], []
-    for run, run_id, reason in read_runs(path):
+    runs = list(read_runs(path))
+    for number, (run, run_id, reason) in enumerate(runs):
+        if progress is not None:
+            progress(number, len(runs))
         if run is None:
             skipped.append((run_id, reason))
             continue

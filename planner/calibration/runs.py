@@ -54,7 +54,13 @@ SMALLEST_STEP = 0.02
 """Relative change of a constant by which its effect is measured."""
 
 
-def calibrate_runs(paths: Sequence[str], *, engine: str, out: str) -> list[str]:
+def calibrate_runs(
+    paths: Sequence[str],
+    *,
+    engine: str,
+    out: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
     """Fit an engine's constants on the measured runs of some files; write its calibration file.
 
     Intervals come from predicting each model's runs with constants fitted on the others.
@@ -66,8 +72,14 @@ def calibrate_runs(paths: Sequence[str], *, engine: str, out: str) -> list[str]:
     runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
     if not runs:
         raise ProfileError(f"{names}: no usable run of engine {engine!r}")
+    folds = len(set(_folds(runs)))
+    show = progress or _silent
+    show(0, folds + 1)
     constants = fit_constants(runs)
-    left_out = list(cross_validated(runs))
+    left_out = []
+    for done, rows in enumerate(cross_validated(runs), 1):
+        show(done, folds + 1)
+        left_out += rows
     fitted = replace(
         with_constants(load_calibration(load_gpu(runs[0].gpu), engine), constants),
         intervals=residual_intervals(left_out),
@@ -163,7 +175,11 @@ def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
     return with_constants(shipped, values, kept=differs.get("front_end", {}))
 
 
-def cross_validated(runs: Sequence[MeasuredRun]) -> Iterator[Row]:
+def _silent(done: int, in_all: int) -> None:
+    """Nobody watches."""
+
+
+def cross_validated(runs: Sequence[MeasuredRun]) -> Iterator[list[Row]]:
     """Predict each model's runs with constants fitted on the other models' runs.
 
     With one model, its tensor-parallel sizes, then its runs, are left out in turn.
@@ -172,9 +188,8 @@ def cross_validated(runs: Sequence[MeasuredRun]) -> Iterator[Row]:
     for fold in sorted(set(folds)):
         rest = [run for run, own in zip(runs, folds, strict=True) if own != fold]
         values = fit_constants(rest)
-        for run, own in zip(runs, folds, strict=True):
-            if own == fold:
-                yield predict_run_with(run, calibrated(run, values))
+        left = [run for run, own in zip(runs, folds, strict=True) if own == fold]
+        yield [predict_run_with(run, calibrated(run, values)) for run in left]
 
 
 def residual_intervals(rows: Sequence[Row]) -> dict[str, ErrorQuantiles]:

@@ -79,7 +79,7 @@ class SearchOptions:
     """Optuna storage URL; empty keeps the study in memory."""
     study_name: str = "plan"
     progress: Callable[[int, int], None] | None = None
-    """Called with (evaluated, expected) as the search goes on."""
+    """Called with (done, in all) as the search goes on, in splits screened and trials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +110,15 @@ class _Search:
         self.started = time.monotonic()
         self.found: dict[EngineConfig, Candidate] = {}
         self.num_evaluated = 0
+        self.done = 0
+        self.in_all = 0
+        """Splits and trials; counted only where somebody watches."""
 
     def run(self) -> SearchResult:
         complete = self.space.size() <= ENUMERATED and bool(self.space.limits)
+        if self.options.progress is not None:
+            trials = 0 if complete else self.options.trials
+            self.in_all = sum(1 for _ in self.space.splits()) + trials
         for rows in self.space.screen(every_inner_knob=complete):
             self._keep_best(rows)
             if self._out_of_time():
@@ -231,9 +237,9 @@ class _Search:
         return time.monotonic() - self.started > self.options.time_budget_s
 
     def _report(self) -> None:
+        self.done += 1
         if self.options.progress is not None:
-            expected = max(self.num_evaluated, self.options.trials)
-            self.options.progress(self.num_evaluated, expected)
+            self.options.progress(self.done, self.in_all)
 
 
 def evaluated(config: EngineConfig, evaluator: Evaluator, objective: str) -> Candidate:
