@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
+from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
+from cost_models.model import ModelSpec
 from planner.estimator.load import Load, Protocol
 from planner.evaluator import Evaluator, lanes_per_replica
 from planner.runs import MeasuredRun
@@ -181,12 +183,7 @@ def simulate_config(
     lanes = lanes_per_replica(config) * config.num_replicas
     lanes = min(lanes, len(demand), demand.concurrency or lanes)
     limits = _limits(evaluator, config, memory, clients=demand.concurrency / lanes)
-    clock = StepClock(
-        evaluator.step_model(config),
-        max_batch_size=limits.max_batch_size,
-        max_num_tokens=limits.max_num_tokens,
-        max_seq_len=limits.max_seq_len,
-    )
+    clock = _clock(evaluator, config, max_seq_len=limits.max_seq_len)
     parts = [
         simulate(
             demand.requests.at(np.arange(lane, len(demand), lanes)),
@@ -199,6 +196,31 @@ def simulate_config(
     ]
     result = merged(parts)
     return result.without_warm_up() if demand.has_steady_state else result
+
+
+_ClockKey = tuple[ModelSpec, GpuSpec, int, str, EngineConfig, int]
+_clocks: dict[_ClockKey, tuple[StepClock, Evaluator]] = {}
+"""Memo of `_clock`; it holds the evaluators, so that identities stay theirs."""
+
+MOST_CLOCKS = 64
+
+
+def _clock(evaluator: Evaluator, config: EngineConfig, *, max_seq_len: int) -> StepClock:
+    """Return the step costs of an engine; runs of one server, and fits, share their tables."""
+    calibration = evaluator.calibration
+    step = repr(calibration.step)
+    key = (evaluator.model, evaluator.gpu, id(calibration.operators), step, config, max_seq_len)
+    if key not in _clocks:
+        if len(_clocks) >= MOST_CLOCKS:
+            _clocks.clear()
+        clock = StepClock(
+            evaluator.step_model(config),
+            max_batch_size=config.max_batch_size,
+            max_num_tokens=config.max_num_tokens,
+            max_seq_len=max_seq_len,
+        )
+        _clocks[key] = (clock, evaluator)
+    return _clocks[key][0]
 
 
 def _limits(

@@ -45,13 +45,16 @@ OPEN_LOOP_ONLY = frozenset({"ttft_ms.p99"})
 LARGEST_LOG_ERROR = 0.6
 """Error at which a metric stops pulling: some runs contain waits that no step explains."""
 
-MOST_RUNS = 20
+MOST_RUNS = 32
 """Runs on which constants are fitted; of more, those are taken that differ most."""
 
-ITERATIONS = 5
+ITERATIONS = 8
 
-SMALLEST_STEP = 0.02
-"""Relative change of a constant by which its effect is measured."""
+SMALLEST_STEP = 0.05
+"""Change of a constant, in its prior's standard deviations, by which its effect is measured."""
+
+OUTLIER = 3.0
+"""Expected errors beyond which a metric's pull grows no more."""
 
 
 def calibrate_runs(
@@ -117,34 +120,35 @@ def fit_constants(runs: Sequence[MeasuredRun]) -> dict[str, float]:
     prior, low, high = np.log([[c.prior, c.low, c.high] for c in table.values()]).T
     log_sd = np.array([c.log_sd for c in table.values()])
 
-    def misses(x: FloatArray) -> FloatArray:
-        values = dict(zip(names, np.exp(x).tolist(), strict=True))
+    def misses(z: FloatArray) -> FloatArray:
+        values = dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True))
         return np.array([m for run in chosen for m in _misses(run, calibrated(run, values))])
 
-    told = _told(misses, prior)
-    x = prior.copy()
+    told = _told(misses, np.zeros(prior.size))
+    z = np.zeros(prior.size)
 
     def residuals(free: FloatArray) -> FloatArray:
-        x[told] = free
-        return np.concatenate([misses(x), (free - prior[told]) / log_sd[told]])
+        z[told] = free
+        return np.concatenate([misses(z), free])
 
     fit = least_squares(
         residuals,
-        prior[told],
-        bounds=(low[told], high[told]),
+        z[told],
+        bounds=((low - prior)[told] / log_sd[told], (high - prior)[told] / log_sd[told]),
         loss="soft_l1",
+        f_scale=OUTLIER,
         diff_step=SMALLEST_STEP,
         max_nfev=ITERATIONS,
     )
-    x[told] = fit.x
-    return dict(zip(names, np.exp(x).tolist(), strict=True))
+    z[told] = fit.x
+    return dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True))
 
 
-def _told(misses: Callable[[FloatArray], FloatArray], prior: FloatArray) -> NDArray[np.bool_]:
+def _told(misses: Callable[[FloatArray], FloatArray], start: FloatArray) -> NDArray[np.bool_]:
     """Which constants change any prediction at all; the others stay at their prior."""
-    at_prior = misses(prior)
-    shifted = prior + np.diag(np.full(prior.size, SMALLEST_STEP))
-    return np.array([bool(np.abs(misses(x) - at_prior).max() > 0) for x in shifted])
+    base = misses(start)
+    shifted = start + np.diag(np.full(start.size, SMALLEST_STEP))
+    return np.array([bool(np.abs(misses(z) - base).max() > 0) for z in shifted])
 
 
 def most_different(runs: Sequence[MeasuredRun], count: int) -> list[MeasuredRun]:
