@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
-from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
-from cost_models.model import ModelSpec
 from planner.estimator.load import Load, Protocol
 from planner.evaluator import Evaluator, lanes_per_replica
 from planner.runs import MeasuredRun
@@ -198,7 +196,7 @@ def simulate_config(
     return result.without_warm_up() if demand.has_steady_state else result
 
 
-_ClockKey = tuple[ModelSpec, GpuSpec, int, str, EngineConfig, int]
+_ClockKey = tuple[int, int, int, str, EngineConfig, int]
 _clocks: dict[_ClockKey, tuple[StepClock, Evaluator]] = {}
 """Memo of `_clock`; it holds the evaluators, so that identities stay theirs."""
 
@@ -207,9 +205,9 @@ MOST_CLOCKS = 64
 
 def _clock(evaluator: Evaluator, config: EngineConfig, *, max_seq_len: int) -> StepClock:
     """Return the step costs of an engine; runs of one server, and fits, share their tables."""
-    calibration = evaluator.calibration
-    step = repr(calibration.step)
-    key = (evaluator.model, evaluator.gpu, id(calibration.operators), step, config, max_seq_len)
+    operators, step = evaluator.calibration.operators, repr(evaluator.calibration.step)
+    identities = (id(evaluator.model), id(evaluator.gpu), id(operators))
+    key = (*identities, step, config, max_seq_len)
     if key not in _clocks:
         if len(_clocks) >= MOST_CLOCKS:
             _clocks.clear()

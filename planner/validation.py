@@ -182,8 +182,7 @@ def predict_run(run: MeasuredRun, *, calibration: str = "") -> Row:
     Raises:
         PlannerError: Unknown GPU, model or engine, or an incomplete workload.
     """
-    known = _calibration(run.gpu, run.engine, run.engine_version, calibration)
-    return predict_run_with(run, known)
+    return predict_run_with(run, run_calibration(run, calibration))
 
 
 def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
@@ -285,6 +284,11 @@ def _capacity_load(run: MeasuredRun) -> Load:
         osl=Lengths.fixed(float(run.workload.get("osl") or 128)),
         max_output_tokens=float(run.workload.get("osl") or 128),
     )
+
+
+def run_calibration(run: MeasuredRun, path: str = "") -> Calibration:
+    """Return what is known of a run's engine version on its GPU."""
+    return _calibration(run.gpu, run.engine, run.engine_version, path)
 
 
 @cache

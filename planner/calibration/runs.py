@@ -23,7 +23,13 @@ from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import fitted_constants, with_constants
 from planner.files import write_text
 from planner.runs import MeasuredRun, read_runs
-from planner.validation import FRONT_END_LIMITED, Row, Validation, predict_run_with
+from planner.validation import (
+    FRONT_END_LIMITED,
+    Row,
+    Validation,
+    predict_run_with,
+    run_calibration,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -174,7 +180,7 @@ def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
 
     What is known to differ in that version stays.
     """
-    shipped = load_calibration(load_gpu(run.gpu), run.engine, engine_version=run.engine_version)
+    shipped = run_calibration(run)
     differs = read_engine_file(run.engine)["versions"].get(run.engine_version, {})
     return with_constants(shipped, values, kept=differs.get("front_end", {}))
 
