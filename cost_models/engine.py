@@ -37,7 +37,13 @@ class EngineConfig:
     """Pins the KV capacity of a replica; 0 lets the fraction decide."""
     enable_chunked_prefill: bool = False
     enable_block_reuse: bool = True
+    enable_partial_reuse: bool = True
+    """Whether a prefix that ends inside a block is copied from there."""
+    host_cache_size: int = 0
+    """Bytes of host memory that keep evicted prefix blocks."""
     capacity_scheduler_policy: str = "GUARANTEED_NO_EVICT"
+    context_chunking_policy: str = "FIRST_COME_FIRST_SERVED"
+    """Whether first prompts take all they can of a step, or all advance alike."""
     cuda_graph_max_batch_size: int = 128
     """Largest decode batch captured in a CUDA graph; 0 is eager."""
     cuda_graph_padding: bool = False

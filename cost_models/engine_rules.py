@@ -212,6 +212,7 @@ def check_values(config: EngineConfig) -> None:
 _RANGES: Mapping[str, tuple[float, float]] = {
     "max_seq_len": (0, 10_000_000),
     "kv_cache_max_tokens": (0, 10**12),
+    "host_cache_size": (0, 10**14),
     "cuda_graph_max_batch_size": (0, 65536),
     "max_batch_size": (1, 65536),
     "max_num_tokens": (1, 1_048_576),

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+HOST_LINK_BYTES_PER_S: Mapping[str, float] = {
+    "ampere": 25e9,
+    "ada": 25e9,
+    "hopper": 50e9,
+    "blackwell": 50e9,
+}
+"""What copies from pinned host memory reach over PCIe 4 and 5 with 16 lanes, by architecture."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSpec:
@@ -36,6 +44,11 @@ class GpuSpec:
     tdp_w: float
     usd_per_hour: float
     """On-demand price of one GPU for one hour."""
+
+    @property
+    def host_link_bytes_per_s(self) -> float:
+        """Bandwidth from host memory."""
+        return HOST_LINK_BYTES_PER_S[self.architecture]
 
     @property
     def sm(self) -> int:

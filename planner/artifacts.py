@@ -75,6 +75,8 @@ EMITTED_OPTIONS: Mapping[str, type | tuple[Any, ...]] = {
         "NCCL_SYMMETRIC",
     ),
     "kv_cache_config.enable_block_reuse": bool,
+    "kv_cache_config.enable_partial_reuse": bool,
+    "kv_cache_config.host_cache_size": int,
     "kv_cache_config.free_gpu_memory_fraction": float,
     "kv_cache_config.tokens_per_block": int,
     "kv_cache_config.max_tokens": int,
@@ -100,11 +102,15 @@ def llm_api_options(config: EngineConfig, model: ModelSpec) -> dict[str, Any]:
         "tokens_per_block": config.tokens_per_block,
         "dtype": config.kv_cache_dtype if config.kv_cache_dtype in ("fp8", "nvfp4") else "auto",
     }
+    if not config.enable_partial_reuse:
+        kv_cache["enable_partial_reuse"] = False
+    if config.host_cache_size:
+        kv_cache["host_cache_size"] = config.host_cache_size
     if config.kv_cache_max_tokens:
         kv_cache["max_tokens"] = config.kv_cache_max_tokens
     scheduler = {"capacity_scheduler_policy": config.capacity_scheduler_policy}
     if config.enable_chunked_prefill:
-        scheduler["context_chunking_policy"] = "FIRST_COME_FIRST_SERVED"
+        scheduler["context_chunking_policy"] = config.context_chunking_policy
     options: dict[str, Any] = {
         "tensor_parallel_size": config.tensor_parallel_size,
         "pipeline_parallel_size": config.pipeline_parallel_size,

@@ -371,12 +371,22 @@ def _curve_groups(rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:
     return [(np.array(members), rows.config(members[0])) for members in groups.values()]
 
 
+_SCHEDULED: Mapping[str, Any] = {
+    "max_seq_len": 0,
+    "stream_interval": 1,
+    "context_chunking_policy": "FIRST_COME_FIRST_SERVED",
+    "enable_partial_reuse": True,
+    "host_cache_size": 0,
+}
+"""Knobs that neither operators nor curves see, at one value."""
+
+
 def _curve_key(config: EngineConfig, knobs: tuple[str, ...]) -> EngineConfig:
     """Return the configuration with only those inner knobs that matter to a curve.
 
     Graphs that cover the whole batch are all alike.
     """
-    bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), max_seq_len=0, stream_interval=1)
+    bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), **_SCHEDULED)
     key = replace(bare, **_kept(config, knobs))
     if config.cuda_graph_max_batch_size >= config.max_batch_size:
         return replace(key, cuda_graph_max_batch_size=bare.max_batch_size)

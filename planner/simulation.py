@@ -230,6 +230,7 @@ def _limits(
         memory,
         max_seq_len=evaluator.model.max_position_embeddings,
         engine=evaluator.calibration.engine,
+        host_link_bytes_per_s=evaluator.gpu.host_link_bytes_per_s,
     )
     if not clients:
         return limits
@@ -249,7 +250,12 @@ def _reusing_prefix(demand: Demand, config: EngineConfig) -> Demand:
         return demand
     prefix_tokens = blocks * config.tokens_per_block
     hashes = [(0,) if isl > prefix_tokens else () for isl in demand.requests.isl.tolist()]
-    requests = replace(demand.requests, prefix_hashes=hashes, prefix_hash_tokens=prefix_tokens)
+    requests = replace(
+        demand.requests,
+        prefix_hashes=hashes,
+        prefix_hash_tokens=prefix_tokens,
+        prefix_tail_tokens=demand.shared_prefix_tokens - prefix_tokens,
+    )
     return replace(demand, requests=requests)
 
 

@@ -51,7 +51,9 @@ class Engine:
         self.exact = exact
         reuse = limits.enable_block_reuse and requests.prefix_hashes is not None
         self.kv = KvManager(
-            limits.pool, reuse_hash_tokens=requests.prefix_hash_tokens if reuse else 0
+            limits.pool,
+            reuse_hash_tokens=requests.prefix_hash_tokens if reuse else 0,
+            host_blocks=limits.host_blocks,
         )
         self.front_end = FrontEnd(constants)
         self.results = RequestRecorder(len(requests))
@@ -163,6 +165,8 @@ class Engine:
         if self.kv.cache is not None and columns.prefix_hashes is not None:
             full = isl // columns.prefix_hash_tokens
             request.hashes = tuple(columns.prefix_hashes[index][:full])
+            if self.limits.enable_partial_reuse:
+                request.prefix_tail = columns.prefix_tail_tokens
         return request
 
     # Admission and chunks
@@ -249,7 +253,8 @@ class Engine:
         self._send(output_s)
         start_s = max(self._end_s, self._scheduled_s)
         hidden_s = min(time.launch_s, start_s - self._scheduled_s)
-        end_s = start_s + time.seconds - hidden_s
+        onboard_s = self.kv.take_onboarded() * self.limits.onboard_block_s
+        end_s = start_s + time.seconds - hidden_s + onboard_s
         took_s = end_s - start_s
         self._record((start_s, end_s), (1, step.prompts, step.tokens), (took_s, took_s))
         self._grow(1)

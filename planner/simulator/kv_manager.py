@@ -16,12 +16,16 @@ class KvManager:
 
     __slots__ = ("_cache", "_hash_tokens", "_shape", "pool")
 
-    def __init__(self, shape: PoolShape, *, reuse_hash_tokens: int = 0) -> None:
+    def __init__(
+        self, shape: PoolShape, *, reuse_hash_tokens: int = 0, host_blocks: int = 0
+    ) -> None:
         self.pool = BlockPool(shape)
         self._shape = shape
         self._hash_tokens = reuse_hash_tokens
         self._cache = (
-            PrefixCache(self.pool, reuse_hash_tokens // shape.tokens_per_block)
+            PrefixCache(
+                self.pool, reuse_hash_tokens // shape.tokens_per_block, host_blocks=host_blocks
+            )
             if reuse_hash_tokens
             else None
         )
@@ -81,6 +85,10 @@ class KvManager:
             else ()
         )
 
+    def take_onboarded(self) -> int:
+        """Return the blocks that came back from host memory since the last call."""
+        return self._cache.take_onboarded() if self._cache else 0
+
     def prefilled(self, request: Request) -> None:
         """The prompt is computed: its full blocks can be shared from now on."""
         if self._cache is not None and request.hashes:
@@ -132,6 +140,9 @@ class KvManager:
         matched = self._reusable(cache, request)
         cache.pin(request, matched)
         request.cached_tokens = matched * self._hash_tokens
+        if matched and matched == len(request.hashes):
+            left = request.prefill_len - 1 - request.cached_tokens
+            request.cached_tokens += min(request.prefix_tail, left)
         request.prefilled = request.cached_tokens
 
     def _reusable(self, cache: PrefixCache, request: Request) -> int:

@@ -26,6 +26,12 @@ class EngineLimits:
     overlap: bool = True
     """Whether a step is scheduled while the one before it runs."""
     enable_block_reuse: bool = False
+    enable_partial_reuse: bool = False
+    """Whether a prefix that ends inside a block is copied from there."""
+    host_blocks: int = 0
+    """Evicted prefix blocks that host memory keeps."""
+    onboard_block_s: float = 0.0
+    """Time to bring one of them back."""
 
     @property
     def chunks(self) -> bool:
@@ -44,9 +50,8 @@ class EngineLimits:
         memory: MemoryPlan,
         *,
         max_seq_len: int,
+        host_link_bytes_per_s: float,
         engine: str = "trtllm",
-        order: QueueOrder | None = None,
-        equal_progress: bool = False,
     ) -> EngineLimits:
         """Return the limits of one scheduler of a configuration.
 
@@ -55,7 +60,9 @@ class EngineLimits:
         """
         ranks = config.tensor_parallel_size if config.enable_attention_dp else 1
         lanes = ranks * config.pipeline_parallel_size
-        chunk = EqualProgress if equal_progress else FirstComeChunks
+        equal = config.context_chunking_policy == "EQUAL_PROGRESS"
+        chunk = EqualProgress if equal else FirstComeChunks
+        block_bytes = memory.layout.bytes_per_token * config.tokens_per_block
         unit = 1 if engine == "vllm" else min(config.tokens_per_block, config.max_num_tokens)
         return cls(
             max_batch_size=config.max_batch_size,
@@ -67,8 +74,11 @@ class EngineLimits:
                 tokens_per_block=config.tokens_per_block,
             ),
             capacity=POLICIES[config.capacity_scheduler_policy](),
-            order=order or FirstComeFirstServed(),
             chunking=chunk(unit) if config.enable_chunked_prefill else WholePrompts(),
             overlap=not config.disable_overlap_scheduler,
             enable_block_reuse=config.enable_block_reuse,
+            # vLLM shares full blocks only.
+            enable_partial_reuse=config.enable_partial_reuse and engine != "vllm",
+            host_blocks=int(config.host_cache_size / block_bytes),
+            onboard_block_s=block_bytes / host_link_bytes_per_s,
         )

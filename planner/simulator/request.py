@@ -23,6 +23,7 @@ class Request:
         "predicted_osl",
         "prefill_len",
         "prefilled",
+        "prefix_tail",
         "priority",
         "reserved",
         "table",
@@ -42,6 +43,8 @@ class Request:
         self.predicted_osl = float(osl)
         self.hashes: tuple[int, ...] = ()
         """Identities of the full prefix blocks of its prompt."""
+        self.prefix_tail = 0
+        """Shared prompt tokens behind the last full block, copied where all before is cached."""
         self.generated = 0
         self.prefill_len = isl
         """Tokens to compute before the next output token: more than the prompt after a pause."""

@@ -28,6 +28,8 @@ class Requests:
     """Identities of prefix blocks, one list a request (Mooncake's form)."""
     prefix_hash_tokens: int = 512
     """Prompt tokens that one hash stands for."""
+    prefix_tail_tokens: int = 0
+    """Tokens that prompts with equal hashes share behind the last of them."""
 
     def __len__(self) -> int:
         """Return the number of requests."""

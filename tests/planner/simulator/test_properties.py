@@ -47,6 +47,7 @@ def workloads(draw: st.DrawFn) -> tuple[Requests, Arrivals]:
         Requests.of(isl, osl, max_output_tokens=draw(st.sampled_from([0, 60]))),
         priority=rng.integers(0, 3, count),
         prefix_hash_tokens=32,
+        prefix_tail_tokens=draw(st.sampled_from([0, 5])),
     ).with_predictor(rng, log_sd=0.5)
     if draw(st.booleans()):
         hashes = [_prefix(rng, int(tokens)) for tokens in isl]
@@ -69,6 +70,9 @@ def _prefix(rng: np.random.Generator, isl: int) -> list[int]:
 def engines(draw: st.DrawFn) -> EngineLimits:
     return engine_limits(
         blocks=draw(st.sampled_from([70, 100, 400, 10_000])),
+        host_blocks=draw(st.sampled_from([0, 40])),
+        onboard_block_s=1e-4,
+        enable_partial_reuse=draw(st.booleans()),
         max_batch_size=draw(st.integers(1, 16)),
         max_num_tokens=draw(st.sampled_from([128, 1024])),
         capacity=POLICIES[draw(st.sampled_from(sorted(POLICIES)))](),
