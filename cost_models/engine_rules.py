@@ -198,6 +198,10 @@ def check_values(config: EngineConfig) -> None:
     Raises:
         ConfigError: With knob, value and what would be accepted.
     """
+    for knob, names in _NAMES.items():
+        value = getattr(config, knob)
+        if value not in names:
+            raise ConfigError(f"{knob}={value} is unknown", hint=f"known: {', '.join(names)}")
     for field in fields(EngineConfig):
         value = getattr(config, field.name)
         low, high = _RANGES.get(field.name, (1, 10_000_000))
@@ -208,6 +212,17 @@ def check_values(config: EngineConfig) -> None:
                 f"{field.name}={value} is out of range", hint=f"accepted: {low} to {high}"
             )
 
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "capacity_scheduler_policy": (
+        "GUARANTEED_NO_EVICT",
+        "MAX_UTILIZATION",
+        "STATIC_BATCH",
+        "RECOMPUTE",
+    ),
+    "context_chunking_policy": ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"),
+}
+"""Rules that some engine follows, by knob."""
 
 _RANGES: Mapping[str, tuple[float, float]] = {
     "max_seq_len": (0, 10_000_000),

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
-from cost_models.errors import PlannerError, ProfileError
+from cost_models.engine_rules import check_values
+from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.metrics import PERCENTILES
 from planner.estimator import Lengths, Load
 from planner.estimator.load import Protocol
@@ -57,18 +58,20 @@ class MeasuredRun:
         """Return the run's configuration; what it does not state is the engine's default.
 
         Raises:
-            ProfileError: A knob has a value of the wrong type.
+            ConfigError: A knob has a value that no engine takes.
         """
-        known = {field.name: field.type for field in fields(EngineConfig)}
+        known = {field.name: str(field.type) for field in fields(EngineConfig)}
         stated = {
-            name: value
+            name: _typed(name, value, known[name])
             for name, value in self.config.items()
             if name in known and value is not None
         }
         defaults = ENGINE_DEFAULTS.get(self.engine, {})
         config = EngineConfig(**{**defaults, **stated})
         replicas = max(self.num_gpus // config.gpus_per_replica, 1)
-        return EngineConfig(**{**defaults, **stated, "num_replicas": replicas})
+        config = EngineConfig(**{**defaults, **stated, "num_replicas": replicas})
+        check_values(config)
+        return config
 
     def load(self) -> Load:
         """Return what the run asked the engine to serve.
@@ -208,6 +211,38 @@ def _read_text(path: Path) -> str:
         raise ProfileError(f"{path}: not a text file ({error})") from None
 
 
+def _typed(knob: str, value: Any, kind: str) -> Any:
+    """Return a knob's value if its JSON type is the knob's."""
+    if kind == "int" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    accepted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
+        raise ConfigError(f"{knob}={value!r} is not of type {kind}")
+    return value
+
+
+NUMBERS: Mapping[str, tuple[float, float]] = {
+    "isl": (1, 10_000_000),
+    "osl": (1, 10_000_000),
+    "concurrency": (1, 1_000_000),
+    "num_requests": (1, 10_000_000),
+    "rate_per_s": (1e-9, 1e6),
+    "burstiness": (1e-4, 1e6),
+}
+"""Smallest and largest value of what a workload states."""
+
+
+def _check_workload(run_id: object, workload: Mapping[str, Any]) -> None:
+    for name, (low, high) in NUMBERS.items():
+        value = workload.get(name)
+        if value is not None and not (_is_number(value) and low <= value <= high):
+            raise ProfileError(
+                f"{run_id}: workload.{name} is {value!r}", hint=f"accepted: {low:g} to {high:g}"
+            )
+    if workload["protocol"] == "closed_loop" and workload.get("concurrency") is None:
+        raise ProfileError(f"{run_id}: a closed loop states its concurrency")
+
+
 def _parse(data: Any, folder: Path) -> MeasuredRun:
     if not isinstance(data, Mapping):
         raise ProfileError("not a JSON object")
@@ -220,10 +255,14 @@ def _parse(data: Any, folder: Path) -> MeasuredRun:
             f"{data.get('run_id')}: workload.protocol is {workload.get('protocol')!r}",
             hint=f"known: {', '.join(PROTOCOLS)}",
         )
+    _check_workload(data.get("run_id"), workload)
+    num_gpus = data.get("num_gpus") or 1
+    if not (_is_number(num_gpus) and 1 <= num_gpus <= 4096):
+        raise ProfileError(f"{data.get('run_id')}: num_gpus is {num_gpus!r}")
     return MeasuredRun(
         run_id=str(data.get("run_id")),
         gpu=str(data["gpu"]),
-        num_gpus=int(data.get("num_gpus") or 1),
+        num_gpus=int(num_gpus),
         engine=str(data["engine"]),
         engine_version=str(data.get("engine_version") or ""),
         model=str(data["model"]),

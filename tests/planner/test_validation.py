@@ -76,6 +76,38 @@ def test_real_runs_stripped_of_measurements_predict_the_same(shared: Path, tmp_p
     assert [row.predicted for row in full.rows] == [row.predicted for row in blind.rows]
 
 
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("config", {"max_batch_size": "many"}),
+        ("config", {"max_num_tokens": -5}),
+        ("config", {"tensor_parallel_size": 3}),
+        ("workload", {"concurrency": 0}),
+        ("workload", {"concurrency": None}),
+        ("workload", {"isl": 0}),
+        ("workload", {"osl": -3}),
+        ("workload", {"num_requests": -1}),
+        ("workload", {"protocol": "open_loop"}),
+        ("workload", {"protocol": "open_loop", "rate_per_s": 0}),
+        ("workload", {"protocol": "open_loop", "rate_per_s": float("nan")}),
+    ],
+)
+def test_damaged_runs_are_skipped_one_by_one(
+    tmp_path: Path, part: str, changes: dict[str, object]
+) -> None:
+    odd = RUN | {part: RUN[part] | changes}  # type: ignore[operator]
+    result = validate(_write(tmp_path / "runs.jsonl", odd, RUN))
+    assert len(result.rows) == 1
+    assert len(result.skipped) == 1
+
+
+def test_a_run_with_an_unknown_policy_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    odd = RUN | {"config": {"capacity_scheduler_policy": "BY_COLOUR"}}
+    result = validate(_write(tmp_path / "runs.jsonl", RUN, odd))
+    assert len(result.rows) == 1
+    assert "capacity_scheduler_policy=BY_COLOUR" in result.skipped[0][1]
+
+
 def test_a_run_that_cannot_be_predicted_is_skipped_with_the_reason(tmp_path: Path) -> None:
     strange = RUN | {"run_id": "b", "gpu": "abacus"}
     result = validate(_write(tmp_path / "runs.jsonl", RUN, strange))
