@@ -43,6 +43,10 @@ KV_HANDICAP: Mapping[str, float] = {
 """The same for the KV cache."""
 
 
+HEADROOM_WORTH = 0.01
+"""Share of the cost that unlimited headroom is worth: it breaks ties."""
+
+
 def score(
     name: str, rows: Slice, evaluation: Evaluation, *, load: Load, usd_per_hour: float
 ) -> FloatArray:
@@ -50,15 +54,17 @@ def score(
 
     `goodput` is the highest request rate under the SLO, `throughput` the output tokens/s
     per GPU at that rate, `latency` the mean E2E latency at the given load, `cost` the
-    USD per million output tokens at the given load.
+    USD per million output tokens at the given load; of equal costs, headroom decides.
     """
     metrics = evaluation.metrics
     gpus = rows.base.gpus_per_replica * rows.column("num_replicas").astype(np.float64)
     if name == "latency":
         return -metrics["e2el_ms.mean"]
-    if name == "cost":
-        return -gpus * usd_per_hour / 3600 / metrics["output_tok_per_s"] * 1e6
     rate = evaluation.highest_rate_per_s
+    if name == "cost":
+        usd = gpus * usd_per_hour / 3600 / metrics["output_tok_per_s"] * 1e6
+        headroom = rate / (rate + metrics["request_per_s"])
+        return np.asarray(-usd * (1 - HEADROOM_WORTH * headroom), dtype=np.float64)
     if name == "goodput":
         return rate
     if load.protocol is not Protocol.OPEN_LOOP:
