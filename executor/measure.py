@@ -1,0 +1,564 @@
+"""Measures one configuration under one workload: start, warm up, repeat, store, end.
+
+Whatever happens, the run that it happened to is stored with its status, nothing of the server is
+left, and the GPU's memory is seen to be free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from executor.backend import (
+    Backend,
+    BenchmarkBackend,
+    Deployment,
+    Failure,
+    Server,
+    ServerFailedError,
+    ServingBackend,
+    check_can_run,
+)
+from executor.load_generator import LoadResult, Prompt, TimeLimits, run_load
+from executor.machine import (
+    GpuReader,
+    Telemetry,
+    is_shared,
+    machine_section,
+    memory_used_bytes,
+    wait_until_free,
+)
+from executor.process import OUT_OF_MEMORY
+from executor.protocols import ClosedLoop, LoadProtocol
+from executor.records import MeasuredRequest, RequestStatus, RunRecord, measured_section
+from executor.repeats import RepeatRule
+from executor.store import RunStore, resume_key
+from executor.traffic import Traffic, random_prompts, warm_up_rounds
+from executor.window import longest_stall_s, steady_section
+
+Progress = Callable[[str, float], None]
+"""Told what begins now, and how many seconds are left of the time budget."""
+
+WATCH_INTERVAL_S = 0.2
+"""How often a server is looked at while requests are in flight."""
+
+END_NOTICE_S = 3.0
+"""How long after a lost connection the server's own end may become visible."""
+
+LEAST_RUN_S = 1.0
+
+WARM_UP_SEED = 1 << 32
+"""Far from the seeds of runs: a warm-up must not fill a prefix cache with their prompts."""
+
+REQUEST_FAILURES: Mapping[RequestStatus, Failure] = {
+    RequestStatus.TIMED_OUT: Failure.HUNG,
+    RequestStatus.LOST: Failure.LOST_CONNECTION,
+    RequestStatus.REFUSED: Failure.REFUSED,
+    RequestStatus.WRONG_LENGTH: Failure.WRONG_LENGTH,
+}
+"""What a run is called by the worst of its requests, the worst first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseLimits:
+    """How long each phase may take; seconds."""
+
+    prepare_s: float = 3600.0
+    start_s: float = 900.0
+    warm_up_s: float = 300.0
+    run_s: float = 1800.0
+    request_s: float = 600.0
+    silence_s: float = 120.0
+    free_memory_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """How to measure."""
+
+    limits: PhaseLimits = field(default_factory=PhaseLimits)
+    rule: RepeatRule = field(default_factory=RepeatRule)
+    time_budget_s: float = 600.0
+    """For one case; the repeats end when it is spent."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One configuration under one workload."""
+
+    deployment: Deployment
+    traffic: Traffic
+    gpu: str
+    """Profile name, as runs give it."""
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+
+    def key(self, backend: Backend) -> str:
+        """Return what finds the runs of the same question again."""
+        deployment, traffic = self.deployment, self.traffic
+        return resume_key(
+            {"backend": backend.name, "gpu": self.gpu, "model": deployment.model.name},
+            {"random_weights": deployment.model.has_random_weights},
+            asdict(deployment.config),
+            dict(deployment.options),
+            dict(traffic.workload),
+            {"isl": list(traffic.isl), "osl": list(traffic.osl)},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The runs of one case, those of earlier campaigns first."""
+
+    key: str
+    records: tuple[Mapping[str, Any], ...]
+    """Lines of a runs file, good ones and failures."""
+    num_resumed: int = 0
+    """Runs that had been stored before."""
+
+    @property
+    def measured(self) -> list[Mapping[str, Any]]:
+        """The `measured` sections of the runs that ended well."""
+        return [record["measured"] for record in self.records if record["status"] == "ok"]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether anything was measured and nothing failed."""
+        return bool(self.records) and all(record["status"] == "ok" for record in self.records)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What a measurement works with."""
+
+    backend: Backend
+    store: RunStore
+    reader: GpuReader
+    options: MeasureOptions = field(default_factory=MeasureOptions)
+    progress: Progress = lambda _what, _left_s: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one run ended, and what it measured."""
+
+    status: str = "ok"
+    error: str = ""
+    requests: tuple[MeasuredRequest, ...] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    client: Mapping[str, Any] = field(default_factory=dict)
+    telemetry: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    notes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+def measure(case: Case, tools: Tools) -> Measurement:
+    """Measure a case until its repeats agree or its time is spent, and store every run.
+
+    Runs of the same case that are in the store count as repeats. A failure is a stored run.
+
+    Raises:
+        MeasurementError: The store does not take a run.
+        KeyboardInterrupt: Interrupted; what was measured is stored, the server has ended.
+    """
+    session = _Session(case, tools)
+    if not session.is_complete:
+        session.run()
+    return session.measurement
+
+
+class _Session:
+    """The state of one measurement, owned by `measure`."""
+
+    def __init__(self, case: Case, tools: Tools) -> None:
+        self.case = case
+        self.tools = tools
+        self.key = case.key(tools.backend)
+        self.records: list[Mapping[str, Any]] = [
+            run.record for run in tools.store.finished(self.key)
+        ]
+        self.num_resumed = len(self.records)
+        self.until_s = time.monotonic() + tools.options.time_budget_s
+        self.memory_before = memory_used_bytes(tools.reader)
+
+    @property
+    def measurement(self) -> Measurement:
+        """What there is by now."""
+        return Measurement(key=self.key, records=tuple(self.records), num_resumed=self.num_resumed)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the repeats will do."""
+        return self.tools.options.rule.is_enough(self.measurement.measured)
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the time budget."""
+        return self.until_s - time.monotonic()
+
+    def run(self) -> None:
+        """Bring the backend up, measure, and turn every failure into a stored run."""
+        try:
+            with _interrupts_as_errors():
+                self._measure()
+        except ServerFailedError as error:
+            self._keep(_failed(error))
+        except KeyboardInterrupt:
+            if not self.records or self.records[-1]["status"] != Failure.INTERRUPTED:
+                self._keep(Outcome(status=Failure.INTERRUPTED, error="interrupted"))
+            raise
+
+    def _measure(self) -> None:
+        backend, limits = self.tools.backend, self.tools.options.limits
+        check_can_run(backend, self.case.deployment)
+        self._say("prepare")
+        deployment = backend.prepare(self.case.deployment, limit_s=limits.prepare_s)
+        if isinstance(backend, BenchmarkBackend):
+            self._repeat(lambda number: self._benchmark(backend, deployment, number))
+        elif isinstance(backend, ServingBackend):
+            self._say("start")
+            with self._serving(backend, deployment) as server:
+                self._say("warm up")
+                _warm_up(server, self.case, self.tools.options)
+                self._repeat(lambda number: self._load(server, number))
+
+    @contextmanager
+    def _serving(self, backend: ServingBackend, deployment: Deployment) -> Iterator[Server]:
+        limits = self.tools.options.limits
+        server: Server | None = None
+        try:
+            server = backend.start(deployment, limit_s=limits.start_s)
+            yield server
+        finally:
+            if server is not None:
+                self._say("stop")
+                server.stop()
+            self._check_memory_is_free()
+
+    def _check_memory_is_free(self) -> None:
+        """Store a failure where memory stays in use: later runs must not be trusted."""
+        limit_s = self.tools.options.limits.free_memory_s
+        if not self.tools.backend.uses_gpu:
+            return
+        if not wait_until_free(self.tools.reader, self.memory_before, limit_s=limit_s):
+            used = memory_used_bytes(self.tools.reader)
+            self._keep(
+                Outcome(
+                    status=Failure.NOT_ENDED,
+                    error=f"GPU memory in use {limit_s:g} s after the end: {used} bytes, "
+                    f"{self.memory_before} before the start",
+                )
+            )
+
+    def _repeat(self, run_once: Callable[[int], Outcome]) -> None:
+        """Run until the rule is content, the time is spent, or a run fails."""
+        while True:
+            number = len(self.measurement.measured)
+            self._say(f"run {number + 1}")
+            outcome = run_once(number)
+            self._keep(outcome)
+            if outcome.status == Failure.INTERRUPTED:
+                raise KeyboardInterrupt
+            if outcome.status != "ok" or self.is_complete or self.left_s <= 0:
+                return
+
+    def _load(self, server: Server, number: int) -> Outcome:
+        """Send the whole traffic once."""
+        case, options = self.case, self.tools.options
+        prompts = case.traffic.prompts(
+            vocab_size=case.deployment.model.vocab_size, seed=options.seed + number
+        )
+        limits = _time_limits(options.limits, self._run_limit_s)
+        before = server.counters()
+        with Telemetry(self.tools.reader) as telemetry:
+            driven = _drive(server, prompts, protocol=case.traffic.protocol, limits=limits)
+        counted = {k: v - before.get(k, 0.0) for k, v in server.counters().items()}
+        return _outcome(driven, server, counted=counted, telemetry=telemetry.summary())
+
+    def _benchmark(self, backend: BenchmarkBackend, deployment: Deployment, number: int) -> Outcome:
+        """Let the engine's own program measure the traffic once."""
+        prompts = self.case.traffic.prompts(
+            vocab_size=deployment.model.vocab_size, seed=self.tools.options.seed + number
+        )
+        with Telemetry(self.tools.reader) as telemetry:
+            result = backend.benchmark(
+                deployment,
+                prompts,
+                protocol=self.case.traffic.protocol,
+                limit_s=self._run_limit_s,
+            )
+        self._check_memory_is_free()
+        measured = measured_section(result.requests) if result.requests else {}
+        return Outcome(
+            requests=result.requests,
+            measured={**measured, **result.measured},
+            telemetry=telemetry.summary(),
+            command=result.command,
+            notes=result.notes,
+        )
+
+    @property
+    def _run_limit_s(self) -> float:
+        return max(min(self.tools.options.limits.run_s, self.left_s), LEAST_RUN_S)
+
+    def _say(self, what: str) -> None:
+        self.tools.progress(what, max(self.left_s, 0.0))
+
+    def _keep(self, outcome: Outcome) -> None:
+        """Store a run in the moment that it ends."""
+        record = self._record(outcome)
+        self.tools.store.save(record, outcome.requests, key=self.key)
+        self.records.append(record.to_json())
+
+    def _record(self, outcome: Outcome) -> RunRecord:
+        case, backend = self.case, self.tools.backend
+        deployment = case.deployment
+        versions = backend.versions()
+        label = deployment.model.name.removesuffix("/config.json").rpartition("/")[2]
+        stem = f"{case.gpu}_{backend.name}_{label}_{self.key[:10]}"
+        machine = machine_section(self.tools.reader, versions=versions, command=outcome.command)
+        return RunRecord(
+            run_id=self.tools.store.next_run_id(stem),
+            source=f"measured {time.strftime('%Y-%m-%d')} by `planner measure`",
+            gpu=case.gpu,
+            num_gpus=deployment.config.num_gpus,
+            engine=deployment.options.get("engine", backend.engine),
+            engine_version=backend.availability().version or None,
+            model=deployment.model.name,
+            config=asdict(deployment.config),
+            workload=dict(case.traffic.workload),
+            measured=outcome.measured,
+            client=outcome.client,
+            machine={**machine, **outcome.telemetry},
+            predicted=case.predicted,
+            flags=(*outcome.flags, *self._machine_flags(outcome)),
+            status=outcome.status,
+            error=outcome.error,
+            notes="; ".join((*self._weights_note(), *outcome.notes)) or None,
+        )
+
+    def _machine_flags(self, outcome: Outcome) -> Iterator[str]:
+        if outcome.telemetry.get("throttled"):
+            yield "throttled"
+        if self.tools.backend.uses_gpu and is_shared(self.memory_before):
+            yield "shared_gpu"
+
+    def _weights_note(self) -> Iterator[str]:
+        if self.case.deployment.model.has_random_weights:
+            yield "random weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Driven:
+    """A load that was sent, and whether somebody broke it off."""
+
+    result: LoadResult
+    interrupted: bool
+
+
+def _drive(
+    server: Server, prompts: Sequence[Prompt], *, protocol: LoadProtocol, limits: TimeLimits
+) -> _Driven:
+    """Send a load; the server's end and an interrupt end it early, with what is there.
+
+    Raises:
+        ServerFailedError: The server takes no connection.
+    """
+    try:
+        return asyncio.run(_driven(server, prompts, protocol=protocol, limits=limits))
+    except OSError as error:
+        failure = _wait_for_failure(server)
+        raise failure or ServerFailedError(
+            f"no connection: {error}", kind=Failure.LOST_CONNECTION, log_tail=server.log_tail()
+        ) from error
+
+
+async def _driven(
+    server: Server, prompts: Sequence[Prompt], *, protocol: LoadProtocol, limits: TimeLimits
+) -> _Driven:
+    stop, interrupts = asyncio.Event(), asyncio.Event()
+
+    def interrupt() -> None:
+        interrupts.set()
+        stop.set()
+
+    async def watch() -> None:
+        while server.failure() is None:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+        stop.set()
+
+    watching = asyncio.create_task(watch())
+    with _on_interrupt(interrupt):
+        try:
+            result = await run_load(
+                server.endpoint, prompts, protocol=protocol, limits=limits, stop=stop
+            )
+        finally:
+            watching.cancel()
+    return _Driven(result=result, interrupted=interrupts.is_set())
+
+
+@contextmanager
+def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    """Call a function on SIGINT and SIGTERM while the event loop runs (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _interrupts_as_errors() -> Iterator[None]:
+    """Let SIGTERM raise what SIGINT raises, so that both end a run in the same way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _warm_up(server: Server, case: Case, options: MeasureOptions) -> None:
+    """Send what makes the engine compile, capture and tune all that the runs will need.
+
+    Raises:
+        ServerFailedError: The server fails under it.
+    """
+    config, until_s = case.deployment.config, time.monotonic() + options.limits.warm_up_s
+    rounds = warm_up_rounds(
+        case.traffic, max_batch_size=config.max_batch_size, max_num_tokens=config.max_num_tokens
+    )
+    for number, part in enumerate(rounds):
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            return
+        prompts = random_prompts(
+            part.isl,
+            part.osl,
+            vocab_size=case.deployment.model.vocab_size,
+            seed=WARM_UP_SEED + options.seed + number,
+        )
+        driven = _drive(
+            server,
+            prompts,
+            protocol=ClosedLoop(concurrency=part.concurrency),
+            limits=_time_limits(options.limits, left_s),
+        )
+        _raise_if_broken(driven, server)
+
+
+def _raise_if_broken(driven: _Driven, server: Server) -> None:
+    """Raise what a warm-up met: all but its own time limit, and single wrong requests."""
+    if driven.interrupted:
+        raise KeyboardInterrupt
+    status, error = _verdict(driven, server)
+    if status not in ("ok", Failure.OUT_OF_TIME, Failure.WRONG_LENGTH):
+        raise ServerFailedError(f"warm-up: {error}", kind=Failure(status))
+
+
+def _outcome(
+    driven: _Driven,
+    server: Server,
+    *,
+    counted: Mapping[str, float],
+    telemetry: Mapping[str, Any],
+) -> Outcome:
+    result = driven.result
+    status, error = _verdict(driven, server)
+    stall_s = longest_stall_s(result.requests)
+    measured = {
+        **measured_section(result.requests),
+        **server.facts(),
+        **counted,
+        "steady": steady_section(result.requests),
+        "longest_stall_ms": round(stall_s * 1e3, 1),
+    }
+    reasons = {
+        "client_limited": result.lag.limits_the_run,
+        "stalled": stall_s > 0,
+        "approximate_lengths": not server.endpoint.exact_lengths,
+    }
+    return Outcome(
+        status=status,
+        error=error,
+        requests=result.requests,
+        measured=measured,
+        client=result.lag.to_json(),
+        telemetry=telemetry,
+        command=server.command,
+        notes=server.notes,
+        flags=tuple(name for name, holds in reasons.items() if holds),
+    )
+
+
+def _verdict(driven: _Driven, server: Server) -> tuple[str, str]:
+    """Return status and error of a load."""
+    if driven.interrupted:
+        return Failure.INTERRUPTED, "interrupted"
+    found = {request.status for request in driven.result.requests}
+    if RequestStatus.LOST in found or driven.result.was_stopped:
+        failure = _wait_for_failure(server)
+        if failure is not None:
+            return failure.kind, _message(failure)
+    for status, failure_kind in REQUEST_FAILURES.items():
+        if status in found:
+            return _request_failure(driven.result, server, status, failure_kind)
+    if driven.result.out_of_time:
+        return Failure.OUT_OF_TIME, f"not all was answered within {driven.result.wall_s:.0f} s"
+    return "ok", ""
+
+
+def _request_failure(
+    result: LoadResult, server: Server, status: RequestStatus, kind: Failure
+) -> tuple[str, str]:
+    failed = [request for request in result.requests if request.status is status]
+    log = server.log_tail()
+    if OUT_OF_MEMORY.search(log) and kind is not Failure.WRONG_LENGTH:
+        kind = Failure.OUT_OF_MEMORY
+    message = f"{len(failed)} of {len(result.requests)} requests {status}: {failed[0].error}"
+    return kind, f"{message}\n{log}".strip()
+
+
+def _wait_for_failure(server: Server) -> ServerFailedError | None:
+    """Return why the server ended; its end is seen a moment after its connections broke."""
+    until_s = time.monotonic() + END_NOTICE_S
+    while time.monotonic() < until_s:
+        failure = server.failure()
+        if failure is not None:
+            return failure
+        time.sleep(WATCH_INTERVAL_S)
+    return None
+
+
+def _failed(error: ServerFailedError) -> Outcome:
+    return Outcome(status=error.kind, error=_message(error))
+
+
+def _message(error: ServerFailedError) -> str:
+    return f"{error}\n{error.log_tail}".strip()
+
+
+def _time_limits(limits: PhaseLimits, run_s: float) -> TimeLimits:
+    return TimeLimits(
+        run_s=run_s,
+        silence_s=min(limits.silence_s, run_s),
+        request_s=min(limits.request_s, run_s),
+    )
