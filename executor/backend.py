@@ -59,14 +59,19 @@ class ModelSource:
     name: str
     """As runs call it."""
     hub_name: str
-    config_path: Path | None = None
-    """Its `config.json`, where it is on this machine."""
+    hf_config: Mapping[str, Any] = field(default_factory=dict)
+    """The content of its `config.json`, where it is known here."""
     folder: Path | None = None
     """A local checkpoint."""
     has_random_weights: bool = False
     """The engine makes up weights: the same speed, no download, no sense in the text."""
     vocab_size: int
     max_position_embeddings: int
+
+    @property
+    def label(self) -> str:
+        """A short name for files and runs."""
+        return self.name.removesuffix("/config.json").rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -321,8 +321,7 @@ class _Session:
         case, backend = self.case, self.tools.backend
         deployment = case.deployment
         versions = backend.versions()
-        label = deployment.model.name.removesuffix("/config.json").rpartition("/")[2]
-        stem = f"{case.gpu}_{backend.name}_{label}_{self.key[:10]}"
+        stem = f"{case.gpu}_{backend.name}_{deployment.model.label}_{self.key[:10]}"
         machine = machine_section(self.tools.reader, versions=versions, command=outcome.command)
         return RunRecord(
             run_id=self.tools.store.next_run_id(stem),

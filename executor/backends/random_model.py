@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from cost_models.errors import ConfigError
@@ -16,17 +15,27 @@ def write_model_folder(model: ModelSource, parent: Path) -> Path:
     Raises:
         ConfigError: The model's config.json is not known here.
     """
-    if model.config_path is None:
-        raise ConfigError(
-            f"{model.name}: random weights need its config.json", hint="give --model CONFIG.json"
-        )
-    folder = parent / f"model-{model.name.rpartition('/')[2]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(model.config_path, folder / "config.json")
+    folder = write_config_folder(model, parent)
     (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(model.vocab_size)))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"})
     )
+    return folder
+
+
+def write_config_folder(model: ModelSource, parent: Path) -> Path:
+    """Write config.json alone and return its folder.
+
+    Raises:
+        ConfigError: The model's config.json is not known here.
+    """
+    if not model.hf_config:
+        raise ConfigError(
+            f"{model.name}: random weights need its config.json", hint="give --model CONFIG.json"
+        )
+    folder = parent / f"model-{model.label}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.hf_config, indent=1))
     return folder
 
 

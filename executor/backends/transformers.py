@@ -9,6 +9,7 @@ from typing import Any
 
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import LaunchedServer, launch
+from executor.backends.random_model import write_config_folder
 from executor.load_generator import Endpoint
 from executor.machine import installed_versions
 from executor.process import free_port
@@ -63,8 +64,8 @@ class TransformersBackend(ServingBackend):
             found.append(f"kv_cache_dtype={config.kv_cache_dtype} with {config.quantization}")
         if config.num_gpus != 1:
             found.append("more than one GPU")
-        if deployment.model.folder is None and deployment.model.config_path is None:
-            found.append(f"{deployment.model.hub_name} by name: give a folder or a config.json")
+        if deployment.model.folder is None and not deployment.model.has_random_weights:
+            found.append(f"{deployment.model.hub_name} by name: give a folder, or random weights")
         return found
 
     def start(self, deployment: Deployment, *, limit_s: float) -> Server:
@@ -96,6 +97,9 @@ class TransformersServer(LaunchedServer):
 def server_settings(deployment: Deployment, port: int) -> dict[str, Any]:
     """Return what the server process is told, with the knobs in transformers' names."""
     config, model, options = deployment.config, deployment.model, deployment.options
+    folder = model.folder
+    if model.has_random_weights:
+        folder = write_config_folder(model, deployment.workdir)
     batching: dict[str, Any] = {
         "page_size": config.tokens_per_block,
         "max_batch_tokens": config.max_num_tokens,
@@ -113,8 +117,8 @@ def server_settings(deployment: Deployment, port: int) -> dict[str, Any]:
     return {
         "port": port,
         "model": model.name,
-        "config": str(model.config_path or ""),
-        "folder": "" if model.has_random_weights else str(model.folder or ""),
+        "folder": str(folder),
+        "has_random_weights": model.has_random_weights,
         "dtype": DTYPES[config.quantization],
         "device": options.get("device", ""),
         "attention": options.get("attention", ""),

@@ -52,11 +52,11 @@ def load_model(settings: Mapping[str, Any]) -> Any:
     device = settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, settings["dtype"])
     extra = {"attn_implementation": settings["attention"] or "sdpa"}
-    if settings["folder"]:
-        folder = settings["folder"]
+    folder = settings["folder"]
+    if not settings["has_random_weights"]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **extra).to(device)
     else:
-        config = AutoConfig.from_pretrained(settings["config"])
+        config = AutoConfig.from_pretrained(folder)
         torch.manual_seed(0)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **extra)

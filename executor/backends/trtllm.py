@@ -163,8 +163,8 @@ def prepared(deployment: Deployment, *, limit_s: float) -> Deployment:
         folder = Path(given) if given else deployment.model.folder
         return replace(deployment, model=replace(deployment.model, folder=folder))
     config = deployment.config
-    stem = deployment.model.name.rpartition("/")[2]
-    target = deployment.workdir / f"{stem}-{config.quantization}-kv-{config.kv_cache_dtype}"
+    label = deployment.model.label
+    target = deployment.workdir / f"{label}-{config.quantization}-kv-{config.kv_cache_dtype}"
     if not (target / "config.json").is_file():
         _build(deployment, target, limit_s)
     return replace(deployment, model=replace(deployment.model, folder=target))
