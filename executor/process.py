@@ -17,7 +17,7 @@ from pathlib import Path
 
 from executor.backend import Failure, ServerFailedError
 from executor.guard import SIGNAL_STATUS
-from executor.process_group import MARKER, end_all, members
+from executor.process_group import MARKER, POLITE_S, end_all, members
 
 TAIL_LINES = 40
 TAIL_CHARACTERS = 4000
@@ -70,7 +70,7 @@ class ServerProcess:
     @property
     def exit_status(self) -> int | None:
         """Exit status (128 + n for signal n), or None while it runs."""
-        return self._process.poll()
+        return _shell_status(self._process.poll())
 
     @property
     def pids(self) -> list[int]:
@@ -115,7 +115,7 @@ class ServerProcess:
             ServerFailedError: It did not end in time.
         """
         try:
-            return self._process.wait(limit_s)
+            return _shell_status(self._process.wait(limit_s)) or 0
         except subprocess.TimeoutExpired:
             raise ServerFailedError(
                 f"did not end within {limit_s:g} s", kind=Failure.HUNG, log_tail=self.log_tail()
@@ -133,13 +133,16 @@ class ServerProcess:
             kind, message = Failure.CRASHED, how
         return ServerFailedError(message, kind=kind, log_tail=tail(text))
 
-    def stop(self) -> None:
+    def stop(self, *, polite_s: float = POLITE_S) -> None:
         """End every process of the server; it is safe to call twice.
+
+        Args:
+            polite_s: Time to end after SIGTERM, before SIGKILL.
 
         Raises:
             ServerFailedError: Something of it cannot be ended.
         """
-        ended = end_all(self.server_id)
+        ended = end_all(self.server_id, polite_s=polite_s)
         if self._process.stdin is not None:
             self._process.stdin.close()
         if not ended:
@@ -189,6 +192,11 @@ def http_get(
         return 0, ""
     finally:
         connection.close()
+
+
+def _shell_status(status: int | None) -> int | None:
+    """Return an exit status as a shell has it: 128 + n for signal n."""
+    return SIGNAL_STATUS - status if status is not None and status < 0 else status
 
 
 _SIGNALS = {number.value for number in signal.Signals}

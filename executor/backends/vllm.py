@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 
 from cost_models.engine import EngineConfig
@@ -69,8 +70,8 @@ class VllmBackend(ServingBackend):
     engine = "vllm"
 
     def availability(self) -> Availability:
-        """It needs the vllm package."""
-        if importlib.util.find_spec("vllm") is None:
+        """It needs the package, or the program of another environment."""
+        if importlib.util.find_spec("vllm") is None and shutil.which("vllm") is None:
             return Availability(can_run=False, problem="vllm is not installed", install=INSTALL)
         return Availability(can_run=True, version=self.versions().get("vllm", ""))
 
