@@ -556,8 +556,4 @@ def _message(error: ServerFailedError) -> str:
 
 
 def _time_limits(limits: PhaseLimits, run_s: float) -> TimeLimits:
-    return TimeLimits(
-        run_s=run_s,
-        silence_s=min(limits.silence_s, run_s),
-        request_s=min(limits.request_s, run_s),
-    )
+    return TimeLimits(run_s=run_s, silence_s=limits.silence_s, request_s=limits.request_s)
