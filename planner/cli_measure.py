@@ -213,7 +213,41 @@ def doctor_command(as_json: bool) -> int:
     return 0
 
 
-COMMANDS: tuple[click.Command, ...] = (measure_command, runs_group, doctor_command)
+@click.command("microbench")
+@click.argument("out")
+@click.option("--gpu", default="", help="GPU profile; default: the GPU of this machine.")
+@click.option("--time-budget", default=300.0, show_default=True, help="Seconds for everything.")
+@click.option(
+    "--device", type=click.Choice(["cuda", "cpu"]), default=None, help="Default: a GPU if any."
+)
+@JSON_OPTION
+def microbench_command(
+    out: str, gpu: str, time_budget: float, device: str | None, as_json: bool
+) -> int:
+    """Time kernels on the local GPU and write their tables to the folder OUT."""
+    from planner.measure import run_microbench  # noqa: PLC0415
+
+    if not time_budget > 0:
+        raise click.UsageError(f"--time-budget {time_budget}: it must be above 0")
+    show = _show_progress if sys.stderr.isatty() and not as_json else None
+    result, written = run_microbench(
+        out=out, gpu=gpu, time_budget_s=time_budget, device=device or "", progress=show
+    )
+    if as_json:
+        failures = [{"point": point, "reason": reason} for point, reason in result.failures]
+        _print_json({"rows": [dict(row) for row in result.rows], "failures": failures})
+        return 0
+    click.echo(f"{len(result.rows)} of {result.num_points} points, {len(result.failures)} failed")
+    for point, reason in result.failures:
+        click.echo(f"  {point}: {reason}")
+    for path in written:
+        click.echo(str(path))
+    return 0
+
+
+COMMANDS: tuple[click.Command, ...] = (
+    measure_command, runs_group, microbench_command, doctor_command,
+)  # fmt: skip
 """What `planner` takes from here."""
 
 

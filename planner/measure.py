@@ -25,6 +25,7 @@ from executor.backend import Availability, Backend, Deployment, ModelSource, loa
 from executor.backend import backend_names as installed_backends
 from executor.machine import NvmlReader
 from executor.measure import Case, Measurement, MeasureOptions, PhaseLimits, Tools, measure
+from executor.microbench.run import Microbench, microbench, write_tables
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import DEFAULT_URL, RunStore, StoredRun
 from executor.traffic import Traffic, protocol_of
@@ -343,6 +344,37 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
         "repeats": repeats_section(measurement.measured),
         "runs": list(measurement.records),
     }
+
+
+def run_microbench(
+    *,
+    out: str,
+    gpu: str = "",
+    time_budget_s: float = 300.0,
+    device: str = "",
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[Microbench, list[Path]]:
+    """Time kernels on this machine and write their tables.
+
+    Args:
+        out: Folder for the tables, which `planner validate --operators` and `planner calibrate
+            --operators` read.
+        gpu: Profile name for their `system` column; by default this machine's.
+        time_budget_s: For everything.
+        device: `cuda` or `cpu`; by default the GPU where there is one.
+        progress: Told what is timed, and the seconds left.
+
+    Raises:
+        MeasurementError: No torch, or no such device.
+        ProfileError: A GPU without a profile, or a folder that cannot be written.
+    """
+    result = microbench(
+        system=gpu or local_gpu(), time_budget_s=time_budget_s, device=device, progress=progress
+    )
+    try:
+        return result, write_tables(result, Path(out))
+    except OSError as error:
+        raise ProfileError(f"{out}: cannot be written ({error.strerror})") from None
 
 
 def doctor() -> list[BackendState]:
