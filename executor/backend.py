@@ -44,12 +44,13 @@ class Failure(StrEnum):
 
 
 class ServerFailedError(MeasurementError):
-    """An engine failed; what kind of failure, and the end of its log."""
+    """An engine failed; what kind of failure, the end of its log, and what had been started."""
 
     def __init__(self, message: str, *, kind: Failure, log_tail: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.kind = kind
         self.log_tail = log_tail
+        self.command = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

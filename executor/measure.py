@@ -7,6 +7,7 @@ left, and the GPU's memory is seen to be free again.
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import threading
 import time
@@ -168,10 +169,17 @@ def measure(case: Case, tools: Tools) -> Measurement:
         MeasurementError: The store does not take a run.
         KeyboardInterrupt: Interrupted; what was measured is stored, the server has ended.
     """
+    _allow_many_connections()
     session = _Session(case, tools)
     if not session.is_complete:
         session.run()
     return session.measurement
+
+
+def _allow_many_connections() -> None:
+    """Take as many open files as the system gives: a burst has a connection for each request."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Session:
@@ -185,6 +193,10 @@ class _Session:
             run.record for run in tools.store.finished(self.key)
         ]
         self.num_resumed = len(self.records)
+        deployment = case.deployment
+        self.stem = f"{case.gpu}_{tools.backend.name}_{deployment.model.label}_{self.key[:10]}"
+        # Asked for once: a store that is locked later must not keep a run from its id.
+        self.num_stored = tools.store.count(self.stem)
         self.until_s = time.monotonic() + tools.options.time_budget_s
         self.memory_before = memory_used_bytes(tools.reader)
 
@@ -314,6 +326,7 @@ class _Session:
     def _keep(self, outcome: Outcome) -> None:
         """Store a run in the moment that it ends."""
         record = self._record(outcome)
+        self.num_stored += 1
         self.tools.store.save(record, outcome.requests, key=self.key)
         self.records.append(record.to_json())
 
@@ -321,10 +334,9 @@ class _Session:
         case, backend = self.case, self.tools.backend
         deployment = case.deployment
         versions = backend.versions()
-        stem = f"{case.gpu}_{backend.name}_{deployment.model.label}_{self.key[:10]}"
         machine = machine_section(self.tools.reader, versions=versions, command=outcome.command)
         return RunRecord(
-            run_id=self.tools.store.next_run_id(stem),
+            run_id=f"{self.stem}-{self.num_stored + 1}",
             source=f"measured {time.strftime('%Y-%m-%d')} by `planner measure`",
             gpu=case.gpu,
             num_gpus=deployment.config.num_gpus,
@@ -548,7 +560,7 @@ def _wait_for_failure(server: Server) -> ServerFailedError | None:
 
 
 def _failed(error: ServerFailedError) -> Outcome:
-    return Outcome(status=error.kind, error=_message(error))
+    return Outcome(status=error.kind, error=_message(error), command=error.command)
 
 
 def _message(error: ServerFailedError) -> str:

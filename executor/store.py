@@ -147,12 +147,15 @@ class RunStore:
             )
         return (exact or found)[0]
 
-    def next_run_id(self, stem: str) -> str:
-        """Return an id that no run has yet."""
+    def count(self, stem: str) -> int:
+        """Return how many runs have ids that begin so, to number the next ones."""
         with self._errors(), self._engine.connect() as connection:
             pattern = _RUNS.c.run_id.startswith(f"{stem}-", autoescape=True)
-            count = connection.execute(select(func.count()).where(pattern)).scalar_one()
-        return f"{stem}-{int(count) + 1}"
+            return int(
+                connection.execute(
+                    select(func.count()).select_from(_RUNS).where(pattern)
+                ).scalar_one()
+            )
 
     def close(self) -> None:
         """Release the connections."""

@@ -88,6 +88,10 @@ def launch(
     )
     try:
         process.wait_healthy(port=port, limit_s=limit_s)
+    except ServerFailedError as error:
+        error.command = process.command_line
+        process.stop()
+        raise
     except BaseException:
         process.stop()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cost_models.errors import MeasurementError
 from executor.backend import Deployment
 from executor.backends.endpoint import EndpointBackend
 from executor.backends.trtllm_bench import TrtllmBenchBackend
@@ -137,6 +139,7 @@ def test_a_server_that_fails_is_a_stored_run(
     run = only_run(measure(case, tools(store, options=options)), store)
     assert run["status"] == status
     assert words in run["error"]
+    assert run["machine"]["command"].startswith("vllm serve")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +217,25 @@ def test_memory_that_stays_in_use_is_a_failure_of_its_own(case: Case, store: Run
     measurement = measure(case, tools(store, reader=gpu))
     assert [record["status"] for record in measurement.records] == ["ok", "ok", "not_ended"]
     assert "GPU memory in use" in measurement.records[-1]["error"]
+
+
+def test_a_store_that_takes_nothing_ends_the_measurement_and_keeps_the_run(
+    case: Case, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs.db"
+    store = RunStore(str(path), lock_wait_s=0.1)
+    other = sqlite3.connect(path, check_same_thread=False)
+
+    def lock(what: str, _left_s: float) -> None:
+        if what == "run 1":
+            other.execute("BEGIN EXCLUSIVE")
+
+    with pytest.raises(MeasurementError, match="locked"):
+        measure(case, tools(store, progress=lock))
+    assert marked_processes() == set()
+    other.rollback()
+    other.close()
+    assert [run.status for run in RunStore(str(path)).runs()] == ["ok"]
 
 
 def test_a_throttled_and_shared_gpu_is_flagged(case: Case, store: RunStore) -> None:
