@@ -7,11 +7,13 @@ from cost_models.engine import EngineConfig
 
 def captured_batch_sizes(config: EngineConfig, engine: str = "trtllm") -> tuple[int, ...]:
     """Return the captured decode batch sizes in increasing order; empty when graphs are off."""
+    if engine == "vllm":
+        # Twice the batch limit: room for speculative tokens.
+        largest = min(config.cuda_graph_max_batch_size, 2 * config.max_batch_size)
+        return _up_to(largest, _vllm_sizes(largest)) if largest > 0 else ()
     largest = min(config.cuda_graph_max_batch_size, config.max_batch_size)
     if largest <= 0:
         return ()
-    if engine == "vllm":
-        return _up_to(largest, _vllm_sizes(largest))
     if config.cuda_graph_padding:
         return _up_to(largest, _padded_sizes(largest))
     return _up_to(largest, _unpadded_sizes(largest))

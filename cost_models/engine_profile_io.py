@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cost_models.engine_rules import EngineRules, KnobRule, PrecisionRule
+from cost_models.engine_rules import EngineRules, KnobRule, MoeBackendRule, PrecisionRule
 from cost_models.errors import ProfileError
 from cost_models.profile_io import read_yaml_object
 
@@ -37,6 +37,9 @@ def load_engine(name: str) -> EngineRules:
         quantizations=_precisions(data["quantizations"]),
         kv_cache_dtypes=_precisions(data["kv_cache_dtypes"]),
         knobs={knob: KnobRule(**_with_tuples(rule)) for knob, rule in data["knobs"].items()},
+        moe_backends=tuple(
+            MoeBackendRule(**_with_tuples(rule)) for rule in data.get("moe_backends", ())
+        ),
     )
 
 

@@ -43,6 +43,17 @@ class KnobRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoeBackendRule:
+    """Expert kernels that serve some precisions on some GPUs."""
+
+    quantizations: tuple[str, ...]
+    sm: tuple[int, ...]
+    backends: tuple[str, ...]
+    """Preferred one first."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
     """One reason why a configuration cannot be deployed."""
 
@@ -65,6 +76,7 @@ class EngineRules:
     quantizations: Mapping[str, PrecisionRule]
     kv_cache_dtypes: Mapping[str, PrecisionRule]
     knobs: Mapping[str, KnobRule]
+    moe_backends: tuple[MoeBackendRule, ...] = ()
 
     def violations(
         self, config: EngineConfig, *, model: ModelSpec, gpu: GpuSpec
@@ -73,6 +85,7 @@ class EngineRules:
         found = [
             *self._precision(config, model, gpu),
             *self._knob_values(config, model),
+            *self._expert_kernels(config, model, gpu),
             *_contradictions(config, model),
         ]
         try:
@@ -97,9 +110,19 @@ class EngineRules:
             return tuple(n for n in names if _runs(self.kv_cache_dtypes[n], gpu))
         rule = self.knobs[knob]
         values = rule.searched or rule.values
+        if knob == "moe_backend" and model.is_moe:
+            named = [b for r in self.moe_backends if gpu.sm in r.sm for b in r.backends]
+            values = tuple(dict.fromkeys([*values, *named]))
         if model.uses_mla and rule.mla_values:
             values = tuple(value for value in values if value in rule.mla_values)
         return values
+
+    def moe_backend(self, quantization: str, gpu: GpuSpec) -> str:
+        """Return the expert kernels that a precision runs on, or the engine's default."""
+        for rule in self.moe_backends:
+            if quantization in rule.quantizations and gpu.sm in rule.sm:
+                return rule.backends[0]
+        return EngineConfig().moe_backend
 
     def _quantizations(self, model: ModelSpec, gpu: GpuSpec) -> tuple[str, ...]:
         native = model.checkpoint_quantization
@@ -140,6 +163,23 @@ class EngineRules:
             reason = "exists only for models published so (gpt-oss)"
             found.append(Violation(knob="quantization", value=config.quantization, reason=reason))
         return found
+
+    def _expert_kernels(
+        self, config: EngineConfig, model: ModelSpec, gpu: GpuSpec
+    ) -> list[Violation]:
+        if not model.is_moe:
+            return []
+        searched = self.knobs["moe_backend"].searched if "moe_backend" in self.knobs else ()
+        for rule in self.moe_backends:
+            if config.quantization in rule.quantizations and gpu.sm in rule.sm:
+                known, source = rule.backends, rule.source
+                break
+        else:
+            known, source = searched, "no other backend is documented for this precision and GPU"
+        if not known or config.moe_backend in known:
+            return []
+        reason = f"{config.quantization} on {gpu.title} takes {' or '.join(known)} ({source})"
+        return [Violation(knob="moe_backend", value=config.moe_backend, reason=reason)]
 
     def _knob_values(self, config: EngineConfig, model: ModelSpec) -> list[Violation]:
         found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,10 @@ class FrontEndConstants:
     """Whether equal requests of a closed loop stay together wave after wave."""
     slot_lag: int = 0
     """Batch slots that finished requests still hold (TensorRT-LLM 1.0 release candidates: 1)."""
+
+    def with_stream_interval(self, stream_interval: int) -> FrontEndConstants:
+        """Return the same where tokens are streamed several at a time."""
+        return replace(self, streamed_token_s=self.streamed_token_s / stream_interval)
 
     def seconds_per_request(self, isl: float, osl: float) -> float:
         """Serial front-end time that one request takes in all."""

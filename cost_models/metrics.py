@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+Seconds = TypeVar("Seconds", float, FloatArray)
 
 PERCENTILES: Mapping[str, float] = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 """Reported percentiles by name, as the share of values below."""
@@ -94,6 +96,14 @@ class LatencyLimits:
     ttft_s: float = math.inf
     tpot_s: float = math.inf
     e2el_s: float = math.inf
+
+
+def chunk_gap(gap: Seconds, *, mean_gap: Seconds, stream_interval: int) -> Seconds:
+    """Return the gap between streamed chunks of several tokens, from that between tokens.
+
+    A chunk waits for one gap of the asked rank and otherwise average ones.
+    """
+    return gap + (stream_interval - 1) * mean_gap
 
 
 def serving_metrics(times: RequestTimes) -> ServingMetrics:

@@ -21,6 +21,7 @@ from cost_models.kv_cache import kv_heads_per_rank
 from cost_models.model import AttentionKind, LayerGroup, ModelSpec
 from cost_models.operators.attention import (
     AttentionHeads,
+    cache_bytes,
     decode_attention_seconds,
     prefill_attention_seconds,
 )
@@ -33,6 +34,7 @@ from cost_models.operators.mla import (
 )
 from cost_models.operators.moe import MoeShape, moe_seconds
 from cost_models.precision import kv_dtype, quantization
+from cost_models.step_constants import FP8_NARROW_ROWS
 
 FloatArray = NDArray[np.float64]
 Seconds = TypeVar("Seconds", float, FloatArray)
@@ -119,13 +121,18 @@ class StepModel:
 
     def gemm(self, tokens: FloatArray, n: int, k: int, *, dtype: str = "") -> FloatArray:
         """Return the time of one linear layer, from its curve over token counts."""
+        table = dtype or self.linear_dtype
+        wide_s = self.calibration.step.fp8_wide_gemm_s if table == "fp8" else 0.0
+        dynamic = quantization(self.config.quantization).dynamic_activation_scale
         curve = _gemm_curve(
             self.gpu,
-            self.calibration.operators.gemm[dtype or self.linear_dtype].params,
+            self.calibration.operators.gemm[table].params,
             (n, k),
-            static_scales=not quantization(self.config.quantization).dynamic_activation_scale,
+            static_scales=bool(wide_s) or not dynamic,
         )
-        return np.where(tokens > 0, np.interp(tokens, TOKEN_KNOTS, curve), 0.0)
+        seconds = np.interp(tokens, TOKEN_KNOTS, curve)
+        seconds = seconds + np.where(tokens > FP8_NARROW_ROWS, wide_s, 0.0)
+        return np.where(tokens > 0, seconds, 0.0)
 
     @property
     def linear_dtype(self) -> str:
@@ -284,6 +291,11 @@ class _Layer:
 
     def _decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
         params = self.operators.attention_decode[self.step.kv_table].params
+        constants = self.step.calibration.step
+        if constants.attention_decode_efficiency:
+            read_bytes = cache_bytes(self._heads(), sequences, kv_len, params=params)
+            rate = constants.attention_decode_efficiency * self.step.gpu.hbm_bytes_per_s
+            return constants.attention_decode_launch_s + read_bytes / rate
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )

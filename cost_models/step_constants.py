@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+FP8_NARROW_ROWS = 16
+"""Rows up to which vLLM's FP8 GEMM on Hopper takes its narrowest tile."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConstants:
@@ -34,5 +37,17 @@ class StepConstants:
     """Per layer: launching a step whose layers are captured in graphs piece by piece."""
     piecewise_max_tokens: int = 0
     """Largest such step; 0 where the engine captures none (TensorRT-LLM's default)."""
+    attention_decode_efficiency: float = 0.0
+    """Share of HBM bandwidth at which the engine's own decode kernel reads the cache.
+
+    0 where the operator table is the engine's own.
+    """
+    attention_decode_launch_s: float = 0.0
+    """Fixed time of that kernel."""
+    fp8_wide_gemm_s: float = 0.0
+    """What the engine's own FP8 GEMM takes over the table's, above `FP8_NARROW_ROWS` rows.
+
+    0 where the table is the engine's own; else it also stands for run-time activation scales.
+    """
     family_scale: Mapping[str, float] = field(default_factory=dict)
     """Engine's operator time over the table's, by family; 1 where absent."""

@@ -24,6 +24,7 @@ from planner.prediction import Prediction, predict_config
 from planner.runs import ENGINE_DEFAULTS
 from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import SearchOptions
+from planner.simulation import workload_demand
 from planner.workload import OBJECTIVES, Workload, check_slo, load_workload
 
 MAX_GPUS = 8
@@ -44,9 +45,11 @@ class Problem:
     @property
     def default_config(self) -> EngineConfig:
         """The engine's own defaults for this model, as its server starts without options."""
+        own = self.model.checkpoint_quantization
         return EngineConfig(
             **ENGINE_DEFAULTS.get(self.rules.name, {}),
-            quantization=self.model.checkpoint_quantization,
+            quantization=own,
+            moe_backend=self.rules.moe_backend(own, self.gpu),
             max_seq_len=self.workload.max_seq_len,
         )
 
@@ -148,7 +151,8 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         storage=request.storage,
         progress=request.progress,
     )
-    return make_plan(space, problem.evaluator, options)
+    demand = workload_demand(problem.workload, seed=request.seed)
+    return make_plan(space, problem.evaluator, options, demand)
 
 
 def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
@@ -162,6 +166,8 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
     limits = parse_limits(request.pins, request.limits)
     base = replace(problem.default_config, cuda_graph_padding=True, enable_block_reuse=True)
     base = replace(base, **{k: v[0] for k, v in limits.items() if len(v) == 1})
+    if "max_batch_size" not in limits:
+        base = replace(base, max_batch_size=min(base.max_batch_size, base.max_num_tokens))
     space = SearchSpace(
         model=problem.model,
         gpu=problem.gpu,
@@ -185,8 +191,11 @@ def predict(  # noqa: PLR0913  one argument for each thing a user names
     config: EngineConfig | None = None,
     slo: Mapping[str, float] | None = None,
     calibration: str = "",
+    seed: int = 0,
 ) -> Prediction:
     """Return what a configuration would do; without one, what the engine's defaults would.
+
+    The workload's requests are drawn with `seed` and simulated one by one.
 
     Raises:
         PlannerError: Bad input; a configuration that does not fit is an answer.
@@ -194,20 +203,9 @@ def predict(  # noqa: PLR0913  one argument for each thing a user names
     problem = load_problem(
         gpu=gpu, workload=workload, model=model, engine=engine, slo=slo, calibration=calibration
     )
-    return predict_problem(problem, config or problem.default_config, settings or {})[0]
-
-
-def predict_problem(
-    problem: Problem, config: EngineConfig, settings: Mapping[str, str]
-) -> tuple[Prediction, list[Violation]]:
-    """Return the prediction of a configuration, and why the engine could not deploy it.
-
-    Raises:
-        ConfigError: A knob has a value that cannot be computed.
-    """
-    chosen = apply_settings(config, settings)
-    violations = check_runnable(problem, chosen)
-    return predict_config(problem.evaluator, chosen), violations
+    chosen = apply_settings(config or problem.default_config, settings or {})
+    check_runnable(problem, chosen)
+    return predict_config(problem.evaluator, chosen, workload_demand(problem.workload, seed=seed))
 
 
 def check_runnable(problem: Problem, config: EngineConfig) -> list[Violation]:

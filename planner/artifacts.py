@@ -187,7 +187,7 @@ def deployment_files(
         "# Weights are quantized in the checkpoint, not here"
     )
     header += {
-        "fp8": "; the checkpoint must carry FP8 KV scales too (kv_cache_config.dtype).\n",
+        "fp8": ";\n# a checkpoint without FP8 KV scales is served with scales of 1.\n",
         "nvfp4": "; the checkpoint must carry NVFP4 KV scales too (kv_cache_config.dtype).\n",
     }.get(config.kv_cache_dtype, ".\n")
     files = {
@@ -202,9 +202,13 @@ def deployment_files(
 
 
 def needs_quantizing(config: EngineConfig, model: ModelSpec) -> bool:
-    """Whether the published checkpoint is not yet in the planned precision."""
+    """Whether the published checkpoint is not yet in the planned precision.
+
+    An FP8 KV cache asks nothing of the weights: where a checkpoint carries no KV scales,
+    TensorRT-LLM takes 1 for them, as its guides do for DeepSeek-R1 in FP8 blocks.
+    """
     own = {model.checkpoint_quantization, "fp16"}
-    return config.quantization not in own or config.kv_cache_dtype in ("fp8", "nvfp4")
+    return config.quantization not in own or config.kv_cache_dtype == "nvfp4"
 
 
 def _cuda_graph_options(config: EngineConfig) -> dict[str, Any] | None:

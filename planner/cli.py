@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cost_models.errors import PlannerError, ProfileError
+from cost_models.errors import ConfigError, PlannerError, ProfileError
 from planner.cli_measure import COMMANDS
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest
+    from planner.prediction import Prediction
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -133,9 +136,10 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
     """Recommend a configuration for a workload on a GPU, with the reasons."""
     from planner.api import plan_problem, requested_problem  # noqa: PLC0415  help must not wait
 
-    request = _plan_request(options, show_progress=not as_json)
+    request = _plan_request(options)
     problem = requested_problem(request)
-    result = plan_problem(problem, request)
+    with _progress("searching", shown=not as_json) as progress:
+        result = plan_problem(problem, replace(request, progress=progress))
     if out:
         from planner.artifacts import write_plan_files  # noqa: PLC0415
 
@@ -163,31 +167,79 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
     metavar="FILE",
     help="TensorRT-LLM YAML (--config of trtllm-serve).",
 )
-def predict_command(
-    as_json: bool, settings: tuple[str, ...], config_file: str, **options: Any
+@click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
+@click.option("--find-rate", is_flag=True, help="Find the highest rate that meets the SLO.")
+@click.option(
+    "--requests-out", default="", metavar="FILE", help="Write the simulated requests (JSONL)."
+)
+@click.option("--itl", is_flag=True, help="Add every gap between tokens to --requests-out.")
+@click.option(
+    "--timeline", default="", metavar="FILE", help="Write steps, queue and KV use for Perfetto."
+)
+def predict_command(  # noqa: PLR0913  one argument for each output
+    *,
+    as_json: bool,
+    settings: tuple[str, ...],
+    config_file: str,
+    seed: int,
+    find_rate: bool,
+    requests_out: str,
+    itl: bool,
+    timeline: str,
+    **options: Any,
 ) -> int:
     """Say what one configuration would do; without --set or --config, the engine's defaults."""
-    from planner.api import load_problem, options_file, predict_problem  # noqa: PLC0415
-    from planner.knobs import config_from_options, parse_assignments  # noqa: PLC0415
+    from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
+    from planner.knobs import (  # noqa: PLC0415
+        apply_settings,
+        config_from_options,
+        parse_assignments,
+    )
+    from planner.prediction import predict_config  # noqa: PLC0415
+    from planner.simulation import workload_demand  # noqa: PLC0415
 
     options["slo"] = _slo(options["slo"])
     problem = load_problem(**options)
     config = problem.default_config
-    ignored: list[str] = []
+    extra: dict[str, Any] = {"ignored_options": []}
     if config_file:
-        config, ignored = config_from_options(options_file(config_file), config)
-    prediction, violations = predict_problem(problem, config, parse_assignments(settings, "--set"))
+        config, extra["ignored_options"] = config_from_options(options_file(config_file), config)
+    config = apply_settings(config, parse_assignments(settings, "--set"))
+    violations = check_runnable(problem, config)
+    extra["not_deployable"] = [str(violation) for violation in violations]
+    demand = workload_demand(problem.workload, seed=seed)
+    if find_rate:
+        from planner.find_rate import find_rate as find  # noqa: PLC0415
+
+        found = find(problem.evaluator, config, demand)
+        extra["found_rate_per_s"] = found.rate_per_s
+        prediction = found.prediction
+    else:
+        prediction = predict_config(problem.evaluator, config, demand)
+    _write_simulation(prediction, requests_out=requests_out, itl=itl, timeline=timeline)
     if as_json:
-        extra = {
-            "not_deployable": [str(violation) for violation in violations],
-            "ignored_options": ignored,
-        }
         _print_json(prediction.to_json() | extra)
     else:
         from planner.report import print_prediction  # noqa: PLC0415
 
-        print_prediction(prediction, violations=violations, ignored=ignored)
+        print_prediction(prediction, notes=extra)
     return 0 if prediction.fits else 1
+
+
+def _write_simulation(
+    prediction: Prediction, *, requests_out: str, itl: bool, timeline: str
+) -> None:
+    """Write what was asked of the simulation behind a prediction."""
+    if not requests_out and not timeline:
+        return
+    from planner.simulation_files import write_requests, write_timeline  # noqa: PLC0415
+
+    if prediction.simulation is None:
+        raise ConfigError("nothing was simulated: the configuration does not fit")
+    if requests_out:
+        write_requests(prediction.simulation, Path(requests_out), with_itl=itl)
+    if timeline:
+        write_timeline(prediction.simulation, Path(timeline))
 
 
 @planner.command("validate", context_settings=CONTEXT)
@@ -217,7 +269,8 @@ def validate_command(runs: str | None, operators: str, calibration: str, as_json
         return 0
     from planner.validation import validate  # noqa: PLC0415
 
-    result = validate(str(runs), calibration=calibration)
+    with _progress("predicting runs") as progress:
+        result = validate(str(runs), calibration=calibration, progress=progress)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -234,22 +287,30 @@ def validate_command(runs: str | None, operators: str, calibration: str, as_json
 )
 @click.option("--gpu", default="", help="Whose rows of the operator tables are fitted.")
 @click.option(
-    "--runs", default="", metavar="FILE", help="Measured runs; fits the engine's step constants."
+    "--runs",
+    multiple=True,
+    metavar="FILE",
+    help="Measured runs; fits the engine's constants; repeatable.",
 )
 @click.option("--engine", default="trtllm", show_default=True, help="Whose runs are fitted.")
 @click.option("--out", required=True, metavar="FILE", help="Calibration file to write.")
-def calibrate_command(operators: str, gpu: str, runs: str, engine: str, out: str) -> int:
+def calibrate_command(
+    operators: str, gpu: str, runs: tuple[str, ...], engine: str, out: str
+) -> int:
     """Fit a calibration file from operator tables or measured runs."""
-    from planner.calibrate import calibrate_operators, calibrate_runs  # noqa: PLC0415
-
     if bool(operators) == bool(runs):
         raise click.UsageError("give --operators DIR with --gpu, or --runs FILE")
     if operators:
         if not gpu:
             raise click.UsageError("--operators needs --gpu")
+        from planner.calibration.operators import calibrate_operators  # noqa: PLC0415
+
         summary = calibrate_operators(operators, gpu=gpu, out=out)
     else:
-        summary = calibrate_runs(runs, engine=engine, out=out)
+        from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
+
+        with _progress("fitting") as progress:
+            summary = calibrate_runs(runs, engine=engine, out=out, progress=progress)
     for line in summary:
         click.echo(line)
     return 0
@@ -297,7 +358,7 @@ def profiles_check(file: str) -> int:
     return 0
 
 
-def _plan_request(options: dict[str, Any], *, show_progress: bool) -> PlanRequest:
+def _plan_request(options: dict[str, Any]) -> PlanRequest:
     from planner.api import PlanRequest  # noqa: PLC0415
     from planner.knobs import parse_assignments  # noqa: PLC0415
 
@@ -317,7 +378,6 @@ def _plan_request(options: dict[str, Any], *, show_progress: bool) -> PlanReques
         storage=options["storage"],
         calibration=options["calibration"],
         usd_per_hour=options["usd_per_hour"],
-        progress=_progress() if show_progress and sys.stderr.isatty() else None,
     )
 
 
@@ -340,11 +400,20 @@ def _slo(texts: tuple[str, ...]) -> dict[str, float]:
     return limits
 
 
-def _progress() -> Callable[[int, int], None]:
-    def show(evaluated: int, _expected: int) -> None:
-        click.echo(f"\r{evaluated} configurations evaluated", err=True, nl=False)
+@contextmanager
+def _progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar with the time left on stderr while the block runs, if a person watches."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415  help must not wait
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    return show
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, in_all: bar.update(task, completed=done, total=in_all)
 
 
 def _shipped_file(name: str) -> Path:

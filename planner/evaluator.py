@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.engine import EngineConfig
+from cost_models.frontend import FrontEndConstants
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryKnobs, MemoryModel, MemoryPlan
-from cost_models.metrics import PERCENTILES
+from cost_models.metrics import PERCENTILES, chunk_gap
 from cost_models.model import ModelSpec
 from cost_models.step import StepModel
 from planner.estimator import (
@@ -34,6 +35,7 @@ from planner.estimator import (
 from planner.estimator.load import Protocol
 
 FloatArray = NDArray[np.float64]
+Value = TypeVar("Value", float, FloatArray)
 
 INNER_KNOBS = (
     "num_replicas",
@@ -137,7 +139,7 @@ class Evaluator:
         for index, config in _curve_groups(rows):
             curve = self.curve(config)
             limits = Limits(lanes=lanes[index], max_sequences=slots[index])
-            result = estimate(curve, self._load(config), limits, self.calibration.front_end)
+            result = estimate(curve, self.load_of(config), limits, self.front_end(config))
             highest = (
                 self._highest_rate(curve, config, limits)
                 if with_highest_rate
@@ -168,7 +170,7 @@ class Evaluator:
         if key not in self._curves:
             self._curves[key] = serving_curve(
                 self.step_model(config),
-                self._load(config),
+                self.load_of(config),
                 decode_s=self._decode_steps(config),
                 max_num_tokens=config.max_num_tokens,
                 enable_chunked_prefill=config.enable_chunked_prefill,
@@ -216,8 +218,12 @@ class Evaluator:
             constants=self.calibration.memory,
         )
 
-    def _load(self, config: EngineConfig) -> Load:
-        """Without block reuse every prompt is prefilled whole."""
+    def front_end(self, config: EngineConfig) -> FrontEndConstants:
+        """Return the front end as a configuration streams through it."""
+        return self.calibration.front_end.with_stream_interval(config.stream_interval)
+
+    def load_of(self, config: EngineConfig) -> Load:
+        """Return the load as a configuration sees it: without block reuse no prefix is shared."""
         if config.enable_block_reuse:
             return self.load
         return replace(self.load, reusable_prefix_tokens=0.0)
@@ -260,10 +266,10 @@ class Evaluator:
         self, curve: ServingCurve, config: EngineConfig, limits: Limits
     ) -> FloatArray:
         """Walk up the curve until the SLO breaks; one row per set of limits."""
-        load = self._load(config)
+        load = self.load_of(config)
         if load.protocol is not Protocol.OPEN_LOOP:
-            result = estimate(curve, load, limits, self.calibration.front_end)
-            met = _meets(self.slo_excess(_metrics(result)))
+            result = estimate(curve, load, limits, self.front_end(config))
+            met = _meets(self.slo_excess(_metrics(result, config.stream_interval)))
             return np.where(met, result.request_per_s, 0.0)
         lanes = np.asarray(limits.lanes, dtype=np.float64)[:, None]
         slots = np.asarray(limits.max_sequences, dtype=np.float64)[:, None]
@@ -271,12 +277,12 @@ class Evaluator:
         rates = RATE_STEPS * curve.at(batches).rate_per_s * lanes
         probe = replace(load, rate_per_s=rates)
         wide = Limits(lanes=lanes, max_sequences=slots)
-        result = estimate(curve, probe, wide, self.calibration.front_end)
-        excess = self.slo_excess(_metrics(result))
+        result = estimate(curve, probe, wide, self.front_end(config))
+        excess = self.slo_excess(_metrics(result, config.stream_interval))
         met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
         return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
 
-    def slo_excess(self, metrics: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    def slo_excess(self, metrics: Mapping[str, Value]) -> dict[str, Value]:
         """Return predicted / allowed - 1 for each metric of the SLO."""
         return {name: metrics[name] / limit - 1.0 for name, limit in self.slo.items()}
 
@@ -291,7 +297,7 @@ class Evaluator:
         metrics: dict[str, FloatArray] = {}
         utilisation, share, highest, lane_rate, user_speed = np.zeros((5, size))
         for part in parts:
-            for name, values in _metrics(part.estimate).items():
+            for name, values in _metrics(part.estimate, rows.base.stream_interval).items():
                 metrics.setdefault(name, np.zeros(size))[part.index] = values
             utilisation[part.index] = part.estimate.utilisation
             share[part.index] = part.estimate.front_end_share
@@ -325,7 +331,7 @@ def lanes_per_replica(config: EngineConfig) -> int:
     return ranks * config.pipeline_parallel_size
 
 
-def _metrics(result: Estimate) -> dict[str, FloatArray]:
+def _metrics(result: Estimate, stream_interval: int) -> dict[str, FloatArray]:
     """Name the estimate's values as a measured run does, latencies in milliseconds."""
     metrics: dict[str, FloatArray] = {}
     for name in ("ttft", "tpot", "itl", "e2el"):
@@ -333,7 +339,17 @@ def _metrics(result: Estimate) -> dict[str, FloatArray]:
             metrics[f"{name}_ms.{statistic}"] = seconds * 1e3
     metrics["output_tok_per_s"] = result.output_tok_per_s
     metrics["request_per_s"] = result.request_per_s
-    return metrics
+    return metrics | with_chunk_gaps(metrics, stream_interval)
+
+
+def with_chunk_gaps(metrics: Mapping[str, Value], stream_interval: int) -> dict[str, Value]:
+    """Return ITL as a client sees it: gaps between chunks, by the metric's name."""
+    mean_gap = metrics["itl_ms.mean"]
+    return {
+        name: chunk_gap(gap, mean_gap=mean_gap, stream_interval=stream_interval)
+        for name, gap in metrics.items()
+        if name.startswith("itl_ms.")
+    }
 
 
 def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
@@ -360,7 +376,7 @@ def _curve_key(config: EngineConfig, knobs: tuple[str, ...]) -> EngineConfig:
 
     Graphs that cover the whole batch are all alike.
     """
-    bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), max_seq_len=0)
+    bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), max_seq_len=0, stream_interval=1)
     key = replace(bare, **_kept(config, knobs))
     if config.cuda_graph_max_batch_size >= config.max_batch_size:
         return replace(key, cuda_graph_max_batch_size=bare.max_batch_size)

@@ -11,7 +11,8 @@ from planner.evaluator import Evaluator
 from planner.prediction import Prediction, config_to_json, predict_config
 from planner.search.objective import KV_HANDICAP, QUALITY_HANDICAP
 from planner.search.space import SearchSpace
-from planner.search.study import Candidate, SearchOptions, SearchResult, search
+from planner.search.study import Candidate, SearchOptions, SearchResult, evaluated, search
+from planner.simulation import Demand
 
 NUM_ALTERNATIVES = 5
 
@@ -25,6 +26,7 @@ NEIGHBOUR_KNOBS = (
     "free_gpu_memory_fraction",
     "enable_chunked_prefill",
     "capacity_scheduler_policy",
+    "stream_interval",
 )
 
 SHOWN_CHANGES = ("highest_rate_per_s", "ttft_ms.p99", "tpot_ms.mean", "output_tok_per_s_per_gpu")
@@ -116,36 +118,91 @@ class Plan:
         }
 
 
-def make_plan(space: SearchSpace, evaluator: Evaluator, options: SearchOptions) -> Plan:
-    """Search a space and explain the result."""
+def make_plan(
+    space: SearchSpace, evaluator: Evaluator, options: SearchOptions, demand: Demand
+) -> Plan:
+    """Search a space, simulate the finalists and explain the result.
+
+    The closed form ranks; the first finalist that keeps every limit when the demand is
+    simulated is recommended. Those behind it stay predicted in closed form.
+    """
     found = search(space, evaluator, options)
-    best = found.best
-    recommended = predict_config(evaluator, best.config)
+    finalists = _finalists(found)
+    simulated = _simulated(finalists, evaluator, demand)
+    best, recommended = simulated[-1]
+    if not recommended.feasible:
+        best, recommended = _repaired(space, evaluator, simulated, (options.objective, demand))
+    known = {candidate.config: prediction for candidate, prediction in simulated}
+    predictions = [known.get(c.config) or predict_config(evaluator, c.config) for c in finalists]
     return Plan(
-        status="feasible" if best.feasible else "infeasible",
+        status="feasible" if recommended.feasible else "infeasible",
         objective=options.objective,
         recommended=recommended,
-        alternatives=_alternatives(found, evaluator),
-        neighbours=_neighbours(space, evaluator, recommended),
-        relaxations=() if best.feasible else _relaxations(recommended),
+        alternatives=tuple(
+            Alternative(
+                prediction=prediction, rejected_because=_rejection(best, candidate, prediction)
+            )
+            for candidate, prediction in zip(finalists, predictions, strict=True)
+            if candidate.config != best.config
+        ),
+        neighbours=_neighbours(space, evaluator, best.config),
+        relaxations=() if recommended.feasible else _relaxations(recommended),
         search=found,
     )
 
 
-def _alternatives(found: SearchResult, evaluator: Evaluator) -> tuple[Alternative, ...]:
-    """The best candidate of each other way to split and store the model."""
-    best, chosen, seen = found.best, [], {_split(found.best.config)}
-    for candidate in found.candidates[1:]:
-        split = _split(candidate.config)
-        if split in seen:
-            continue
-        seen.add(split)
-        prediction = predict_config(evaluator, candidate.config)
-        reason = _rejection(best, candidate, prediction)
-        chosen.append(Alternative(prediction=prediction, rejected_because=reason))
-        if len(chosen) == NUM_ALTERNATIVES:
+def _finalists(found: SearchResult) -> list[Candidate]:
+    """The best candidate, and the best of each other way to split and store the model."""
+    by_split: dict[tuple[Any, ...], Candidate] = {}
+    for candidate in found.candidates:
+        by_split.setdefault(_split(candidate.config), candidate)
+    return list(by_split.values())[: NUM_ALTERNATIVES + 1]
+
+
+Simulated = tuple[Candidate, Prediction]
+
+
+def _simulated(finalists: list[Candidate], evaluator: Evaluator, demand: Demand) -> list[Simulated]:
+    """Simulate finalists in order, up to the first that keeps every limit."""
+    results: list[Simulated] = []
+    for candidate in finalists:
+        results.append((candidate, predict_config(evaluator, candidate.config, demand)))
+        if results[-1][1].feasible:
             break
-    return tuple(chosen)
+    return results
+
+
+def _repaired(
+    space: SearchSpace,
+    evaluator: Evaluator,
+    simulated: list[Simulated],
+    task: tuple[str, Demand],
+) -> Simulated:
+    """Try smaller steps where the simulation breaks a limit that the closed form keeps.
+
+    Long prefills hold up whatever decodes beside them, which averages do not show. Returns
+    the first that keeps every limit, else the nearest to it.
+    """
+    objective, demand = task
+    tried = list(simulated)
+    for config in _with_smaller_steps(space, simulated[0][0].config):
+        candidate = evaluated(config, evaluator, objective)
+        tried.append((candidate, predict_config(evaluator, config, demand)))
+        if tried[-1][1].feasible:
+            return tried[-1]
+    return min(tried, key=lambda result: result[1].violation)
+
+
+def _with_smaller_steps(space: SearchSpace, config: EngineConfig) -> list[EngineConfig]:
+    """The same with smaller token budgets and chunked prefill, largest first."""
+    budgets = [b for b in space.choices("max_num_tokens") if b < config.max_num_tokens]
+    chunked = True in space.choices("enable_chunked_prefill")
+    smaller = [
+        replace(config, max_num_tokens=budget, enable_chunked_prefill=chunked)
+        for budget in sorted(budgets, reverse=True)
+    ]
+    model, gpu = space.model, space.gpu
+    return [c for c in smaller if not space.rules.violations(c, model=model, gpu=gpu)]
 
 
 def _rejection(best: Candidate, other: Candidate, prediction: Prediction) -> str:
@@ -173,22 +230,22 @@ def _rejection(best: Candidate, other: Candidate, prediction: Prediction) -> str
 
 
 def _neighbours(
-    space: SearchSpace, evaluator: Evaluator, recommended: Prediction
+    space: SearchSpace, evaluator: Evaluator, config: EngineConfig
 ) -> tuple[Neighbour, ...]:
+    """Predict what each change of one knob would do; both sides in closed form."""
+    base = predict_config(evaluator, config)
     neighbours = []
     for knob in NEIGHBOUR_KNOBS:
-        current = getattr(recommended.config, knob)
+        current = getattr(config, knob)
         for value in _beside(list(space.choices(knob)), current):
-            changed = replace(recommended.config, **{knob: value})
+            changed = replace(config, **{knob: value})
             if knob == "max_batch_size":
                 changed = replace(changed, cuda_graph_max_batch_size=value)
             if changed.num_gpus > space.num_gpus or space.rules.violations(
                 changed, model=space.model, gpu=space.gpu
             ):
                 continue
-            neighbours.append(
-                _neighbour(knob, value, recommended, predict_config(evaluator, changed))
-            )
+            neighbours.append(_neighbour(knob, value, base, predict_config(evaluator, changed)))
     return tuple(neighbours)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,23 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from cost_models.precision import kv_dtype, quantization
 from cost_models.step import StepBatch
-from planner.estimator import ServingCurve, mean_kv_len
-from planner.evaluator import Evaluation, Evaluator, Slice, lanes_per_replica
+from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
+from planner.evaluator import (
+    Evaluation,
+    Evaluator,
+    Slice,
+    lanes_per_replica,
+    with_chunk_gaps,
+)
+from planner.simulation import (
+    Demand,
+    SimulationSummary,
+    percentile_errors,
+    request_limits,
+    simulate_config,
+    simulated_metrics,
+)
+from planner.simulator import SimulationResult
 
 BUSY_POWER_FRACTION = 0.85
 """Share of the board's power limit drawn by a GPU that serves at full load."""
@@ -30,19 +45,17 @@ BORROWED_WIDENING = 2.5
 UNCHECKED_WIDENING = 1.5
 """Intervals of percentiles are this much wider where only means were checked."""
 
-MEMORY_METRICS = frozenset(
-    {
-        "kv_cache_tokens",
-        "weight_bytes_per_gpu",
-        "kv_cache_bytes_per_gpu",
-        "cuda_graph_bytes_per_gpu",
-        "max_sequences",
-    }
-)
-"""Counted, not timed: the same on every GPU."""
+MEMORY_METRICS: Mapping[str, float] = {
+    "weight_bytes_per_gpu": 0.015,
+    "kv_cache_bytes_per_gpu": 0.02,
+    "kv_cache_tokens": 0.02,
+    "max_sequences": 0.03,
+    "cuda_graph_bytes_per_gpu": 0.45,
+}
+"""Counted, not timed, and the same on every GPU: half width, in log, of their intervals.
 
-MEMORY_LOG_ERROR = 0.03
-"""Half width, in log, of the interval of what is counted."""
+No error seen on TensorRT-LLM's and vLLM's logs was larger.
+"""
 
 SAME_ERROR_AS: Mapping[str, str] = {
     "itl_ms": "tpot_ms.mean",
@@ -54,6 +67,9 @@ SAME_ERROR_AS: Mapping[str, str] = {
     "output_tokens_per_joule": "output_tok_per_s_per_gpu",
 }
 """Metric whose checked error stands for another's."""
+
+NORMAL_Q95 = 1.645
+"""Standard errors to either side that hold 90 % of a normal distribution."""
 
 DEFAULT_LOG_ERROR = 0.25
 """Half width, in log, of the interval of a metric that no run has checked."""
@@ -87,6 +103,8 @@ class Prediction:
     """Share of the front end's time that the load takes; 1 means it limits the rate."""
     binding_limit: str
     """What stops this configuration from serving more."""
+    simulation: SimulationResult | None = None
+    """The run behind latencies and rates; None where they come from the closed form."""
 
     @property
     def fits(self) -> bool:
@@ -97,6 +115,13 @@ class Prediction:
     def meets_slo(self) -> bool:
         """Whether every limit of the SLO holds at the predicted value."""
         return all(excess <= 0 for excess in self.slo_excess.values())
+
+    @property
+    def violation(self) -> float:
+        """How far from feasible: bytes short over all, else the worst SLO excess; 0 if feasible."""
+        if not self.fits:
+            return 1e3 * (1.0 + float(self.memory.shortfall_bytes / self.memory.total_bytes))
+        return max([0.0, self.refused_share * 1e2, *self.slo_excess.values()])
 
     @property
     def feasible(self) -> bool:
@@ -127,46 +152,62 @@ class Prediction:
             "highest_rate_per_s": _rounded(self.highest_rate_per_s),
             "slo_excess": {name: _rounded(value) for name, value in self.slo_excess.items()},
             "binding_limit": self.binding_limit,
+            "simulation": (
+                SimulationSummary.of(self.simulation).to_json() if self.simulation else None
+            ),
         }
 
 
-def predict_config(evaluator: Evaluator, config: EngineConfig) -> Prediction:
-    """Return the full prediction of one configuration."""
-    rows = Slice(base=config, columns={})
-    evaluation = evaluator.evaluate(rows)
-    curve = evaluator.curve(config)
-    point = curve.at(max(_decoding(evaluator, config, evaluation), 1.0))
-    metrics = _metrics(evaluator, config, evaluation)
-    breakdown = step_breakdown(evaluator, config, point)
-    return Prediction(
+def predict_config(
+    evaluator: Evaluator, config: EngineConfig, demand: Demand | None = None
+) -> Prediction:
+    """Return the full prediction of one configuration.
+
+    Args:
+        evaluator: Model, GPU, calibration, load and SLO.
+        config: What is deployed.
+        demand: Requests to simulate; without them, or where the model does not fit, latencies
+            and rates come from the closed form.
+    """
+    evaluation = evaluator.evaluate(Slice(base=config, columns={}))
+    memory = single(evaluation.memory)
+    simulation = None
+    if demand is not None and memory.fits:
+        simulation = simulate_config(evaluator, config, memory, demand)
+        simulation = simulation if simulation.served.size else None
+    values = _closed_form(evaluator, evaluation)
+    if demand is not None and simulation is not None:
+        limits = request_limits(evaluator.slo)
+        values |= simulated_metrics(simulation, demand, limits)
+        values |= with_chunk_gaps(values, config.stream_interval)
+    values |= _economy(evaluator.gpu, config, evaluation, values)
+    point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
+    refused_share = float(evaluation.refused_share[0])
+    if simulation is not None:
+        refused_share = simulation.num_refused / simulation.num_requests
+    prediction = Prediction(
         config=config,
-        metrics=metrics,
-        memory=single(evaluation.memory),
-        step_time_breakdown=breakdown,
-        slo_excess={name: float(v[0]) for name, v in evaluation.slo_excess.items()},
+        metrics=_metrics(evaluator, config, values, simulation),
+        memory=memory,
+        step_time_breakdown=step_breakdown(evaluator, config, point),
+        slo_excess=evaluator.slo_excess(values),
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
-        refused_share=float(evaluation.refused_share[0]),
+        refused_share=refused_share,
         front_end_share=float(evaluation.front_end_share[0]),
-        binding_limit=_binding_limit(config, evaluation, point, breakdown),
+        binding_limit="",
+        simulation=simulation,
     )
+    slots = float(evaluation.slots[0])
+    return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))
 
 
 def step_breakdown(
     evaluator: Evaluator, config: EngineConfig, point: ServingCurve
 ) -> dict[str, dict[str, float]]:
     """Return seconds by operator family of a decode and of a mixed step."""
-    load, step = evaluator.load, evaluator.step_model(config)
-    kv_len = mean_kv_len(load)
-    decode = StepBatch(decode_sequences=point.decoding, decode_kv_len=kv_len)
-    prompts = point.prompts_per_mixed_step
-    new_tokens = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
-    mixed = StepBatch(
-        decode_sequences=point.decoding,
-        decode_kv_len=kv_len,
-        prefill_sequences=np.maximum(prompts, 1.0),
-        prefill_tokens=prompts * new_tokens,
-        prefill_past=load.reusable_prefix_tokens,
-    )
+    load, step = evaluator.load_of(config), evaluator.step_model(config)
+    decode = StepBatch(decode_sequences=point.decoding, decode_kv_len=mean_kv_len(load))
+    mixed = mixed_batch(load, decoding=point.decoding, prompts=point.prompts_per_mixed_step)
     return {
         name: {family: float(seconds) for family, seconds in step.cost(batch).by_family.items()}
         for name, batch in (("decode", decode), ("mixed", mixed))
@@ -174,28 +215,24 @@ def step_breakdown(
 
 
 def _binding_limit(  # noqa: PLR0911  one return for each limit, in order of precedence
-    config: EngineConfig,
-    evaluation: Evaluation,
-    point: ServingCurve,
-    breakdown: Mapping[str, Mapping[str, float]],
+    prediction: Prediction, point: ServingCurve, slots: float
 ) -> str:
     """Say in words what stops a configuration from serving more."""
-    if not evaluation.memory.fits[0]:
-        return f"memory: {single(evaluation.memory).binding}"
-    if evaluation.refused_share[0] > 0:
+    if not prediction.fits:
+        return f"memory: {prediction.memory.binding}"
+    if prediction.refused_share > 0:
         return "max_num_tokens: prompts longer than a step are refused without chunked prefill"
-    worst = max(evaluation.slo_excess.items(), key=lambda item: float(item[1][0]), default=None)
-    if worst is not None and worst[1][0] > 0:
+    worst = max(prediction.slo_excess.items(), key=lambda item: item[1], default=None)
+    if worst is not None and worst[1] > 0:
         return f"SLO {worst[0]}"
-    if evaluation.front_end_share[0] > 0.95:
+    if prediction.front_end_share > 0.95:
         return "front end: one process handles all requests"
-    slots = float(evaluation.slots[0])
     if float(point.decoding) >= 0.95 * slots:
-        by_kv = slots < config.max_batch_size
+        by_kv = slots < prediction.config.max_batch_size
         return "KV-cache capacity" if by_kv else "max_batch_size"
-    if worst is not None and worst[1][0] > -0.15:
+    if worst is not None and worst[1] > -0.15:
         return f"SLO {worst[0]}"
-    return _busiest(point, breakdown)
+    return _busiest(point, prediction.step_time_breakdown)
 
 
 def _busiest(point: ServingCurve, breakdown: Mapping[str, Mapping[str, float]]) -> str:
@@ -208,32 +245,36 @@ def _busiest(point: ServingCurve, breakdown: Mapping[str, Mapping[str, float]]) 
     return f"step time: {family} takes {100 * total[family] / sum(total.values()):.0f} %"
 
 
-def _decoding(evaluator: Evaluator, config: EngineConfig, evaluation: Evaluation) -> float:
+def _decoding(evaluator: Evaluator, config: EngineConfig, values: Mapping[str, float]) -> float:
     """Sequences that decode in one lane under the load: rate times time in decode."""
-    rate = float(evaluation.metrics["request_per_s"][0])
-    decode_s = float(evaluation.metrics["tpot_ms.mean"][0]) * 1e-3
-    tokens = max(evaluator.load.osl.mean - 1, 0.0)
-    return rate * decode_s * tokens / (lanes_per_replica(config) * config.num_replicas)
+    decode_s = values["tpot_ms.mean"] * 1e-3 * max(evaluator.load.osl.mean - 1, 0.0)
+    decoding = values["request_per_s"] * decode_s
+    return decoding / (lanes_per_replica(config) * config.num_replicas)
+
+
+def _closed_form(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, float]:
+    """Return every metric by name, without a simulation."""
+    values = {name: float(column[0]) for name, column in evaluation.metrics.items()}
+    values["goodput_request_per_s"] = _goodput(evaluator, values)
+    memory = single(evaluation.memory)
+    return values | {name: float(getattr(memory, name)) for name in sorted(MEMORY_METRICS)}
 
 
 def _metrics(
-    evaluator: Evaluator, config: EngineConfig, evaluation: Evaluation
+    evaluator: Evaluator,
+    config: EngineConfig,
+    values: Mapping[str, float],
+    simulation: SimulationResult | None,
 ) -> dict[str, Metric]:
-    values = {name: float(column[0]) for name, column in evaluation.metrics.items()}
-    values["goodput_request_per_s"] = _goodput(evaluator, values)
-    values |= _economy(evaluator.gpu, config, evaluation, values)
-    memory = single(evaluation.memory)
-    values["kv_cache_tokens"] = float(memory.kv_cache_tokens)
-    values["weight_bytes_per_gpu"] = float(memory.weight_bytes_per_gpu)
-    values["kv_cache_bytes_per_gpu"] = float(memory.kv_cache_bytes_per_gpu)
-    values["cuda_graph_bytes_per_gpu"] = float(memory.cuda_graph_bytes_per_gpu)
-    values["max_sequences"] = float(memory.max_sequences)
     calibration = evaluator.calibration
     provenance = provenance_of(calibration, config, evaluator)
+    chance = percentile_errors(simulation) if simulation else {}
     return {
         name: Metric(
             value=value,
-            interval_90=interval_90(name, value, calibration, provenance),
+            interval_90=interval_90(
+                name, value, calibration, provenance, chance=chance.get(name, 0.0)
+            ),
             provenance=provenance,
         )
         for name, value in values.items()
@@ -241,21 +282,34 @@ def _metrics(
 
 
 def interval_90(
-    name: str, value: float, calibration: Calibration, provenance: Provenance
+    name: str,
+    value: float,
+    calibration: Calibration,
+    provenance: Provenance,
+    *,
+    chance: float = 0.0,
 ) -> tuple[float, float]:
     """Return the interval that held 90 % of cross-validated measurements of this metric.
 
     A statistic that no run has checked takes its metric's mean, wider.
+
+    Args:
+        name: Metric.
+        value: Its prediction.
+        calibration: Whose residuals are known.
+        provenance: Whether the operators are the GPU's own.
+        chance: Standard error of a simulated percentile over its value; added in quadrature.
     """
     low, high = _log_interval(name, calibration)
     if provenance is Provenance.DATASHEET and name not in MEMORY_METRICS:
         low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
-    return value * math.exp(min(low, 0.0)), value * math.exp(max(high, 0.0))
+    low, high = (math.hypot(side, NORMAL_Q95 * chance) for side in (min(low, 0.0), max(high, 0.0)))
+    return value * math.exp(-low), value * math.exp(high)
 
 
 def _log_interval(name: str, calibration: Calibration) -> tuple[float, float]:
     if name in MEMORY_METRICS:
-        return -MEMORY_LOG_ERROR, MEMORY_LOG_ERROR
+        return -MEMORY_METRICS[name], MEMORY_METRICS[name]
     metric = name.split(".", maxsplit=1)[0]
     for known, widening in (
         (name, 1.0),
@@ -309,6 +363,7 @@ def _economy(
     watts = config.num_gpus * gpu.tdp_w * power_fraction
     usd_per_s = config.num_gpus * gpu.usd_per_hour / 3600
     return {
+        "output_tok_per_s_per_gpu": tokens_per_s / config.num_gpus,
         "usd_per_million_output_tokens": usd_per_s / tokens_per_s * 1e6,
         "output_tokens_per_joule": tokens_per_s / watts,
     }

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from cost_models.engine import EngineConfig
 from planner.prediction import Prediction
+from planner.simulation import SimulationSummary
 
 if TYPE_CHECKING:
-    from cost_models.engine_rules import Violation
     from planner.operator_validation import OperatorError
     from planner.planning import Neighbour, Plan
     from planner.validation import MetricError, Validation
@@ -62,17 +62,21 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
     )
 
 
-def print_prediction(
-    prediction: Prediction, *, violations: Sequence[Violation] = (), ignored: Sequence[str] = ()
-) -> None:
-    """Print what one configuration would do."""
+def print_prediction(prediction: Prediction, *, notes: Mapping[str, Any] | None = None) -> None:
+    """Print what one configuration would do, and what the command found beside."""
     console = _console()
     _print_config(console, prediction.config)
     _print_prediction_body(console, prediction)
-    for violation in violations:
+    notes = notes or {}
+    if "found_rate_per_s" in notes:
+        console.print(
+            f"  highest rate that meets the SLO: {notes['found_rate_per_s']:.4g} requests/s"
+        )
+    for violation in notes.get("not_deployable", ()):
         console.print(f"  not deployable: {violation}")
-    if ignored:
-        console.print(f"  without effect on the prediction: {', '.join(ignored)}")
+    if notes.get("ignored_options"):
+        ignored = ", ".join(notes["ignored_options"])
+        console.print(f"  without effect on the prediction: {ignored}")
 
 
 def print_validation(result: Validation) -> None:
@@ -172,6 +176,7 @@ def _print_config(console: Console, config: EngineConfig) -> None:
 def _print_prediction_body(console: Console, prediction: Prediction) -> None:
     _print_latencies(console, prediction)
     _print_rates(console, prediction)
+    _print_simulation(console, prediction)
     _print_memory(console, prediction)
     _print_steps(console, prediction)
     console.print(f"\nBinding limit: {prediction.binding_limit}")
@@ -204,6 +209,20 @@ def _print_rates(console: Console, prediction: Prediction) -> None:
             f"  {'Headroom':9}{prediction.highest_rate_per_s:>10.4g} requests/s is the highest "
             "rate under the SLO"
         )
+
+
+def _print_simulation(console: Console, prediction: Prediction) -> None:
+    if prediction.simulation is None:
+        console.print("  Latencies and rates are in closed form: nothing was simulated")
+        return
+    run = SimulationSummary.of(prediction.simulation)
+    console.print(
+        f"  Simulated {run.num_requests:,} requests in {run.num_steps:,} steps: "
+        f"KV cache {100 * run.kv_mean_fraction:.0f} % used on average, "
+        f"{100 * run.kv_max_fraction:.0f} % at most, {run.num_preemptions} preemptions"
+    )
+    if run.num_refused:
+        console.print(f"  REFUSED: {run.num_refused} requests are longer than the engine takes")
 
 
 def _print_memory(console: Console, prediction: Prediction) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class MeasuredRun:
         Raises:
             ProfileError: The workload is incomplete, or its requests file cannot be read.
         """
-        isl, osl, arrivals = self._lengths()
+        isl, osl, arrivals = self.lengths()
         protocol = Protocol(self.protocol)
         num_requests = self.workload.get("num_requests") or (len(isl) if len(isl) > 1 else 0)
         rate, cv = self._arrivals(protocol, arrivals)
@@ -90,7 +91,12 @@ class MeasuredRun:
             max_output_tokens=float(osl.max()),
         )
 
-    def _lengths(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def lengths(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return prompt lengths, output lengths and arrivals (s): one entry where all are equal.
+
+        Raises:
+            ProfileError: Neither lengths nor a requests file, or the file cannot be read.
+        """
         if "requests_file" in self.workload:
             return read_requests(self.folder / str(self.workload["requests_file"]))
         try:
@@ -160,6 +166,7 @@ def read_runs(path: str | Path) -> Iterator[tuple[MeasuredRun | None, str, str]]
             yield run, run.run_id, ""
 
 
+@cache
 def read_requests(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return prompt lengths, output lengths and arrivals (s) of a requests file.
 

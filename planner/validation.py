@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,10 +17,12 @@ from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
+from planner.bench_limits import tuned_limits
 from planner.estimator.load import Lengths, Load, Protocol
 from planner.evaluator import Evaluator
 from planner.prediction import predict_config
 from planner.runs import MeasuredRun, read_runs
+from planner.simulation import run_demand
 
 REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}
 """Fewest requests of a run from which a percentile is scored."""
@@ -142,15 +144,28 @@ class Validation:
         }
 
 
-def validate(path: str | Path, *, calibration: str = "") -> Validation:
+def validate(
+    path: str | Path,
+    *,
+    calibration: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Validation:
     """Predict every measured run of a file and compare.
+
+    Args:
+        path: Runs, one JSON object a line.
+        calibration: A calibration file of the user's own.
+        progress: Called with (runs done, in all).
 
     Raises:
         ProfileError: The file is missing or damaged. A run that cannot be predicted is
             skipped, with the reason.
     """
     rows, skipped = [], []
-    for run, run_id, reason in read_runs(path):
+    runs = list(read_runs(path))
+    for number, (run, run_id, reason) in enumerate(runs):
+        if progress is not None:
+            progress(number, len(runs))
         if run is None:
             skipped.append((run_id, reason))
             continue
@@ -167,38 +182,55 @@ def predict_run(run: MeasuredRun, *, calibration: str = "") -> Row:
     Raises:
         PlannerError: Unknown GPU, model or engine, or an incomplete workload.
     """
-    known = _calibration(run.gpu, run.engine, run.engine_version, calibration)
-    return predict_run_with(run, known)
+    return predict_run_with(run, run_calibration(run, calibration))
 
 
 def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
     """The same under a calibration at hand."""
     evaluator, config = run_evaluator(run, calibration)
-    prediction = predict_config(evaluator, config)
-    names = CAPACITY_METRICS if run.protocol == "capacity" else tuple(prediction.metrics)
+    capacity = run.protocol == "capacity"
+    demand = None if capacity else run_demand(run, evaluator.load)
+    prediction = predict_config(evaluator, config, demand)
+    names = CAPACITY_METRICS if capacity else tuple(prediction.metrics)
     metrics = {name: prediction.metrics[name] for name in names}
     return Row(
         run=run,
         predicted={name: metric.value for name, metric in metrics.items()},
         intervals={name: metric.interval_90 for name, metric in metrics.items()},
-        front_end_share=0.0 if run.protocol == "capacity" else prediction.front_end_share,
+        front_end_share=0.0 if capacity else prediction.front_end_share,
     )
 
 
 def run_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator, EngineConfig]:
     """Return what predicts a run, and the configuration that it ran."""
+    load = _capacity_load(run) if run.protocol == "capacity" else run.load()
+    model, gpu = _model(run.model), _gpu(run.gpu)
     config = run.engine_config()
     if run.engine == "vllm" and config.quantization == "fp8":
         # vLLM's online FP8 finds activation scales at run time.
         config = replace(config, quantization="fp8_dynamic")
-    evaluator = Evaluator(
-        model=_model(run.model),
-        gpu=_gpu(run.gpu),
-        calibration=calibration,
-        load=_capacity_load(run) if run.protocol == "capacity" else run.load(),
-        slo={},
-    )
+    if run.engine == "trtllm":
+        config = _with_unstated_limits(run, config, load)
+    evaluator = Evaluator(model=model, gpu=gpu, calibration=calibration, load=load, slo={})
     return evaluator, config
+
+
+def _with_unstated_limits(run: MeasuredRun, config: EngineConfig, load: Load) -> EngineConfig:
+    """Set the limits that a run does not state as its benchmark must have set them.
+
+    Offline runs are trtllm-bench's, which tunes its own. A server that was given no token
+    budget and served whole prompts had room for the longest beside a full batch.
+    """
+    if "max_num_tokens" in run.config:
+        return config
+    if load.protocol is Protocol.OFFLINE and "max_batch_size" not in run.config:
+        isl, osl = load.isl.mean, load.osl.mean
+        return tuned_limits(config, model=_model(run.model), gpu=_gpu(run.gpu), isl=isl, osl=osl)
+    if run.protocol == "capacity" or config.enable_chunked_prefill:
+        return config
+    batch = min(config.max_batch_size, round(load.concurrency) or config.max_batch_size)
+    needed = round(load.isl.maximum) + batch
+    return replace(config, max_num_tokens=max(config.max_num_tokens, needed))
 
 
 def errors_by_metric(rows: Iterable[Row]) -> dict[str, MetricError]:
@@ -252,6 +284,11 @@ def _capacity_load(run: MeasuredRun) -> Load:
         osl=Lengths.fixed(float(run.workload.get("osl") or 128)),
         max_output_tokens=float(run.workload.get("osl") or 128),
     )
+
+
+def run_calibration(run: MeasuredRun, path: str = "") -> Calibration:
+    """Return what is known of a run's engine version on its GPU."""
+    return _calibration(run.gpu, run.engine, run.engine_version, path)
 
 
 @cache

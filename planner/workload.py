@@ -61,8 +61,9 @@ class LengthDistribution:
         return np.asarray(np.interp(probability, self.probabilities, self.tokens))
 
     def sample(self, rng: np.random.Generator, size: int) -> NDArray[np.int64]:
-        """Draw whole lengths."""
-        return np.maximum(np.rint(self.quantile(rng.random(size))), 1).astype(np.int64)
+        """Draw whole lengths: one from each of `size` equally likely slices, in random order."""
+        slices = (rng.permutation(size) + rng.random(size)) / size
+        return np.maximum(np.rint(self.quantile(slices)), 1).astype(np.int64)
 
     def lengths(self) -> Lengths:
         """Return moments and percentiles, integrated over the inverse CDF."""

@@ -217,6 +217,20 @@ def decode_attention_seconds(
     return seconds
 
 
+def cache_bytes(
+    shape: AttentionHeads,
+    num_sequences: ArrayLike,
+    kv_len: ArrayLike,
+    *,
+    params: DecodeAttentionParams,
+) -> FloatArray:
+    """Return the bytes of keys and values that one layer's decode attention reads."""
+    read_len = np.minimum(kv_len, shape.reach(params.window_padding_tokens))
+    row_bytes = 2 * np.asarray(shape.head_dim, np.float64) * params.kv_bytes
+    sequences = np.asarray(num_sequences, np.float64)
+    return np.asarray(sequences * np.asarray(shape.num_kv_heads) * read_len * row_bytes)
+
+
 def runs_xqa(
     shape: AttentionHeads,
     num_sequences: ArrayLike,
@@ -330,16 +344,12 @@ def _load(
     kv_len: FloatArray,
     params: DecodeAttentionParams,
 ) -> _DecodeLoad:
-    head_dim = np.asarray(shape.head_dim, np.float64)
-    read_len = np.minimum(kv_len, shape.reach(params.window_padding_tokens))
-    row_bytes = 2 * head_dim * params.kv_bytes
-    blocks = num_sequences * np.asarray(heads, np.float64)
     return _DecodeLoad(
-        blocks=blocks,
+        blocks=num_sequences * np.asarray(heads, np.float64),
         kv_len=kv_len,
-        read_len=read_len,
-        row_bytes=row_bytes,
-        cache_bytes=num_sequences * np.asarray(shape.num_kv_heads) * read_len * row_bytes,
+        read_len=np.minimum(kv_len, shape.reach(params.window_padding_tokens)),
+        row_bytes=2 * np.asarray(shape.head_dim, np.float64) * params.kv_bytes,
+        cache_bytes=cache_bytes(shape, num_sequences, kv_len, params=params),
     )
 
 

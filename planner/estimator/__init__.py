@@ -1,6 +1,12 @@
 """Serving metrics in closed form, for thousands of configurations at once."""
 
-from planner.estimator.curve import ServingCurve, decode_steps, mean_kv_len, serving_curve
+from planner.estimator.curve import (
+    ServingCurve,
+    decode_steps,
+    mean_kv_len,
+    mixed_batch,
+    serving_curve,
+)
 from planner.estimator.estimate import Estimate, Limits, estimate
 from planner.estimator.load import Lengths, Load
 
@@ -13,5 +19,6 @@ __all__ = [
     "decode_steps",
     "estimate",
     "mean_kv_len",
+    "mixed_batch",
     "serving_curve",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.step import StepBatch, StepModel
-from planner.estimator.load import Load
+from planner.estimator.load import Load, Protocol
 
 FloatArray = NDArray[np.float64]
 
@@ -72,6 +72,25 @@ def mean_kv_len(load: Load) -> float:
     return load.isl.mean + load.osl.mean / 2
 
 
+def computed_prompt(load: Load) -> float:
+    """Prompt tokens that are not found in the cache, on average."""
+    return max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
+
+
+def mixed_batch(load: Load, *, decoding: FloatArray, prompts: FloatArray) -> StepBatch:
+    """Return a step that prefills `prompts` prompts, or a share of one, beside what decodes."""
+    prompt = computed_prompt(load)
+    sequences = np.maximum(prompts, 1.0)
+    tokens = prompts * prompt
+    return StepBatch(
+        decode_sequences=decoding,
+        decode_kv_len=mean_kv_len(load),
+        prefill_sequences=sequences,
+        prefill_tokens=tokens,
+        prefill_past=load.reusable_prefix_tokens + (prompt - tokens / sequences) / 2,
+    )
+
+
 def serving_curve(
     step: StepModel,
     load: Load,
@@ -86,8 +105,9 @@ def serving_curve(
     With S sequences decoding, x = S/(osl − 1) requests end per step and as many prompts
     must be prefilled. A mixed step takes k of them, at least one and at most what
     `max_num_tokens` leaves, so the share of mixed steps is f = min(1, x/k) and
-    TPOT = (1 − f)·t_decode + f·t_mixed. Where prompts come faster than steps can take
-    them, prefill limits the rate and fewer sequences decode.
+    TPOT = (1 − f)·t_decode + f·t_mixed. In a closed loop a client never meets its own
+    prefill while it decodes, so f counts those of the S − 1 others. Where prompts come
+    faster than steps can take them, prefill limits the rate and fewer sequences decode.
 
     Args:
         step: Step cost of the lane.
@@ -99,7 +119,7 @@ def serving_curve(
             as it can hold, not only those that one step sets free.
     """
     decoding = BATCH_GRID
-    prompt = max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
+    prompt = computed_prompt(load)
     decode_tokens = max(load.osl.mean - 1, 0.5)
     budget = np.maximum(max_num_tokens - decoding, 1.0)
     most = budget / prompt if enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
@@ -108,16 +128,9 @@ def serving_curve(
     prompts = np.minimum(np.maximum(wanted, waiting), most)
     mixed_share = np.minimum(wanted / prompts, 1.0)
     chunks = np.maximum(1.0, np.ceil(prompt / budget)) if enable_chunked_prefill else 1.0
-    chunk = prompts * prompt / np.maximum(prompts, 1.0)
-    mixed_s = step.seconds(
-        StepBatch(
-            decode_sequences=decoding,
-            decode_kv_len=mean_kv_len(load),
-            prefill_sequences=np.maximum(prompts, 1.0),
-            prefill_tokens=prompts * prompt,
-            prefill_past=load.reusable_prefix_tokens + (prompt - chunk) / 2,
-        )
-    )
+    mixed_s = step.seconds(mixed_batch(load, decoding=decoding, prompts=prompts))
+    if load.protocol is Protocol.CLOSED_LOOP:
+        mixed_share = mixed_share * (1 - 1 / decoding)
     tpot = (1 - mixed_share) * decode_s + mixed_share * mixed_s
     rate = np.minimum(decoding / (decode_tokens * tpot), prompts / mixed_s)
     return ServingCurve(

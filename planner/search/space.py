@@ -18,6 +18,8 @@ from planner.evaluator import INNER_KNOBS, Slice
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 TOKEN_BUDGETS = (1024, 2048, 4096, 8192, 16384)
 FRACTIONS = (0.8, 0.85, 0.9, 0.95)
+STREAM_INTERVALS = (1, 2, 4, 10)
+"""Tokens that a client gets at a time: fewer messages for the front end, longer gaps."""
 
 OUTER_KNOBS = (
     "quantization",
@@ -118,6 +120,7 @@ class SearchSpace:
             "max_num_tokens": TOKEN_BUDGETS,
             "free_gpu_memory_fraction": FRACTIONS,
             "enable_chunked_prefill": (True, False),
+            "stream_interval": STREAM_INTERVALS,
             "enable_block_reuse": (self.base.enable_block_reuse,),
             "cuda_graph_max_batch_size": (self.base.cuda_graph_max_batch_size,),
         }

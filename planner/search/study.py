@@ -38,6 +38,7 @@ REFINED_KNOBS = (
     "free_gpu_memory_fraction",
     "enable_chunked_prefill",
     "capacity_scheduler_policy",
+    "stream_interval",
 )
 
 
@@ -78,7 +79,7 @@ class SearchOptions:
     """Optuna storage URL; empty keeps the study in memory."""
     study_name: str = "plan"
     progress: Callable[[int, int], None] | None = None
-    """Called with (evaluated, expected) as the search goes on."""
+    """Called with (done, in all) as the search goes on, in splits screened and trials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +110,15 @@ class _Search:
         self.started = time.monotonic()
         self.found: dict[EngineConfig, Candidate] = {}
         self.num_evaluated = 0
+        self.done = 0
+        self.in_all = 0
+        """Splits and trials; counted only where somebody watches."""
 
     def run(self) -> SearchResult:
         complete = self.space.size() <= ENUMERATED and bool(self.space.limits)
+        if self.options.progress is not None:
+            trials = 0 if complete else self.options.trials
+            self.in_all = sum(1 for _ in self.space.splits()) + trials
         for rows in self.space.screen(every_inner_knob=complete):
             self._keep_best(rows)
             if self._out_of_time():
@@ -132,7 +139,9 @@ class _Search:
         if not len(rows):
             return
         evaluation = self.evaluator.evaluate(rows)
-        ranked, raw, broken = self._scores(rows, evaluation)
+        ranked, raw, broken = scores(
+            rows, evaluation, self.evaluator, objective=self.options.objective
+        )
         self.num_evaluated += len(rows)
         order = np.lexsort((-np.where(broken > 0, -broken, ranked), broken > 0))
         kept = dict.fromkeys([*order[:KEPT_PER_SPLIT].tolist(), *_leaders(evaluation, broken)])
@@ -140,19 +149,6 @@ class _Search:
             candidate = _candidate(rows, evaluation, row, (ranked[row], raw[row], broken[row]))
             self.found[candidate.config] = candidate
         self._report()
-
-    def _scores(
-        self, rows: Slice, evaluation: Evaluation
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the objective with and without the quality handicap, and the violation."""
-        raw = score(
-            self.options.objective,
-            rows,
-            evaluation,
-            load=self.evaluator.load,
-            usd_per_hour=self.evaluator.gpu.usd_per_hour,
-        )
-        return handicapped(raw, rows), raw, violation(evaluation)
 
     def _refine(self) -> None:
         """NSGA-II over the conditional space, seeded with the screen's best."""
@@ -233,10 +229,7 @@ class _Search:
 
     def _evaluated(self, config: EngineConfig) -> Candidate:
         if config not in self.found:
-            rows = Slice(base=config, columns={})
-            evaluation = self.evaluator.evaluate(rows)
-            scores = (column[0] for column in self._scores(rows, evaluation))
-            self.found[config] = _candidate(rows, evaluation, 0, tuple(scores))
+            self.found[config] = evaluated(config, self.evaluator, self.options.objective)
         self.num_evaluated += 1
         return self.found[config]
 
@@ -244,9 +237,32 @@ class _Search:
         return time.monotonic() - self.started > self.options.time_budget_s
 
     def _report(self) -> None:
+        self.done += 1
         if self.options.progress is not None:
-            expected = max(self.num_evaluated, self.options.trials)
-            self.options.progress(self.num_evaluated, expected)
+            self.options.progress(self.done, self.in_all)
+
+
+def evaluated(config: EngineConfig, evaluator: Evaluator, objective: str) -> Candidate:
+    """Return one configuration as a candidate."""
+    rows = Slice(base=config, columns={})
+    evaluation = evaluator.evaluate(rows)
+    columns = scores(rows, evaluation, evaluator, objective=objective)
+    ranked, raw, broken = (float(column[0]) for column in columns)
+    return _candidate(rows, evaluation, 0, (ranked, raw, broken))
+
+
+def scores(
+    rows: Slice, evaluation: Evaluation, evaluator: Evaluator, *, objective: str
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the objective with and without the quality handicap, and the violation."""
+    raw = score(
+        objective,
+        rows,
+        evaluation,
+        load=evaluator.load,
+        usd_per_hour=evaluator.gpu.usd_per_hour,
+    )
+    return handicapped(raw, rows), raw, violation(evaluation)
 
 
 def _candidate(

@@ -19,8 +19,14 @@ class CapacityPolicy(Protocol):
     def opens(self, *, active: int) -> bool:
         """Whether the queue is looked at, given how many requests are held."""
 
-    def fits(self, request: Request, kv: KvManager) -> bool:
-        """Whether the cache takes this request now."""
+    def fits(self, request: Request, kv: KvManager, *, growth_units: int) -> bool:
+        """Whether the cache takes this request now.
+
+        Args:
+            request: Who is next in the queue.
+            kv: The cache.
+            growth_units: What the decoding sequences open in the next step.
+        """
 
 
 class GuaranteedNoEvict:
@@ -33,7 +39,7 @@ class GuaranteedNoEvict:
         """Return True: each step may admit."""
         return True
 
-    def fits(self, request: Request, kv: KvManager) -> bool:
+    def fits(self, request: Request, kv: KvManager, *, growth_units: int) -> bool:  # noqa: ARG002
         """Whether its last token can be reserved beside all others'."""
         final = final_tokens(request)
         need = kv.needed_units(request, final, final_tokens=final)
@@ -58,12 +64,11 @@ class MaxUtilization:
         """Return True: each step may admit."""
         return True
 
-    def fits(self, request: Request, kv: KvManager) -> bool:
-        """Whether prompt and next token find room beside a further block for all that decode."""
+    def fits(self, request: Request, kv: KvManager, *, growth_units: int) -> bool:
+        """Whether prompt and next token find room beside what decodes in the next step."""
         final = final_tokens(request)
         need = kv.needed_units(request, min(request.prefill_len + 1, final), final_tokens=final)
-        set_aside = kv.pool.growing * kv.pool.shape.growth_units
-        return need + set_aside <= kv.room(reserving=False)
+        return need + growth_units <= kv.room(reserving=False)
 
 
 class Recompute(MaxUtilization):

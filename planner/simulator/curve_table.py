@@ -77,7 +77,7 @@ def _inserted(
 class CurveTable:
     """A piecewise-linear function of one number; beyond its ends the last slope goes on."""
 
-    __slots__ = ("_integrals", "_knots", "_last", "_slopes", "_values")
+    __slots__ = ("_inner", "_integrals", "_knots", "_slopes", "_values")
 
     def __init__(self, knots: FloatArray, values: FloatArray) -> None:
         widths = np.diff(knots)
@@ -87,17 +87,15 @@ class CurveTable:
         self._values: list[float] = values.tolist()
         self._slopes: list[float] = slopes.tolist()
         self._integrals: list[float] = [0.0, *areas.tolist()]
-        self._last = len(self._slopes) - 1
+        self._inner = self._knots[1:-1]
 
     def __call__(self, x: float) -> float:
         """Return the value at `x`."""
-        i = bisect_right(self._knots, x) - 1
-        i = min(max(i, 0), self._last)
+        i = bisect_right(self._inner, x)
         return self._values[i] + self._slopes[i] * (x - self._knots[i])
 
     def integral(self, x: float) -> float:
         """Return the integral from the first knot to `x`."""
-        i = bisect_right(self._knots, x) - 1
-        i = min(max(i, 0), self._last)
+        i = bisect_right(self._inner, x)
         d = x - self._knots[i]
         return self._integrals[i] + d * (self._values[i] + 0.5 * self._slopes[i] * d)

@@ -179,9 +179,10 @@ class Engine:
             return
         budget = self._budget() - sum(r.remaining_prefill for r in self._prefilling)
         free_slots = self.slots - self._held - len(self._leaving)
+        growth = 0 if self._reserves else kv.pool.growth(self._steps_taken, 1)
         while waiting and free_slots > 0:
             request = waiting.first()
-            if kv.must_wait(request) or not capacity.fits(request, kv):
+            if kv.must_wait(request) or not capacity.fits(request, kv, growth_units=growth):
                 return
             if capacity.within_budget and not self._reached(request, budget):
                 return

@@ -39,6 +39,19 @@ class Requests:
         isl, osl = np.asarray(isl, np.int64), np.asarray(osl, np.int64)
         return cls(isl=isl, osl=osl, max_tokens=np.maximum(osl, max_output_tokens))
 
+    def at(self, rows: NDArray[np.intp]) -> Requests:
+        """Return these requests, in this order."""
+        hashes = self.prefix_hashes
+        return replace(
+            self,
+            isl=self.isl[rows],
+            osl=self.osl[rows],
+            max_tokens=self.max_tokens[rows],
+            priority=None if self.priority is None else self.priority[rows],
+            predicted_osl=None if self.predicted_osl is None else self.predicted_osl[rows],
+            prefix_hashes=None if hashes is None else [hashes[row] for row in rows],
+        )
+
     def with_predictor(self, rng: np.random.Generator, *, log_sd: float) -> Requests:
         """Return the same with output lengths predicted to a log-normal error."""
         error = np.exp(log_sd * rng.standard_normal(len(self)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +37,8 @@ class EngineTrace:
     """Gaps between two tokens that lay in a pause."""
     pool: PoolShape
     max_seq_len: int
+    shares_prefixes: bool = False
+    """Whether sequences read blocks in common, so that their tokens do not add up to blocks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,15 +177,39 @@ class SimulationResult:
     def token_times(self, index: int) -> FloatArray:
         """Return when the engine put out each token of a request that was never paused.
 
-        Rebuilt from the step log of the only engine; front-end streaming is left out.
+        Rebuilt from the step log; front-end streaming is left out.
         """
-        if len(self.engines) != 1:
-            raise ValueError(f"token times need one engine, not {len(self.engines)}")
         delay_s = self.front_end.first_token_s
         first_s = self.requests.first_token_s[index] - delay_s
-        outputs = np.concatenate(list(_outputs(self.engines[0].log)))
-        start = int(np.searchsorted(outputs, first_s - 1e-9))
+        # Engines took every n-th request each; see `merged`.
+        outputs = self._outputs_s[index % len(self.engines)]
+        # Streaming may have held the token up for a part of a step.
+        start = int(np.searchsorted(outputs, first_s + 1e-9, side="right")) - 1
         return outputs[start : start + int(self.requests.osl[index])] + delay_s
+
+    @cached_property
+    def _outputs_s(self) -> list[FloatArray]:
+        """When the tokens of every step left, for each engine."""
+        return [np.concatenate(list(_outputs(trace.log))) for trace in self.engines]
+
+
+def merged(parts: Sequence[SimulationResult]) -> SimulationResult:
+    """Return the result of engines that took every n-th request each, in order of arrival."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {}
+    for column in fields(RequestColumns):
+        values = [getattr(part.requests, column.name) for part in parts]
+        joined = np.empty(sum(map(len, values)), values[0].dtype)
+        for lane, own in enumerate(values):
+            joined[lane :: len(parts)] = own
+        columns[column.name] = joined
+    return SimulationResult(
+        requests=RequestColumns(**columns),
+        engines=tuple(trace for part in parts for trace in part.engines),
+        front_end=parts[0].front_end,
+        wall_s=sum(part.wall_s for part in parts),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,42 +220,48 @@ class KvUsage:
     """Share of the blocks that running sequences hold."""
     max_fraction: float
     waste_fraction: float
-    """Share of the held blocks' space that has no token in it, while nothing prefills."""
+    """Share of the held blocks' space that has no token in it, while nothing prefills.
+
+    NaN where sequences share blocks or keep a sliding window.
+    """
     contiguous_saving_fraction: float
     """Memory that paging saves against max_seq_len tokens pre-allocated per running sequence."""
 
     @classmethod
     def of(cls, engines: tuple[EngineTrace, ...]) -> KvUsage:
         """Average over the steps of all engines, weighted by their time."""
-        rows = [_kv_rows(trace) for trace in engines]
-        busy_s, share, held, filled, contiguous = (
-            np.concatenate(column) for column in zip(*rows, strict=True)
-        )
+        columns = zip(*(_kv_rows(trace) for trace in engines), strict=True)
+        busy_s, counted_s, private_s, share, held, filled, contiguous = map(np.concatenate, columns)
+        waste = 1.0 - _ratio(private_s @ filled, private_s @ held, empty=math.nan)
+        saving = 1.0 - _ratio(counted_s @ held, counted_s @ contiguous, empty=1.0)
         return cls(
             mean_fraction=_ratio(busy_s @ share, busy_s.sum()),
             max_fraction=float(share.max(initial=0.0)),
-            waste_fraction=1.0 - _ratio(busy_s @ filled, busy_s @ held),
-            contiguous_saving_fraction=1.0 - _ratio(busy_s @ held, busy_s @ contiguous),
+            waste_fraction=waste,
+            contiguous_saving_fraction=saving,
         )
 
 
 def _kv_rows(trace: EngineTrace) -> tuple[FloatArray, ...]:
-    """Return busy time, share of the pool held, and three counts of tokens, row by row.
+    """Return, row by row, times, the share of the pool held and three counts of tokens.
 
-    Tokens of block space held, tokens cached, and tokens of pre-allocated slots; counted
-    only where nothing prefills.
+    The times are those in which the engine works, in which tokens can be counted (nothing
+    prefills), and in which they add up to blocks. The tokens are those of block space held,
+    those cached, and those of pre-allocated slots.
     """
     log, pool = trace.log, trace.pool
     counted = (log.prompts == 0) & (pool.windows == ())
     held = log.used_units / max(pool.full_units, 1) * pool.tokens_per_block
-    filled = log.context_tokens - log.decoding
+    filled = (log.context_tokens - log.decoding).astype(np.float64)
     contiguous = log.decoding.astype(np.float64) * trace.max_seq_len
-    tokens = (np.where(counted, column, 0.0) for column in (held, filled, contiguous))
-    return (log.end_s - log.start_s, log.used_units / pool.capacity, *tokens)
+    busy_s = log.end_s - log.start_s
+    counted_s = np.where(counted, busy_s, 0.0)
+    private_s = counted_s * (not trace.shares_prefixes)
+    return busy_s, counted_s, private_s, log.used_units / pool.capacity, held, filled, contiguous
 
 
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole > 0 else 0.0
+def _ratio(part: float, whole: float, *, empty: float = 0.0) -> float:
+    return float(part / whole) if whole > 0 else empty
 
 
 def _outputs(log: StepLog) -> Iterator[FloatArray]:

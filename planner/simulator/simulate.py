@@ -94,4 +94,5 @@ def _trace(engine: Engine) -> EngineTrace:
         pauses_s=np.array(engine.results.pauses_s),
         pool=engine.limits.pool,
         max_seq_len=engine.limits.max_seq_len,
+        shares_prefixes=any(engine.results.cached_tokens),
     )

@@ -1,0 +1,1 @@
+"""Fits calibration files: operators from tables, an engine's constants from measured runs."""

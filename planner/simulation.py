@@ -1,0 +1,392 @@
+"""Runs a configuration through the simulator: whose requests, on which engines, what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.engine import EngineConfig
+from cost_models.frontend import FrontEndConstants
+from cost_models.memory import MemoryPlan
+from cost_models.metrics import PERCENTILES, LatencyLimits
+from planner.estimator.load import Load, Protocol
+from planner.evaluator import Evaluator, lanes_per_replica
+from planner.runs import MeasuredRun
+from planner.simulator import (
+    Arrivals,
+    EngineLimits,
+    Requests,
+    SimulationResult,
+    StepClock,
+    gamma_arrivals,
+    offline_arrivals,
+    simulate,
+)
+from planner.simulator.results import merged
+from planner.simulator.statistics import requests_needed
+from planner.workload import RequestTrace, Workload
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+WARM_UP_FACTOR = 1.25
+"""Requests drawn over those that a percentile needs: the warm-up is cut off."""
+
+MOST_REQUESTS = 20_000
+"""Requests simulated of a workload that does not end before."""
+
+FIRST_WAVE_SHORTEST = 0.5
+"""Shortest first output, as a share of the asked one, of clients that fall out of step."""
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Demand:
+    """Every request of a deployment, and when clients send it."""
+
+    protocol: Protocol
+    requests: Requests
+    arrival_s: FloatArray
+    """Ascending; ignored in a closed loop."""
+    concurrency: int = 0
+    """Clients of a closed loop."""
+    shared_prefix_tokens: int = 0
+    """Tokens with which every prompt that is longer begins."""
+    is_endless: bool = False
+    """Whether a closed loop does not state how many requests it sends."""
+    has_steady_state: bool = False
+    """Whether the first requests are a warm-up to be cut off, not part of what was asked."""
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return len(self.requests)
+
+    def at_rate(self, rate_per_s: float) -> Demand:
+        """Return the same open loop, sped up or slowed down to another mean rate."""
+        own_rate = (len(self) - 1) / (self.arrival_s[-1] - self.arrival_s[0])
+        return replace(self, arrival_s=self.arrival_s * (own_rate / rate_per_s))
+
+
+def workload_demand(
+    workload: Workload, *, seed: int = 0, most_requests: int = MOST_REQUESTS
+) -> Demand:
+    """Draw as many requests of a workload as its percentiles need; a trace is taken whole.
+
+    Args:
+        workload: What is asked.
+        seed: Same seed, same requests.
+        most_requests: Bound on a workload that states how many requests it has.
+    """
+    rng = np.random.default_rng(seed)
+    protocol = workload.arrival.protocol
+    count = _num_requests(workload, most_requests)
+    if workload.trace is not None:
+        requests, arrival_s = _of_trace(workload.trace, workload.max_output_tokens)
+    else:
+        requests = Requests.of(
+            workload.isl.sample(rng, count),
+            workload.osl.sample(rng, count),
+            max_output_tokens=workload.max_output_tokens,
+        )
+        arrival_s = _arrivals(rng, workload, count)
+    return Demand(
+        protocol=protocol,
+        requests=requests,
+        arrival_s=arrival_s,
+        concurrency=workload.arrival.concurrency,
+        shared_prefix_tokens=workload.shared_prefix_tokens,
+        has_steady_state=protocol is Protocol.OPEN_LOOP and workload.trace is None,
+    )
+
+
+def _num_requests(workload: Workload, most_requests: int) -> int:
+    asked = workload.arrival.num_requests
+    if asked:
+        return min(asked, most_requests)
+    needed = math.ceil(WARM_UP_FACTOR * requests_needed(PERCENTILES["p99"]))
+    return max(needed, 10 * workload.arrival.concurrency)
+
+
+def _of_trace(trace: RequestTrace, max_output_tokens: int) -> tuple[Requests, FloatArray]:
+    requests = Requests.of(trace.isl, trace.osl, max_output_tokens=max_output_tokens)
+    return replace(requests, prefix_hashes=trace.prefix_hashes), trace.arrival_s
+
+
+def _arrivals(rng: np.random.Generator, workload: Workload, count: int) -> FloatArray:
+    if workload.arrival.protocol is not Protocol.OPEN_LOOP:
+        return offline_arrivals(count)
+    rate_per_s = workload.arrival.rate_per_s
+    drawn_s = gamma_arrivals(rng, rate_per_s=rate_per_s, cv=workload.arrival.cv, count=count)
+    # The sample has exactly the asked mean rate: one source of chance less.
+    return np.asarray(drawn_s * ((count - 1) / rate_per_s / drawn_s[-1]))
+
+
+def run_demand(run: MeasuredRun, load: Load) -> Demand:
+    """Return what a measured run asked for: its own lengths, its own open-loop arrivals.
+
+    Raises:
+        ProfileError: The run's requests file cannot be read.
+    """
+    isl, osl, arrival_s = run.lengths()
+    count = len(isl) if len(isl) > 1 else _asked_requests(load)
+    requests = Requests.of(
+        np.broadcast_to(isl, count).astype(np.int64), np.broadcast_to(osl, count).astype(np.int64)
+    )
+    if load.protocol is not Protocol.OPEN_LOOP:
+        arrival_s = offline_arrivals(count)
+    elif len(arrival_s) != count:
+        rng = np.random.default_rng(0)
+        rate_per_s = float(np.asarray(load.rate_per_s))
+        arrival_s = gamma_arrivals(rng, rate_per_s=rate_per_s, cv=load.arrival_cv, count=count)
+    order = np.argsort(arrival_s, kind="stable")
+    return Demand(
+        protocol=load.protocol,
+        requests=requests.at(order),
+        arrival_s=arrival_s[order] - arrival_s.min(),
+        concurrency=round(load.concurrency),
+        is_endless=load.protocol is Protocol.CLOSED_LOOP and not load.num_requests,
+    )
+
+
+def _asked_requests(load: Load) -> int:
+    """Requests of a run of equal lengths; 10 per client where it does not say."""
+    unstated = 10 * load.concurrency or requests_needed(PERCENTILES["p99"])
+    return min(round(load.num_requests or unstated), MOST_REQUESTS)
+
+
+def simulate_config(
+    evaluator: Evaluator, config: EngineConfig, memory: MemoryPlan, demand: Demand
+) -> SimulationResult:
+    """Serve a demand with every engine of a deployment.
+
+    Replicas, attention-DP ranks and pipeline micro-batches are engines of their own: each
+    gets every n-th request, or its share of the clients.
+
+    Args:
+        evaluator: Model, GPU and calibration.
+        config: What is deployed.
+        memory: How its GPUs divide their memory; one row, and it fits.
+        demand: What is asked of the whole deployment.
+    """
+    front_end = evaluator.front_end(config)
+    demand = _reusing_prefix(demand, config)
+    if _drifts_apart(demand, evaluator.load, front_end):
+        demand = replace(demand, requests=out_of_step(demand.requests, demand.concurrency))
+    lanes = lanes_per_replica(config) * config.num_replicas
+    lanes = min(lanes, len(demand), demand.concurrency or lanes)
+    limits = _limits(evaluator, config, memory, clients=demand.concurrency / lanes)
+    clock = _clock(evaluator, config, max_seq_len=limits.max_seq_len)
+    parts = [
+        simulate(
+            demand.requests.at(np.arange(lane, len(demand), lanes)),
+            _lane_arrivals(demand, lanes, lane),
+            clock=clock,
+            limits=limits,
+            front_end=front_end,
+        )
+        for lane in range(lanes)
+    ]
+    result = merged(parts)
+    return result.without_warm_up() if demand.has_steady_state else result
+
+
+_ClockKey = tuple[int, int, int, str, EngineConfig, int]
+_clocks: dict[_ClockKey, tuple[StepClock, Evaluator]] = {}
+"""Memo of `_clock`; it holds the evaluators, so that identities stay theirs."""
+
+MOST_CLOCKS = 64
+
+
+def _clock(evaluator: Evaluator, config: EngineConfig, *, max_seq_len: int) -> StepClock:
+    """Return the step costs of an engine; runs of one server, and fits, share their tables."""
+    operators, step = evaluator.calibration.operators, repr(evaluator.calibration.step)
+    identities = (id(evaluator.model), id(evaluator.gpu), id(operators))
+    key = (*identities, step, config, max_seq_len)
+    if key not in _clocks:
+        if len(_clocks) >= MOST_CLOCKS:
+            _clocks.clear()
+        clock = StepClock(
+            evaluator.step_model(config),
+            max_batch_size=config.max_batch_size,
+            max_num_tokens=config.max_num_tokens,
+            max_seq_len=max_seq_len,
+        )
+        _clocks[key] = (clock, evaluator)
+    return _clocks[key][0]
+
+
+def _limits(
+    evaluator: Evaluator, config: EngineConfig, memory: MemoryPlan, *, clients: float
+) -> EngineLimits:
+    """Return one lane's limits; in a closed loop no batch outgrows its clients."""
+    limits = EngineLimits.of(
+        config,
+        memory,
+        max_seq_len=evaluator.model.max_position_embeddings,
+        engine=evaluator.calibration.engine,
+    )
+    if not clients:
+        return limits
+    return replace(limits, max_batch_size=min(limits.max_batch_size, math.ceil(clients)))
+
+
+def _lane_arrivals(demand: Demand, lanes: int, lane: int) -> Arrivals:
+    if demand.protocol is Protocol.CLOSED_LOOP:
+        return Arrivals(concurrency=len(range(lane, demand.concurrency, lanes)))
+    return Arrivals(arrival_s=demand.arrival_s[lane::lanes])
+
+
+def _reusing_prefix(demand: Demand, config: EngineConfig) -> Demand:
+    """Name the full blocks of the prefix that all long enough prompts share."""
+    blocks = demand.shared_prefix_tokens // config.tokens_per_block
+    if not blocks or not config.enable_block_reuse or demand.requests.prefix_hashes is not None:
+        return demand
+    prefix_tokens = blocks * config.tokens_per_block
+    hashes = [(0,) if isl > prefix_tokens else () for isl in demand.requests.isl.tolist()]
+    requests = replace(demand.requests, prefix_hashes=hashes, prefix_hash_tokens=prefix_tokens)
+    return replace(demand, requests=requests)
+
+
+def _drifts_apart(demand: Demand, load: Load, front_end: FrontEndConstants) -> bool:
+    """Whether equal requests of a closed loop would stay together here but not in reality."""
+    closed = demand.protocol is Protocol.CLOSED_LOOP and load.is_lockstep
+    return closed and not front_end.keeps_waves
+
+
+def out_of_step(requests: Requests, concurrency: int) -> Requests:
+    """Shorten each client's first output by a share of its own, so that waves fall apart.
+
+    The shares are spread evenly (multiples of the golden ratio), without chance.
+    """
+    wave = np.arange(min(concurrency, len(requests)))
+    share = FIRST_WAVE_SHORTEST + (1 - FIRST_WAVE_SHORTEST) * (wave * GOLDEN_RATIO % 1.0)
+    osl = requests.osl.copy()
+    osl[wave] = np.maximum(np.rint(osl[wave] * share), 1).astype(np.int64)
+    return replace(requests, osl=osl)
+
+
+def simulated_metrics(
+    result: SimulationResult, demand: Demand, limits: LatencyLimits
+) -> dict[str, float]:
+    """Name a simulation's metrics as a measured run does, latencies in milliseconds.
+
+    A closed loop without an end has no last requests that run alone: its rates follow from
+    its latencies by Little's law.
+    """
+    found = result.metrics
+    values = {
+        f"{name}_ms.{statistic}": 1e3 * getattr(getattr(found, f"{name}_s"), statistic)
+        for name in ("ttft", "tpot", "itl", "e2el")
+        for statistic in ("mean", *PERCENTILES)
+    }
+    values["request_per_s"] = found.request_per_s
+    values["output_tok_per_s"] = found.output_tok_per_s
+    if demand.is_endless:
+        osl = float(demand.requests.osl.mean())
+        latency_s = found.ttft_s.mean + (osl - 1) * found.tpot_s.mean
+        values["request_per_s"] = demand.concurrency / latency_s
+        values["output_tok_per_s"] = osl * values["request_per_s"]
+    values["goodput_request_per_s"] = result.goodput_per_s(limits)
+    return values
+
+
+def request_limits(slo: Mapping[str, float]) -> LatencyLimits:
+    """Return what each single request must keep: the tightest limit of each metric."""
+    tightest = {
+        metric: min(
+            (limit for name, limit in slo.items() if name.split(".")[0] == f"{metric}_ms"),
+            default=math.inf,
+        )
+        for metric in ("ttft", "tpot", "e2el")
+    }
+    return LatencyLimits(**{f"{metric}_s": limit / 1e3 for metric, limit in tightest.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationSummary:
+    """What a prediction tells of the simulation behind it."""
+
+    num_requests: int
+    num_refused: int
+    num_steps: int
+    num_preemptions: int
+    warm_up_requests: int
+    wall_s: float
+    kv_mean_fraction: float
+    kv_max_fraction: float
+    kv_waste_fraction: float
+    """Of the held block space; NaN where sequences share blocks."""
+    kv_contiguous_saving_fraction: float
+    """Memory that paging saves against max_seq_len tokens for each running sequence."""
+    prefix_hit_fraction: float
+    queue_ms_mean: float
+    steps_by_kind: Mapping[str, int]
+    relative_errors: Mapping[str, float]
+    """Standard error of each percentile over its value, by metric name; from the bootstrap."""
+
+    @classmethod
+    def of(cls, result: SimulationResult) -> SimulationSummary:
+        """Return the summary of a result."""
+        usage = result.kv_usage()
+        queue_s = result.queue_s
+        return cls(
+            num_requests=result.num_requests,
+            num_refused=result.num_refused,
+            num_steps=result.num_steps,
+            num_preemptions=int(result.requests.preemptions.sum()),
+            warm_up_requests=result.warm_up_requests,
+            wall_s=result.wall_s,
+            kv_mean_fraction=usage.mean_fraction,
+            kv_max_fraction=usage.max_fraction,
+            kv_waste_fraction=usage.waste_fraction,
+            kv_contiguous_saving_fraction=usage.contiguous_saving_fraction,
+            prefix_hit_fraction=result.prefix_hit_fraction,
+            queue_ms_mean=1e3 * float(queue_s.mean()) if queue_s.size else 0.0,
+            steps_by_kind=result.steps_by_kind(),
+            relative_errors=percentile_errors(result),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON form."""
+        return {
+            "num_requests": self.num_requests,
+            "num_refused": self.num_refused,
+            "num_steps": self.num_steps,
+            "num_preemptions": self.num_preemptions,
+            "warm_up_requests": self.warm_up_requests,
+            "wall_s": round(self.wall_s, 4),
+            "kv_cache_used": {
+                "mean_fraction": round(self.kv_mean_fraction, 4),
+                "max_fraction": round(self.kv_max_fraction, 4),
+                "waste_fraction": _rounded(self.kv_waste_fraction),
+                "contiguous_saving_fraction": round(self.kv_contiguous_saving_fraction, 4),
+            },
+            "prefix_hit_fraction": round(self.prefix_hit_fraction, 4),
+            "queue_ms_mean": round(self.queue_ms_mean, 3),
+            "steps_by_kind": dict(self.steps_by_kind),
+            "standard_error_fraction": {
+                name: round(error, 4) for name, error in self.relative_errors.items()
+            },
+        }
+
+
+def _rounded(fraction: float) -> float | None:
+    return round(fraction, 4) if math.isfinite(fraction) else None
+
+
+def percentile_errors(result: SimulationResult) -> dict[str, float]:
+    """Return the standard error of each percentile over its value, by metric name."""
+    found = {}
+    for metric, errors in result.percentile_errors().items():
+        distribution = getattr(result.metrics, metric)
+        for statistic, error_s in errors.items():
+            value_s = getattr(distribution, statistic)
+            if math.isfinite(error_s) and value_s > 0:
+                found[f"{metric.removesuffix('_s')}_ms.{statistic}"] = error_s / value_s
+    return found
