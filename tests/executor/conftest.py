@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ from executor.backend import Deployment, ModelSource
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 
-TINY_LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
-    "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 256, "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-05, "hidden_act": "silu", "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+TEST_RUN = f"PLANNER_TEST_RUN={uuid.uuid4().hex}"
+"""In the environment of everything that these tests start: another run may go on beside."""
+
+os.environ.update([TEST_RUN.split("=", 1)])
+
+DATA = Path(__file__).parents[1] / "data"
+
+TINY_LLAMA: dict[str, Any] = json.loads((DATA / "tiny-llama" / "config.json").read_text())
 
 TINY_MODEL = ModelSource(
     name="tiny",

@@ -37,7 +37,7 @@ from executor.process_group import MARKER
 from executor.protocols import ClosedLoop, OfflineBurst, OpenLoop
 from executor.records import RequestStatus
 from executor.traffic import random_prompts
-from tests.executor.conftest import STAND_INS, TINY_MODEL, tiny_deployment
+from tests.executor.conftest import STAND_INS, TEST_RUN, TINY_MODEL, tiny_deployment
 from tests.executor.openai_server import OpenAiServer
 
 START_S = 90.0
@@ -54,7 +54,7 @@ PROMPTS = random_prompts([5, 9, 30, 17], [8, 8, 3, 12], vocab_size=256, seed=1)
 
 
 def marked_processes() -> set[int]:
-    """Processes of servers that this program started."""
+    """Live processes of servers that these tests have started."""
     found = set()
     for entry in Path("/proc").iterdir():
         try:
@@ -62,7 +62,8 @@ def marked_processes() -> set[int]:
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if f"\0{MARKER}=".encode() in environment and state != "Z":
+        is_server = f"\0{MARKER}=".encode() in environment and TEST_RUN.encode() in environment
+        if is_server and state != "Z":
             found.add(int(entry.name))
     return found - {os.getpid()}
 

@@ -16,23 +16,11 @@ from cost_models.profile_io import load_model
 from executor.protocols import ClosedLoop, OfflineBurst, OpenLoop
 from planner.measure import model_source, plan_configs, traffic_of
 from planner.workload import load_workload
-from tests.executor.conftest import STAND_INS, TINY_LLAMA
+from tests.executor.conftest import DATA, STAND_INS, TINY_LLAMA
 
 ROOT = Path(__file__).parents[2]
 
-WORKLOAD: dict[str, Any] = {
-    "schema_version": 1,
-    "name": "few",
-    "title": "A few short requests",
-    "model": "llama-3.1-8b",
-    "arrival": {"process": "closed_loop", "concurrency": 2, "num_requests": 6},
-    "isl": {"kind": "fixed", "tokens": 16},
-    "osl": {"kind": "fixed", "tokens": 4},
-    "max_output_tokens": 4,
-    "slo": {},
-    "objective": "throughput",
-    "source": "made for a test",
-}
+WORKLOAD: dict[str, Any] = json.loads((DATA / "few.json").read_text())
 
 
 def planner(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
