@@ -52,7 +52,7 @@ WATCH_INTERVAL_S = 0.2
 END_NOTICE_S = 3.0
 """How long after a lost connection the server's own end may become visible."""
 
-LEAST_RUN_S = 1.0
+LEAST_PHASE_S = 1.0
 
 WARM_UP_SEED = 1 << 32
 """Far from the seeds of runs: a warm-up must not fill a prefix cache with their prompts."""
@@ -228,25 +228,25 @@ class _Session:
             raise
 
     def _measure(self) -> None:
-        backend, limits = self.tools.backend, self.tools.options.limits
+        backend, options = self.tools.backend, self.tools.options
+        limits = options.limits
         check_can_run(backend, self.case.deployment)
         self._say("prepare")
-        deployment = backend.prepare(self.case.deployment, limit_s=limits.prepare_s)
+        deployment = backend.prepare(self.case.deployment, limit_s=self._within(limits.prepare_s))
         if isinstance(backend, BenchmarkBackend):
             self._repeat(lambda number: self._benchmark(backend, deployment, number))
         elif isinstance(backend, ServingBackend):
             self._say("start")
             with self._serving(backend, deployment) as server:
                 self._say("warm up")
-                _warm_up(server, self.case, self.tools.options)
+                _warm_up(server, self.case, options, limit_s=self._within(limits.warm_up_s))
                 self._repeat(lambda number: self._load(server, number))
 
     @contextmanager
     def _serving(self, backend: ServingBackend, deployment: Deployment) -> Iterator[Server]:
-        limits = self.tools.options.limits
-        server: Server | None = None
+        limits, server = self.tools.options.limits, None
         try:
-            server = backend.start(deployment, limit_s=limits.start_s)
+            server = backend.start(deployment, limit_s=self._within(limits.start_s))
             yield server
         finally:
             if server is not None:
@@ -287,7 +287,7 @@ class _Session:
         prompts = case.traffic.prompts(
             vocab_size=case.deployment.model.vocab_size, seed=options.seed + number
         )
-        limits = _time_limits(options.limits, self._run_limit_s)
+        limits = _time_limits(options.limits, self._within(options.limits.run_s))
         before = server.counters()
         with Telemetry(self.tools.reader) as telemetry:
             driven = _drive(server, prompts, protocol=case.traffic.protocol, limits=limits)
@@ -304,7 +304,7 @@ class _Session:
                 deployment,
                 prompts,
                 protocol=self.case.traffic.protocol,
-                limit_s=self._run_limit_s,
+                limit_s=self._within(self.tools.options.limits.run_s),
             )
         self._check_memory_is_free()
         measured = measured_section(result.requests) if result.requests else {}
@@ -316,9 +316,9 @@ class _Session:
             notes=result.notes,
         )
 
-    @property
-    def _run_limit_s(self) -> float:
-        return max(min(self.tools.options.limits.run_s, self.left_s), LEAST_RUN_S)
+    def _within(self, limit_s: float) -> float:
+        """Return a phase's limit, or what is left of the time budget where that is less."""
+        return max(min(limit_s, self.left_s), LEAST_PHASE_S)
 
     def _say(self, what: str) -> None:
         self.tools.progress(what, max(self.left_s, 0.0))
@@ -447,13 +447,13 @@ def _interrupts_as_errors() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _warm_up(server: Server, case: Case, options: MeasureOptions) -> None:
+def _warm_up(server: Server, case: Case, options: MeasureOptions, *, limit_s: float) -> None:
     """Send what makes the engine compile, capture and tune all that the runs will need.
 
     Raises:
         ServerFailedError: The server fails under it.
     """
-    config, until_s = case.deployment.config, time.monotonic() + options.limits.warm_up_s
+    config, until_s = case.deployment.config, time.monotonic() + limit_s
     rounds = warm_up_rounds(
         case.traffic, max_batch_size=config.max_batch_size, max_num_tokens=config.max_num_tokens
     )

@@ -24,7 +24,7 @@ TAIL_CHARACTERS = 4000
 """How much of a log a stored run keeps."""
 
 OUT_OF_MEMORY = re.compile(
-    r"CUDA out of memory|OutOfMemoryError|out of memory|cudaErrorMemoryAllocation"
+    r"CUDA out of memory|OutOfMemoryError|error[^\n]*out of memory|cudaErrorMemoryAllocation"
     r"|No available memory for the cache blocks|less than desired GPU memory utilization"
     r"|larger than the available KV cache memory|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from cost_models.engine import EngineConfig
 from executor.backend import Availability, Deployment, Server, ServingBackend
@@ -59,6 +62,31 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 
 
+LOGGING: Mapping[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "vllm": {
+            "class": "vllm.logging_utils.NewLineFormatter",
+            "format": "%(levelname)s %(asctime)s [%(fileinfo)s:%(lineno)d] %(message)s",
+        }
+    },
+    "handlers": {
+        "vllm": {
+            "class": "logging.StreamHandler",
+            "formatter": "vllm",
+            "level": "DEBUG",
+            "stream": "ext://sys.stdout",
+        }
+    },
+    "loggers": {
+        "vllm": {"handlers": ["vllm"], "level": "INFO", "propagate": False},
+        "vllm.v1.worker.gpu_worker": {"level": "DEBUG"},
+    },
+}
+"""As vLLM's own, but for the worker: its memory account is printed at debug level, once."""
+
+
 class VllmBackend(ServingBackend):
     """Starts `vllm serve`.
 
@@ -101,7 +129,9 @@ class VllmBackend(ServingBackend):
         command = [
             *program(deployment, "vllm"), "serve", model, "--port", str(port), *flags(deployment),
         ]  # fmt: skip
-        environment = {**ENVIRONMENT, **({"HF_HUB_OFFLINE": "1"} if folder else {})}
+        environment = {**ENVIRONMENT, "VLLM_LOGGING_CONFIG_PATH": str(_write_logging(deployment))}
+        if folder:
+            environment["HF_HUB_OFFLINE"] = "1"
         process = launch(command, deployment, port=port, limit_s=limit_s, environment=environment)
         return VllmServer(
             process,
@@ -146,6 +176,14 @@ def flags(deployment: Deployment) -> list[str]:
     if "speculative_config" in options:
         found += ["--speculative-config", options["speculative_config"]]
     return found + options.get("arguments", "").split()
+
+
+def _write_logging(deployment: Deployment) -> Path:
+    """Write the logging configuration under which the worker tells its memory account."""
+    deployment.workdir.mkdir(parents=True, exist_ok=True)
+    path = deployment.workdir / "vllm_logging.json"
+    path.write_text(json.dumps(LOGGING))
+    return path
 
 
 def _cache_flags(config: EngineConfig) -> list[str]:

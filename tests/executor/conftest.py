@@ -16,10 +16,10 @@ from executor.backend import Deployment, ModelSource
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 
-TEST_RUN = f"PLANNER_TEST_RUN={uuid.uuid4().hex}"
+TEST_RUN = uuid.uuid4().hex
 """In the environment of everything that these tests start: another run may go on beside."""
 
-os.environ.update([TEST_RUN.split("=", 1)])
+os.environ["PLANNER_TEST_RUN"] = TEST_RUN
 
 DATA = Path(__file__).parents[1] / "data"
 
