@@ -6,12 +6,9 @@ left, and the GPU's memory is seen to be free again.
 
 from __future__ import annotations
 
-import asyncio
 import resource
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,7 +23,8 @@ from executor.backend import (
     ServingBackend,
     check_can_run,
 )
-from executor.load_generator import LoadResult, Prompt, TimeLimits, run_load
+from executor.drive import Driven, drive, failure_message, interrupts_as_errors, verdict
+from executor.load_generator import TimeLimits
 from executor.machine import (
     GpuReader,
     Telemetry,
@@ -35,9 +33,8 @@ from executor.machine import (
     memory_used_bytes,
     wait_until_free,
 )
-from executor.process import OUT_OF_MEMORY
-from executor.protocols import ClosedLoop, LoadProtocol
-from executor.records import MeasuredRequest, RequestStatus, RunRecord, measured_section
+from executor.protocols import ClosedLoop
+from executor.records import MeasuredRequest, RunRecord, measured_section
 from executor.repeats import RepeatRule
 from executor.store import RunStore, resume_key
 from executor.traffic import Traffic, random_prompts, warm_up_rounds
@@ -46,24 +43,10 @@ from executor.window import longest_stall_s, steady_section
 Progress = Callable[[str, float], None]
 """Told what begins now, and how many seconds are left of the time budget."""
 
-WATCH_INTERVAL_S = 0.2
-"""How often a server is looked at while requests are in flight."""
-
-END_NOTICE_S = 3.0
-"""How long after a lost connection the server's own end may become visible."""
-
 LEAST_PHASE_S = 1.0
 
 WARM_UP_SEED = 1 << 32
 """Far from the seeds of runs: a warm-up must not fill a prefix cache with their prompts."""
-
-REQUEST_FAILURES: Mapping[RequestStatus, Failure] = {
-    RequestStatus.TIMED_OUT: Failure.HUNG,
-    RequestStatus.LOST: Failure.LOST_CONNECTION,
-    RequestStatus.REFUSED: Failure.REFUSED,
-    RequestStatus.WRONG_LENGTH: Failure.WRONG_LENGTH,
-}
-"""What a run is called by the worst of its requests, the worst first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +201,7 @@ class _Session:
     def run(self) -> None:
         """Bring the backend up, measure, and turn every failure into a stored run."""
         try:
-            with _interrupts_as_errors():
+            with interrupts_as_errors():
                 self._measure()
         except ServerFailedError as error:
             self._keep(_failed(error))
@@ -290,7 +273,7 @@ class _Session:
         limits = _time_limits(options.limits, self._within(options.limits.run_s))
         before = server.counters()
         with Telemetry(self.tools.reader) as telemetry:
-            driven = _drive(server, prompts, protocol=case.traffic.protocol, limits=limits)
+            driven = drive(server, prompts, protocol=case.traffic.protocol, limits=limits)
         counted = {k: v - before.get(k, 0.0) for k, v in server.counters().items()}
         return _outcome(driven, server, counted=counted, telemetry=telemetry.summary())
 
@@ -366,87 +349,6 @@ class _Session:
             yield "random weights"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Driven:
-    """A load that was sent, and whether somebody broke it off."""
-
-    result: LoadResult
-    interrupted: bool
-
-
-def _drive(
-    server: Server, prompts: Sequence[Prompt], *, protocol: LoadProtocol, limits: TimeLimits
-) -> _Driven:
-    """Send a load; the server's end and an interrupt end it early, with what is there.
-
-    Raises:
-        ServerFailedError: The server takes no connection.
-    """
-    try:
-        return asyncio.run(_driven(server, prompts, protocol=protocol, limits=limits))
-    except OSError as error:
-        failure = _wait_for_failure(server)
-        raise failure or ServerFailedError(
-            f"no connection: {error}", kind=Failure.LOST_CONNECTION, log_tail=server.log_tail()
-        ) from error
-
-
-async def _driven(
-    server: Server, prompts: Sequence[Prompt], *, protocol: LoadProtocol, limits: TimeLimits
-) -> _Driven:
-    stop, interrupts = asyncio.Event(), asyncio.Event()
-
-    def interrupt() -> None:
-        interrupts.set()
-        stop.set()
-
-    async def watch() -> None:
-        while server.failure() is None:
-            await asyncio.sleep(WATCH_INTERVAL_S)
-        stop.set()
-
-    watching = asyncio.create_task(watch())
-    with _on_interrupt(interrupt):
-        try:
-            result = await run_load(
-                server.endpoint, prompts, protocol=protocol, limits=limits, stop=stop
-            )
-        finally:
-            watching.cancel()
-    return _Driven(result=result, interrupted=interrupts.is_set())
-
-
-@contextmanager
-def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
-    """Call a function on SIGINT and SIGTERM while the event loop runs (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        loop.add_signal_handler(number, act)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _interrupts_as_errors() -> Iterator[None]:
-    """Let SIGTERM raise what SIGINT raises, so that both end a run in the same way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _warm_up(server: Server, case: Case, options: MeasureOptions, *, limit_s: float) -> None:
     """Send what makes the engine compile, capture and tune all that the runs will need.
 
@@ -467,7 +369,7 @@ def _warm_up(server: Server, case: Case, options: MeasureOptions, *, limit_s: fl
             vocab_size=case.deployment.model.vocab_size,
             seed=WARM_UP_SEED + options.seed + number,
         )
-        driven = _drive(
+        driven = drive(
             server,
             prompts,
             protocol=ClosedLoop(concurrency=part.concurrency),
@@ -476,24 +378,24 @@ def _warm_up(server: Server, case: Case, options: MeasureOptions, *, limit_s: fl
         _raise_if_broken(driven, server)
 
 
-def _raise_if_broken(driven: _Driven, server: Server) -> None:
+def _raise_if_broken(driven: Driven, server: Server) -> None:
     """Raise what a warm-up met: all but its own time limit, and single wrong requests."""
     if driven.interrupted:
         raise KeyboardInterrupt
-    status, error = _verdict(driven, server)
+    status, error = verdict(driven, server)
     if status not in ("ok", Failure.OUT_OF_TIME, Failure.WRONG_LENGTH):
         raise ServerFailedError(f"warm-up: {error}", kind=Failure(status))
 
 
 def _outcome(
-    driven: _Driven,
+    driven: Driven,
     server: Server,
     *,
     counted: Mapping[str, float],
     telemetry: Mapping[str, Any],
 ) -> Outcome:
     result = driven.result
-    status, error = _verdict(driven, server)
+    status, error = verdict(driven, server)
     stall_s = longest_stall_s(result.requests)
     measured = {
         **measured_section(result.requests),
@@ -520,51 +422,8 @@ def _outcome(
     )
 
 
-def _verdict(driven: _Driven, server: Server) -> tuple[str, str]:
-    """Return status and error of a load."""
-    if driven.interrupted:
-        return Failure.INTERRUPTED, "interrupted"
-    found = {request.status for request in driven.result.requests}
-    if RequestStatus.LOST in found or driven.result.was_stopped:
-        failure = _wait_for_failure(server)
-        if failure is not None:
-            return failure.kind, _message(failure)
-    for status, failure_kind in REQUEST_FAILURES.items():
-        if status in found:
-            return _request_failure(driven.result, server, status, failure_kind)
-    if driven.result.out_of_time:
-        return Failure.OUT_OF_TIME, f"not all was answered within {driven.result.wall_s:.0f} s"
-    return "ok", ""
-
-
-def _request_failure(
-    result: LoadResult, server: Server, status: RequestStatus, kind: Failure
-) -> tuple[str, str]:
-    failed = [request for request in result.requests if request.status is status]
-    log = server.log_tail()
-    if OUT_OF_MEMORY.search(log) and kind is not Failure.WRONG_LENGTH:
-        kind = Failure.OUT_OF_MEMORY
-    message = f"{len(failed)} of {len(result.requests)} requests {status}: {failed[0].error}"
-    return kind, f"{message}\n{log}".strip()
-
-
-def _wait_for_failure(server: Server) -> ServerFailedError | None:
-    """Return why the server ended; its end is seen a moment after its connections broke."""
-    until_s = time.monotonic() + END_NOTICE_S
-    while time.monotonic() < until_s:
-        failure = server.failure()
-        if failure is not None:
-            return failure
-        time.sleep(WATCH_INTERVAL_S)
-    return None
-
-
 def _failed(error: ServerFailedError) -> Outcome:
-    return Outcome(status=error.kind, error=_message(error), command=error.command)
-
-
-def _message(error: ServerFailedError) -> str:
-    return f"{error}\n{error.log_tail}".strip()
+    return Outcome(status=error.kind, error=failure_message(error), command=error.command)
 
 
 def _time_limits(limits: PhaseLimits, run_s: float) -> TimeLimits:

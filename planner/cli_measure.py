@@ -75,12 +75,9 @@ def measure_command(
     **options: Any,
 ) -> int:
     """Run a plan, or a configuration, on real hardware and keep what was measured."""
-    from planner.knobs import parse_assignments  # noqa: PLC0415  help must not wait
-    from planner.measure import (  # noqa: PLC0415
-        MeasureRequest,
-        measure_request,
-        measurement_to_json,
-    )
+    from planner.cases import MeasureRequest  # noqa: PLC0415  help must not wait
+    from planner.knobs import parse_assignments  # noqa: PLC0415
+    from planner.measure import measure_request, measurement_to_json  # noqa: PLC0415
 
     if plan and options["config"]:
         raise click.UsageError("give a plan or --config, not both")
@@ -274,7 +271,7 @@ def _print_measurement(result: Measurement) -> None:
 
 
 def _print_run(record: Mapping[str, Any]) -> None:
-    from planner.measure import COMPARED_METRICS  # noqa: PLC0415
+    from planner.cases import COMPARED_METRICS  # noqa: PLC0415
     from planner.runs import flat_metrics  # noqa: PLC0415
 
     click.echo(f"{record['run_id']}: {record['status']}")

@@ -68,7 +68,7 @@ class TrtllmBackend(ServingBackend):
     """Starts `trtllm-serve`.
 
     Options: `command` (another program than `trtllm-serve`), `checkpoint` (a quantized folder),
-    `backend` (pytorch, _autodeploy or tensorrt).
+    `backend` (pytorch or _autodeploy).
     """
 
     name = "trtllm"

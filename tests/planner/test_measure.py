@@ -14,7 +14,7 @@ import pytest
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_model
 from executor.protocols import ClosedLoop, OfflineBurst, OpenLoop
-from planner.measure import model_source, plan_configs, traffic_of
+from planner.cases import model_source, plan_configs, traffic_of
 from planner.workload import load_workload
 from tests.executor.conftest import DATA, STAND_INS, TINY_LLAMA
 
