@@ -59,20 +59,20 @@ class GpuReader(Protocol):
 
 
 class NvmlReader:
-    """Reads GPUs through NVML.
+    """Reads GPUs through NVML: the first of those that CUDA programs of this process may use.
 
     Args:
-        indices: NVML's numbers of the GPUs in use; None is all.
+        num_gpus: How many; None is all.
     """
 
-    def __init__(self, indices: Sequence[int] | None = None) -> None:
+    def __init__(self, num_gpus: int | None = None) -> None:
         import pynvml  # noqa: PLC0415  a driver call: only when something is measured
 
         self._nvml = pynvml
         self._handles: list[Any] = []
         with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
-            chosen = range(pynvml.nvmlDeviceGetCount()) if indices is None else indices
+            chosen = visible_gpus(pynvml.nvmlDeviceGetCount())[:num_gpus]
             self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in chosen]
 
     def identity(self) -> dict[str, Any]:
@@ -119,6 +119,18 @@ class NvmlReader:
             return getattr(self._nvml, name)(*arguments)
         except (self._nvml.NVMLError, AttributeError):
             return None
+
+
+def visible_gpus(count: int) -> list[int]:
+    """Return the numbers of the GPUs that `CUDA_VISIBLE_DEVICES` leaves, in its order."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return list(range(count))
+    parts = [part.strip() for part in named.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        # Named by UUID or as a slice: they cannot be told apart here.
+        return list(range(count))
+    return [int(part) for part in parts if int(part) < count]
 
 
 class Telemetry:

@@ -45,7 +45,7 @@ def measure_request(request: MeasureRequest) -> list[Measurement]:
     """
     backend = load_backend(request.backend)
     cases = cases_of(request, backend)
-    store, reader = RunStore(request.store), NvmlReader()
+    store = RunStore(request.store)
     until_s = time.monotonic() + request.time_budget_s
     results = []
     try:
@@ -56,7 +56,7 @@ def measure_request(request: MeasureRequest) -> list[Measurement]:
             tools = Tools(
                 backend=backend,
                 store=store,
-                reader=reader,
+                reader=NvmlReader(case.deployment.config.num_gpus),
                 options=_options(request, left_s / (len(cases) - number)),
                 progress=_progress(request, f"{number + 1}/{len(cases)}"),
             )

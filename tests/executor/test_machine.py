@@ -19,6 +19,7 @@ from executor.machine import (
     machine_section,
     memory_used_bytes,
     telemetry_section,
+    visible_gpus,
     wait_until_free,
 )
 
@@ -79,8 +80,21 @@ def test_a_gpu_that_others_use_is_shared(used: float, shared: bool) -> None:
     assert is_shared(memory_used_bytes(ScriptedGpu(used_bytes=[used]))) is shared
 
 
+@pytest.mark.parametrize(
+    ("named", "indices"),
+    [(None, [0, 1, 2, 3]), ("2,0", [2, 0]), ("", []), ("3,7", [3]), ("GPU-1a", [0, 1, 2, 3])],
+)
+def test_only_gpus_that_cuda_may_use_are_read(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, indices: list[int]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus(4) == indices
+
+
 def test_without_a_gpu_there_is_no_telemetry() -> None:
-    reader = NvmlReader(indices=[])
+    reader = NvmlReader(0)
     with Telemetry(reader) as telemetry:
         pass
     assert telemetry.summary() == {}

@@ -61,7 +61,7 @@ def tools(store: RunStore, **changes: Any) -> Tools:
     fields: dict[str, Any] = {
         "backend": VllmBackend(),
         "store": store,
-        "reader": NvmlReader(indices=[]),
+        "reader": NvmlReader(0),
         "options": OPTIONS,
     }
     return Tools(**{**fields, **changes})
