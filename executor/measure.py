@@ -87,7 +87,8 @@ class Case:
         """Return what finds the runs of the same question again."""
         deployment, traffic = self.deployment, self.traffic
         return resume_key(
-            {"backend": backend.name, "gpu": self.gpu, "model": deployment.model.name},
+            {"backend": backend.name, "version": backend.availability().version},
+            {"gpu": self.gpu, "model": deployment.model.name},
             {"random_weights": deployment.model.has_random_weights},
             asdict(deployment.config),
             dict(deployment.options),
@@ -206,7 +207,7 @@ class _Session:
         except ServerFailedError as error:
             self._keep(_failed(error))
         except KeyboardInterrupt:
-            if not self.records or self.records[-1]["status"] != Failure.INTERRUPTED:
+            if all(record["status"] != Failure.INTERRUPTED for record in self.records):
                 self._keep(Outcome(status=Failure.INTERRUPTED, error="interrupted"))
             raise
 
@@ -257,11 +258,14 @@ class _Session:
         while True:
             number = len(self.measurement.measured)
             self._say(f"run {number + 1}")
+            start_s = time.monotonic()
             outcome = run_once(number)
+            took_s = time.monotonic() - start_s
             self._keep(outcome)
             if outcome.status == Failure.INTERRUPTED:
                 raise KeyboardInterrupt
-            if outcome.status != "ok" or self.is_complete or self.left_s <= 0:
+            # A run that would be cut off by the end of the budget is not begun.
+            if outcome.status != "ok" or self.is_complete or self.left_s <= took_s:
                 return
 
     def _load(self, server: Server, number: int) -> Outcome:

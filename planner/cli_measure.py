@@ -146,7 +146,7 @@ def runs_show(run: str, store: str, as_json: bool) -> int:
 @click.argument("run", nargs=-1)
 @STORE_OPTION
 def runs_export(out: str, run: tuple[str, ...], store: str) -> int:
-    """Write runs (default: all) and their requests to OUT, for `planner validate`."""
+    """Write runs (default: all good ones) and their requests to OUT, for `planner validate`."""
     from planner.measure import export_runs  # noqa: PLC0415
 
     click.echo(str(export_runs(store, out, run)))

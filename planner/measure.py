@@ -79,7 +79,9 @@ def show_run(store: str, run_id: str) -> StoredRun:
 
 
 def export_runs(store: str, out: str, run_ids: Sequence[str] = ()) -> Path:
-    """Write runs and their requests as files that `planner validate` reads; all by default.
+    """Write runs and their requests as files that `planner validate` reads.
+
+    By default these are all that ended well: what failed has no metrics to be scored on.
 
     Returns:
         The runs file; each run's requests lie beside it.
@@ -87,9 +89,10 @@ def export_runs(store: str, out: str, run_ids: Sequence[str] = ()) -> Path:
     Raises:
         ProfileError: Nothing to write, or the folder cannot be written.
     """
-    chosen = [show_run(store, run_id) for run_id in run_ids] or list_runs(store)
+    good = [run for run in list_runs(store) if run.status == "ok"]
+    chosen = [show_run(store, run_id) for run_id in run_ids] or good
     if not chosen:
-        raise ProfileError(f"store {store}: holds no runs")
+        raise ProfileError(f"store {store}: holds no runs that ended well")
     path = Path(out)
     path = path if path.suffix == ".jsonl" else path / "runs.jsonl"
     try:

@@ -212,6 +212,14 @@ def test_a_time_budget_that_is_spent_ends_the_run(case: Case, store: RunStore) -
     assert run["status"] == "out_of_time"
 
 
+def test_a_repeat_that_the_budget_would_cut_off_is_not_begun(case: Case, store: RunStore) -> None:
+    slow = replace(TRAFFIC, osl=[150] * 8, workload={**TRAFFIC.workload, "osl": 150})
+    options = replace(OPTIONS, rule=RepeatRule(least=90, most=90), time_budget_s=6.0)
+    measurement = measure(replace(case, traffic=slow), tools(store, options=options))
+    assert measurement.is_ok
+    assert 0 < len(measurement.records) < 90
+
+
 def test_memory_that_stays_in_use_is_a_failure_of_its_own(case: Case, store: RunStore) -> None:
     gpu = ScriptedGpu(used_bytes=[0.0, 60 * GIB])
     measurement = measure(case, tools(store, reader=gpu))

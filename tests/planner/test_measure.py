@@ -118,6 +118,9 @@ def test_a_failure_is_exit_status_3_and_a_run(
     assert result.returncode == 3
     assert "Tried to allocate" in result.stdout
     assert "out_of_memory" in planner(folder, "runs", "list").stdout
+    # What failed is exported by name only.
+    assert planner(folder, "runs", "export", "out").returncode == 2
+    assert planner(folder, "runs", "export", "out", "h200").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_the_doctor_names_every_backend_and_what_it_lacks(folder: Path) -> None:
 def test_an_empty_store_has_nothing_to_export(folder: Path) -> None:
     result = planner(folder, "runs", "export", "out")
     assert result.returncode == 2
-    assert "holds no runs" in result.stderr
+    assert "holds no runs that ended well" in result.stderr
 
 
 def workload_file(tmp_path: Path, **changes: Any) -> str:
