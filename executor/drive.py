@@ -19,6 +19,9 @@ from executor.records import RequestStatus
 WATCH_INTERVAL_S = 0.2
 """How often a server is looked at while requests are in flight."""
 
+TICK_INTERVAL_S = 5.0
+"""How often somebody who waits is told that it goes on."""
+
 END_NOTICE_S = 3.0
 """How long after a lost connection the server's own end may become visible."""
 
@@ -40,15 +43,27 @@ class Driven:
 
 
 def drive(
-    server: Server, prompts: Sequence[Prompt], *, protocol: LoadProtocol, limits: TimeLimits
+    server: Server,
+    prompts: Sequence[Prompt],
+    *,
+    protocol: LoadProtocol,
+    limits: TimeLimits,
+    tick: Callable[[], None] = lambda: None,
 ) -> Driven:
     """Send a load; the server's end and an interrupt end it early, with what is there.
+
+    Args:
+        server: Runs, and is watched.
+        prompts: What is sent.
+        protocol: When it is sent.
+        limits: How long it may take.
+        tick: Called every few seconds while it goes on.
 
     Raises:
         ServerFailedError: The server takes no connection.
     """
     try:
-        return asyncio.run(_driven(server, prompts, protocol=protocol, limits=limits))
+        return asyncio.run(_driven(server, prompts, protocol=protocol, limits=limits, tick=tick))
     except OSError as error:
         failure = _wait_for_failure(server)
         raise failure or ServerFailedError(
@@ -57,7 +72,12 @@ def drive(
 
 
 async def _driven(
-    server: Server, prompts: Sequence[Prompt], *, protocol: LoadProtocol, limits: TimeLimits
+    server: Server,
+    prompts: Sequence[Prompt],
+    *,
+    protocol: LoadProtocol,
+    limits: TimeLimits,
+    tick: Callable[[], None],
 ) -> Driven:
     stop, interrupts = asyncio.Event(), asyncio.Event()
 
@@ -66,8 +86,12 @@ async def _driven(
         stop.set()
 
     async def watch() -> None:
+        next_tick_s = time.monotonic() + TICK_INTERVAL_S
         while server.failure() is None:
             await asyncio.sleep(WATCH_INTERVAL_S)
+            if time.monotonic() >= next_tick_s:
+                next_tick_s += TICK_INTERVAL_S
+                tick()
         stop.set()
 
     watching = asyncio.create_task(watch())

@@ -277,7 +277,13 @@ class _Session:
         limits = _time_limits(options.limits, self._within(options.limits.run_s))
         before = server.counters()
         with Telemetry(self.tools.reader) as telemetry:
-            driven = drive(server, prompts, protocol=case.traffic.protocol, limits=limits)
+            driven = drive(
+                server,
+                prompts,
+                protocol=case.traffic.protocol,
+                limits=limits,
+                tick=lambda: self._say(f"run {number + 1} goes on"),
+            )
         counted = {k: v - before.get(k, 0.0) for k, v in server.counters().items()}
         return _outcome(driven, server, counted=counted, telemetry=telemetry.summary())
 

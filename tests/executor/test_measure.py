@@ -205,11 +205,17 @@ class Breaker(threading.Thread):
         self.server.breaks_all = True
 
 
-def test_a_time_budget_that_is_spent_ends_the_run(case: Case, store: RunStore) -> None:
+def test_a_time_budget_that_is_spent_ends_the_run(
+    case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executor.drive.TICK_INTERVAL_S", 0.3)
+    said: list[str] = []
     slow = replace(TRAFFIC, osl=[4000] * 8, workload={**TRAFFIC.workload, "osl": 4000})
     options = replace(OPTIONS, limits=replace(LIMITS, run_s=1.0))
-    run = only_run(measure(replace(case, traffic=slow), tools(store, options=options)), store)
+    told = tools(store, options=options, progress=lambda what, _left_s: said.append(what))
+    run = only_run(measure(replace(case, traffic=slow), told), store)
     assert run["status"] == "out_of_time"
+    assert "run 1 goes on" in said
 
 
 def test_a_repeat_that_the_budget_would_cut_off_is_not_begun(case: Case, store: RunStore) -> None:
