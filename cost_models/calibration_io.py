@@ -56,6 +56,15 @@ LENDERS: Mapping[str, tuple[str, ...]] = {
 }
 """Whose fitted efficiencies a GPU borrows where it has no table of its own, nearest first."""
 
+ARCHITECTURE_OF: Mapping[str, str] = {
+    "a100_sxm": "ampere",
+    "l40s": "ada",
+    "h100_sxm": "hopper",
+    "h200_sxm": "hopper",
+    "b200_sxm": "blackwell",
+}
+"""Of each lender."""
+
 Operators = dict[str, dict[str, OperatorFit[Any]]]
 
 
@@ -173,7 +182,10 @@ def _shipped_operators(gpu_name: str) -> Operators:
 
 
 def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, frozenset[str]]:
-    """Fill every family and dtype: the GPU's own fit, else the nearest lender's bare formula."""
+    """Fill every family and dtype: the GPU's own fit, else the nearest lender's.
+
+    A lender of the same architecture runs the same kernels and lends its residuals too.
+    """
     complete: Operators = {family: dict(own.get(family, {})) for family in PARAMS_BY_FAMILY}
     borrowed = []
     for lender in LENDERS[gpu.architecture]:
@@ -182,7 +194,8 @@ def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, frozenset[s
         for family, fits in _shipped_operators(lender).items():
             for dtype, fit in fits.items():
                 if dtype not in complete[family]:
-                    complete[family][dtype] = _lent(fit)
+                    akin = ARCHITECTURE_OF[lender] == gpu.architecture
+                    complete[family][dtype] = fit if akin else _lent(fit)
                     borrowed.append(f"{family}/{dtype}")
     return complete, frozenset(borrowed)
 

@@ -292,9 +292,15 @@ class _Layer:
     def _decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
         params = self.operators.attention_decode[self.step.kv_table].params
         constants = self.step.calibration.step
-        if constants.attention_decode_efficiency:
+        fp8 = self.step.kv_table == "fp8"
+        efficiency = (
+            constants.attention_decode_fp8_efficiency
+            if fp8
+            else constants.attention_decode_efficiency
+        )
+        if efficiency:
             read_bytes = cache_bytes(self._heads(), sequences, kv_len, params=params)
-            rate = constants.attention_decode_efficiency * self.step.gpu.hbm_bytes_per_s
+            rate = efficiency * self.step.gpu.hbm_bytes_per_s
             return constants.attention_decode_launch_s + read_bytes / rate
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True

@@ -42,6 +42,8 @@ class StepConstants:
 
     0 where the operator table is the engine's own.
     """
+    attention_decode_fp8_efficiency: float = 0.0
+    """The same for an FP8 cache."""
     attention_decode_launch_s: float = 0.0
     """Fixed time of that kernel."""
     fp8_wide_gemm_s: float = 0.0

@@ -54,6 +54,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "elementwise_efficiency": _step(0.8, 0.3, 0.3, 1.0),
     "elementwise_launch_s": _step(1.5e-6, 0.5, 2e-7, 5e-6),
     "attention_decode_efficiency": _step(0.88, 0.07, 0.3, 1.0),
+    "attention_decode_fp8_efficiency": _step(0.75, 0.2, 0.2, 1.0),
     "attention_decode_launch_s": _step(4e-6, 0.5, 1e-6, 3e-5),
     "fp8_wide_gemm_s": _step(5e-6, 0.5, 5e-7, 3e-5),
     "gemm": _scale(0.05),
