@@ -48,23 +48,32 @@ class Endpoint:
         }
     )
     """Further keys of the request's JSON."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further lines of the request's head, as an authorization."""
+    exact_lengths: bool = True
+    """Whether another number of tokens than asked for is a failure."""
 
     def http_request(self, prompt: Prompt) -> bytes:
         """Return the bytes to send for a prompt."""
-        body = json.dumps(
-            {
-                "model": self.model,
-                "prompt": list(prompt.token_ids),
-                "max_tokens": prompt.osl,
-                "stream": True,
-                **self.options,
-            }
-        ).encode()
-        head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
+        body = json.dumps(self.body(prompt)).encode()
+        headers = {
+            "Host": f"{self.host}:{self.port}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **self.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"POST {self.path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        """Return the request's JSON."""
+        return {
+            "model": self.model,
+            "prompt": list(prompt.token_ids),
+            "max_tokens": prompt.osl,
+            "stream": True,
+            **self.options,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +142,8 @@ class LoadResult:
     wall_s: float
     out_of_time: bool
     """Whether the run's time limit ended it."""
+    was_stopped: bool = False
+    """Whether somebody ended it before all requests were answered."""
 
     @property
     def longest_silence_s(self) -> float:
@@ -148,10 +159,12 @@ async def run_load(
     *,
     protocol: LoadProtocol,
     limits: TimeLimits | None = None,
+    stop: asyncio.Event | None = None,
 ) -> LoadResult:
     """Send all prompts as the protocol says and return what was seen.
 
-    A request that fails is a result with its status. Cancelling drops all connections.
+    A request that fails is a result with its status. Setting `stop` ends the run with what is
+    there; cancelling drops all connections and returns nothing.
 
     Raises:
         OSError: The server takes no connection at the start.
@@ -160,7 +173,7 @@ async def run_load(
     try:
         await run.pool.open_ahead(protocol.connections(len(prompts)))
         with _no_garbage_collection():
-            return await run.measure(protocol)
+            return await run.measure(protocol, stop or asyncio.Event())
     finally:
         run.pool.close()
 
@@ -186,27 +199,30 @@ class _Run:
             host=endpoint.host, port=endpoint.port, connect_limit_s=limits.connect_s
         )
         self.prompts = prompts
+        self.exact_lengths = endpoint.exact_lengths
         self.limits = limits
         self.payloads = [endpoint.http_request(prompt) for prompt in prompts]
         self.exchanges: dict[int, _Exchange] = {}
         self.active: set[StreamConnection] = set()
 
-    async def measure(self, protocol: LoadProtocol) -> LoadResult:
+    async def measure(self, protocol: LoadProtocol, stop: asyncio.Event) -> LoadResult:
         """Drive the whole run."""
         watch = _LoopWatch(self.active, self.limits.silence_s)
         start_s, start_cpu_s = time.perf_counter(), time.thread_time()
-        out_of_time = False
         watching = asyncio.create_task(watch.run())
+        driving = asyncio.create_task(protocol.drive(len(self.prompts), self.send))
         try:
-            async with asyncio.timeout(self.limits.run_s):
-                await protocol.drive(len(self.prompts), self.send)
-        except TimeoutError:
-            out_of_time = True
+            is_complete = await _done_before(driving, stop, self.limits.run_s)
         finally:
             watching.cancel()
         end_s, end_cpu_s = time.perf_counter(), time.thread_time()
         requests = tuple(
-            _measured(self.exchanges.get(index) or _unsent(end_s), prompt, start_s=start_s)
+            _measured(
+                self.exchanges.get(index) or _unsent(end_s),
+                prompt,
+                start_s=start_s,
+                exact_lengths=self.exact_lengths,
+            )
             for index, prompt in enumerate(self.prompts)
         )
         cpu_fraction = (end_cpu_s - start_cpu_s) / max(end_s - start_s, 1e-9)
@@ -215,7 +231,8 @@ class _Run:
             lag=_client_lag(watch.lag_s, requests, cpu_fraction),
             start_s=start_s,
             wall_s=end_s - start_s,
-            out_of_time=out_of_time,
+            out_of_time=not is_complete and not stop.is_set(),
+            was_stopped=not is_complete and stop.is_set(),
         )
 
     async def send(self, index: int, due_s: float) -> None:
@@ -255,18 +272,35 @@ class _Run:
                     connection.abort()
 
 
+async def _done_before(work: asyncio.Task[None], stop: asyncio.Event, limit_s: float) -> bool:
+    """Wait for the work, at most until `stop` or the limit; it is over when this returns."""
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({work, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        is_complete = work.done()
+    finally:
+        stopping.cancel()
+        work.cancel()
+        await asyncio.wait({work})
+    if is_complete:
+        work.result()
+    return is_complete
+
+
 def _unsent(end_s: float) -> _Exchange:
     return _Exchange(
         due_s=end_s, status=RequestStatus.CANCELLED, error="the run ended before it was sent"
     )
 
 
-def _measured(exchange: _Exchange, prompt: Prompt, *, start_s: float) -> MeasuredRequest:
+def _measured(
+    exchange: _Exchange, prompt: Prompt, *, start_s: float, exact_lengths: bool
+) -> MeasuredRequest:
     """Return the record of a request; only a complete reply can be well."""
     stream, reply = exchange.stream, exchange.reply
     status, error = exchange.status, exchange.error
     if reply and status is RequestStatus.OK:
-        status, error = _verdict(reply, stream, prompt)
+        status, error = _verdict(reply, stream, prompt if exact_lengths else None)
     sent_s = reply.sent_s if reply else exchange.due_s
     return MeasuredRequest(
         arrival_s=sent_s - start_s,
@@ -280,13 +314,17 @@ def _measured(exchange: _Exchange, prompt: Prompt, *, start_s: float) -> Measure
     )
 
 
-def _verdict(reply: Reply, stream: TokenStream, prompt: Prompt) -> tuple[RequestStatus, str]:
-    """Return how a complete reply is to be judged."""
+def _verdict(reply: Reply, stream: TokenStream, prompt: Prompt | None) -> tuple[RequestStatus, str]:
+    """Return how a complete reply is to be judged; without a prompt, any length will do."""
     if reply.status != HTTP_OK:
         message = stream.head.decode("utf-8", "replace")
         return RequestStatus.REFUSED, f"HTTP {reply.status}: {message}"
     if stream.error:
         return RequestStatus.REFUSED, stream.error
+    if prompt is None and stream.num_tokens:
+        return RequestStatus.OK, ""
+    if prompt is None:
+        return RequestStatus.WRONG_LENGTH, "no tokens"
     if stream.num_tokens != prompt.osl:
         return RequestStatus.WRONG_LENGTH, f"{stream.num_tokens} tokens, not {prompt.osl}"
     return RequestStatus.OK, ""

@@ -110,6 +110,10 @@ class RunRecord:
     """The load generator's own lag, and whether it limited the run."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     """GPU, driver, clocks, power, versions, exact command."""
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+    """What the planner said before, by metric."""
+    flags: tuple[str, ...] = ()
+    """Why to distrust the numbers, as `throttled` or `client_limited`."""
     status: str = "ok"
     error: str = ""
     """Why the run failed, with the tail of the engine's log."""
@@ -120,9 +124,9 @@ class RunRecord:
         line: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         for name in self.__slots__:
             value = getattr(self, name)
-            optional = name in ("client", "machine", "error")
+            optional = name in ("client", "machine", "predicted", "flags", "error")
             if value or not optional:
-                line[name] = dict(value) if isinstance(value, Mapping) else value
+                line[name] = _plain(value)
         return line
 
 
@@ -196,6 +200,12 @@ def _append(path: Path, data: bytes) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _milliseconds(seconds: float) -> float | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cost_models.errors import ConfigError, PlannerError, ProfileError
+from planner.cli_measure import COMMANDS
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest
@@ -67,6 +68,10 @@ def _fail(message: str, *, status: int) -> None:
 @click.version_option(package_name="trtllm-planner", prog_name="planner")
 def planner() -> None:
     """Plan how to run a large language model on TensorRT-LLM, and check the plan."""
+
+
+for command in COMMANDS:
+    planner.add_command(command)
 
 
 def _common_options(function: Any) -> Any:

@@ -1,0 +1,118 @@
+"""What the backends share that start a server process of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from executor.backend import Deployment, Server, ServerFailedError
+from executor.load_generator import Endpoint
+from executor.process import ServerProcess, http_get
+
+GIB = float(1 << 30)
+
+LogPattern = tuple[re.Pattern[str], float]
+"""A pattern with one group, a number, and the unit that it is in."""
+
+
+class LaunchedServer(Server):
+    """A server that this program started.
+
+    Args:
+        process: The running process group.
+        endpoint: Where it answers.
+        log_facts: What its log says, by the name in a run's `measured`.
+        counter_metrics: Its Prometheus counters, by the name in a run's `measured`.
+    """
+
+    def __init__(
+        self,
+        process: ServerProcess,
+        *,
+        endpoint: Endpoint,
+        log_facts: Mapping[str, LogPattern],
+        counter_metrics: Mapping[str, str] | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.command = process.command_line
+        self._process = process
+        self._log_facts = log_facts
+        self._counter_metrics = counter_metrics or {}
+
+    def facts(self) -> dict[str, float]:
+        """Return what the log says."""
+        return facts_of_log(self._process.log_text(), self._log_facts)
+
+    def counters(self) -> dict[str, float]:
+        """Return the sums of its counters over all labels."""
+        if not self._counter_metrics:
+            return {}
+        _, text = http_get(port=self.endpoint.port, path="/metrics")
+        sums = {}
+        for name, metric in self._counter_metrics.items():
+            pattern = rf"^{re.escape(metric)}(?:\{{.*\}})? ([\d.e+]+)$"
+            found = re.findall(pattern, text, re.MULTILINE)
+            if found:
+                sums[name] = sum(float(value) for value in found)
+        return sums
+
+    def failure(self) -> ServerFailedError | None:
+        """Return why it ended, or None while it lives."""
+        return None if self._process.exit_status is None else self._process.failure()
+
+    def log_tail(self) -> str:
+        """Return the end of its log."""
+        return self._process.log_tail()
+
+    def stop(self) -> None:
+        """End the whole process group."""
+        self._process.stop()
+
+
+def launch(
+    command: Sequence[str],
+    deployment: Deployment,
+    *,
+    port: int,
+    limit_s: float,
+    environment: Mapping[str, str] | None = None,
+) -> ServerProcess:
+    """Start a server and return it once it answers; nothing is left running if it does not.
+
+    Raises:
+        ServerFailedError: With the end of its log.
+    """
+    process = ServerProcess(
+        command, log_path=deployment.workdir / f"server-{port}.log", environment=environment
+    )
+    try:
+        process.wait_healthy(port=port, limit_s=limit_s)
+    except ServerFailedError as error:
+        error.command = process.command_line
+        process.stop()
+        raise
+    except BaseException:
+        process.stop()
+        raise
+    return process
+
+
+def facts_of_log(text: str, patterns: Mapping[str, LogPattern]) -> dict[str, float]:
+    """Return the last number that each pattern finds, in base units."""
+    facts = {}
+    for name, (pattern, unit) in patterns.items():
+        found = pattern.findall(text)
+        if found:
+            facts[name] = float(found[-1].replace(",", "")) * unit
+    return facts
+
+
+def program(deployment: Deployment, default: str) -> list[str]:
+    """Return the engine's program: option `command` where given, split at spaces."""
+    return deployment.options.get("command", default).split()
+
+
+def model_argument(deployment: Deployment, folder: Path | None) -> str:
+    """Return what the engine is told to load: a local folder, or the name on the hub."""
+    return str(folder or deployment.model.folder or deployment.model.hub_name)

@@ -1,0 +1,311 @@
+"""Turns what a person wants measured into cases: plans, workloads and models for the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cost_models.engine import EngineConfig
+from cost_models.errors import ConfigError, PlannerError, ProfileError
+from cost_models.model import ModelSpec
+from cost_models.profile_io import load_model, read_json_object
+from executor.backend import Backend, Deployment, ModelSource
+from executor.machine import NvmlReader
+from executor.measure import Case
+from executor.store import DEFAULT_URL
+from executor.traffic import Traffic, protocol_of
+from planner.knobs import apply_settings, config_from_options
+from planner.runs import ENGINE_DEFAULTS
+from planner.workload import Workload, load_workload
+
+CPU = "cpu"
+"""The `gpu` of runs without one."""
+
+OPEN_LOOP_S = 60.0
+"""Length of an open loop whose workload states no number of requests."""
+
+REQUESTS_PER_CLIENT = 10
+"""Requests of a closed loop whose workload states no number."""
+
+FEWEST_REQUESTS, MOST_REQUESTS = 30, 2000
+"""Bounds of the number of requests where nobody states one."""
+
+BACKEND_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    **ENGINE_DEFAULTS,
+    "transformers": {
+        "max_batch_size": 256,
+        "tokens_per_block": 256,
+        "enable_chunked_prefill": True,
+        "cuda_graph_padding": True,
+    },
+}
+"""What an engine does when nobody says; transformers' from its `ContinuousBatchingConfig`."""
+
+OBJECTIVE_METRICS: Mapping[str, str] = {
+    "goodput": "goodput_request_per_s",
+    "throughput": "output_tok_per_s_per_gpu",
+    "latency": "tpot_ms.mean",
+    "cost": "output_tok_per_s_per_gpu",
+}
+
+LOWER_IS_BETTER = frozenset({"tpot_ms.mean"})
+
+COMPARED_METRICS = (
+    "ttft_ms.mean", "ttft_ms.p99", "tpot_ms.mean", "tpot_ms.p99", "itl_ms.p99", "e2el_ms.mean",
+    "output_tok_per_s", "request_per_s", "kv_cache_tokens", "weight_bytes_per_gpu",
+    "cuda_graph_bytes_per_gpu",
+)  # fmt: skip
+"""Metrics that are shown of runs, beside each other and beside their predictions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureRequest:
+    """Everything that `measure` can be told."""
+
+    backend: str
+    workload: str
+    plan: str = ""
+    """A plan.json; else `config` and `settings` say what is measured."""
+    config: str = ""
+    """TensorRT-LLM's options as YAML."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    gpu: str = ""
+    """Profile name; empty is the GPU of this machine."""
+    top: int = 1
+    num_requests: int = 0
+    random_weights: bool = False
+    backend_options: Mapping[str, str] = field(default_factory=dict)
+    store: str = DEFAULT_URL
+    workdir: str = "planner-measure"
+    time_budget_s: float = 600.0
+    repeats: int = 0
+    """Exactly so many; 0 lets their agreement decide."""
+    seed: int = 0
+    progress: Callable[[str, float], None] | None = None
+
+
+def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
+    """Return what is to be measured, most informative first.
+
+    Raises:
+        PlannerError: A file is wrong, or something is not named.
+    """
+    workload = load_workload(request.workload)
+    name = request.model or workload.model
+    if not name:
+        raise ConfigError(f"{request.workload} names no model", hint="give --model")
+    spec = load_model(name)
+    model = model_source(name, spec, random_weights=request.random_weights)
+    traffic = traffic_of(workload, num_requests=request.num_requests, seed=request.seed)
+    gpu = request.gpu or local_gpu()
+    cases = []
+    for config in _configs(request, backend, spec, workload):
+        cases.append(
+            Case(
+                deployment=deployment_of(
+                    config, model=model, spec=spec, workload=workload, request=request
+                ),
+                traffic=traffic,
+                gpu=gpu,
+                predicted=prediction_of(config, gpu=gpu, model=name, request=request),
+            )
+        )
+    return cases
+
+
+def model_source(name: str, spec: ModelSpec, *, random_weights: bool = False) -> ModelSource:
+    """Return where a model's files are; what has a config.json alone gets random weights."""
+    path = Path(name)
+    folder = path if path.is_dir() else None
+    is_local = folder is not None or path.suffix == ".json"
+    if not is_local:
+        path = Path(str(files("profiles"))) / "models" / f"{spec.name}.json"
+    config_path = path / "config.json" if folder else path
+    has_weights = folder is not None and any(folder.glob("*.safetensors"))
+    return ModelSource(
+        name=str(Path(name).resolve()) if is_local else spec.hub_name,
+        hub_name=spec.hub_name,
+        hf_config=_hf_config(config_path),
+        folder=folder.resolve() if folder and has_weights else None,
+        has_random_weights=random_weights or (is_local and not has_weights),
+        vocab_size=spec.vocab_size,
+        max_position_embeddings=spec.max_position_embeddings,
+    )
+
+
+def _hf_config(path: Path) -> Mapping[str, Any]:
+    """Return a model's config.json; shipped profiles hold it in a wrapper."""
+    if not path.is_file():
+        return {}
+    data = read_json_object(path)
+    config: Mapping[str, Any] = data.get("config", data)
+    return config
+
+
+def traffic_of(workload: Workload, *, num_requests: int = 0, seed: int = 0) -> Traffic:
+    """Return a workload as requests, with the `workload` section of their run."""
+    rng = np.random.default_rng(seed)
+    trace, arrival = workload.trace, workload.arrival
+    count = num_requests or _num_requests(workload)
+    if trace is not None:
+        isl, osl = trace.isl[:count], trace.osl[:count]
+    else:
+        isl = workload.isl.sample(rng, count)
+        osl = np.minimum(workload.osl.sample(rng, count), workload.max_output_tokens)
+    section: dict[str, Any] = {"protocol": str(arrival.protocol), "num_requests": len(isl)}
+    arrival_s: list[float] = []
+    if section["protocol"] == "closed_loop":
+        section["concurrency"] = arrival.concurrency
+    elif section["protocol"] == "open_loop":
+        arrival_s = _arrivals(workload, rng, len(isl))
+        section |= {"arrival": arrival.process, "rate_per_s": round(arrival.rate_per_s, 6)}
+        section |= {"burstiness": round(arrival.cv**-2, 6)} if arrival.cv != 1 else {}
+    for name, lengths in (("isl", isl), ("osl", osl)):
+        if len(set(lengths.tolist())) == 1:
+            section[name] = int(lengths[0])
+    return Traffic(
+        isl=isl.tolist(),
+        osl=osl.tolist(),
+        protocol=protocol_of(section, arrival_s),
+        workload=section,
+        shared_prefix_tokens=workload.shared_prefix_tokens,
+    )
+
+
+def deployment_of(
+    config: EngineConfig,
+    *,
+    model: ModelSource,
+    spec: ModelSpec,
+    workload: Workload,
+    request: MeasureRequest,
+) -> Deployment:
+    """Return what a backend is asked to bring up; TensorRT-LLM gets the files of a plan."""
+    engine_options: dict[str, Any] = {}
+    build_script = ""
+    if request.backend.startswith("trtllm"):
+        from planner.artifacts import deployment_files, llm_api_options  # noqa: PLC0415
+
+        engine_options = llm_api_options(config, spec)
+        build_script = deployment_files(config, spec, workload).get("quantize.sh", "")
+    return Deployment(
+        model=model,
+        config=config,
+        workdir=Path(request.workdir).resolve(),
+        options=request.backend_options,
+        engine_options=engine_options,
+        build_script=build_script,
+    )
+
+
+def prediction_of(
+    config: EngineConfig, *, gpu: str, model: str, request: MeasureRequest
+) -> dict[str, Any]:
+    """Return what the planner says before a run; empty for engines and GPUs it does not know."""
+    from planner.api import predict  # noqa: PLC0415
+
+    engine = "trtllm" if request.backend.startswith("trtllm") else request.backend
+    engine = request.backend_options.get("engine", engine)
+    if gpu == CPU or engine not in ENGINE_DEFAULTS:
+        return {}
+    try:
+        prediction = predict(
+            gpu=gpu, workload=request.workload, model=model, engine=engine, config=config
+        )
+    except PlannerError:
+        return {}
+    return {
+        name: {"value": prediction.value(name), "interval_90": list(metric.interval_90)}
+        for name, metric in prediction.metrics.items()
+        if name in COMPARED_METRICS and np.isfinite(metric.value)
+    }
+
+
+def local_gpu() -> str:
+    """Return the profile of this machine's GPU, or `cpu` where there is none.
+
+    Raises:
+        ProfileError: A GPU without a profile.
+    """
+    from planner.api import profile_of_device  # noqa: PLC0415
+
+    identity = NvmlReader().identity()
+    if not identity:
+        return CPU
+    return profile_of_device(identity["gpu_name"], float(identity["gpu_memory_bytes"]))
+
+
+def _configs(
+    request: MeasureRequest, backend: Backend, spec: ModelSpec, workload: Workload
+) -> list[EngineConfig]:
+    if request.plan:
+        chosen = plan_configs(Path(request.plan), top=request.top)
+        return [apply_settings(config, request.settings) for config in chosen]
+    config = EngineConfig(
+        **BACKEND_DEFAULTS.get(backend.engine, {}),
+        quantization=spec.checkpoint_quantization,
+        max_seq_len=min(workload.max_seq_len, spec.max_position_embeddings),
+    )
+    if request.config:
+        from planner.api import options_file  # noqa: PLC0415
+
+        config, _ = config_from_options(options_file(request.config), config)
+    return [apply_settings(config, request.settings)]
+
+
+def plan_configs(path: Path, *, top: int = 1) -> list[EngineConfig]:
+    """Return the recommendation of a plan.json and the alternatives that may beat it.
+
+    The alternatives come in the order of what they might still gain: the better end of their
+    interval over the recommendation's value.
+
+    Raises:
+        ProfileError: Not a plan.
+    """
+    plan = read_json_object(path)
+    try:
+        metric = OBJECTIVE_METRICS[plan["objective"]]
+        best, others = plan["recommended"], list(plan["alternatives"])
+        others.sort(key=lambda other: -_upside(other, best, metric))
+        return [_config_of_json(entry["config"]) for entry in [best, *others][:top]]
+    except (KeyError, TypeError) as error:
+        raise ProfileError(f"{path}: not a plan ({error!r})") from None
+
+
+def _upside(other: Mapping[str, Any], best: Mapping[str, Any], metric: str) -> float:
+    """Return by how much a candidate could beat the recommendation, as a ratio."""
+    low, high = other["predicted"][metric]["interval_90"]
+    reference = best["predicted"][metric]["value"]
+    if metric in LOWER_IS_BETTER:
+        return float(reference / low) if low else 0.0
+    return float(high / reference) if reference else 0.0
+
+
+def _config_of_json(values: Mapping[str, Any]) -> EngineConfig:
+    known = {f.name for f in fields(EngineConfig)}
+    return EngineConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def _num_requests(workload: Workload) -> int:
+    arrival = workload.arrival
+    if arrival.num_requests:
+        return min(arrival.num_requests, MOST_REQUESTS)
+    wanted = arrival.concurrency * REQUESTS_PER_CLIENT or int(arrival.rate_per_s * OPEN_LOOP_S)
+    return min(max(wanted, FEWEST_REQUESTS), MOST_REQUESTS)
+
+
+def _arrivals(workload: Workload, rng: np.random.Generator, count: int) -> list[float]:
+    from planner.simulator.arrivals import gamma_arrivals  # noqa: PLC0415
+
+    if workload.trace is not None:
+        times = workload.trace.arrival_s[:count]
+    else:
+        arrival = workload.arrival
+        times = gamma_arrivals(rng, rate_per_s=arrival.rate_per_s, cv=arrival.cv, count=count)
+    return [float(value) for value in times]
