@@ -23,7 +23,7 @@ from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, predict_config
 from planner.runs import ENGINE_DEFAULTS
 from planner.search.space import OUTER_KNOBS, SearchSpace
-from planner.search.study import SearchOptions
+from planner.search.study import Candidate, SearchOptions
 from planner.workload import OBJECTIVES, Workload, check_slo, load_workload
 
 MAX_GPUS = 8
@@ -71,6 +71,8 @@ class PlanRequest:
     calibration: str = ""
     usd_per_hour: float | None = None
     progress: Callable[[int, int], None] | None = None
+    on_best: Callable[[Candidate], None] | None = None
+    stopped: Callable[[], bool] | None = None
 
 
 def load_problem(  # noqa: PLR0913  one argument for each thing a user names
@@ -147,6 +149,8 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         seed=request.seed,
         storage=request.storage,
         progress=request.progress,
+        on_best=request.on_best,
+        stopped=request.stopped,
     )
     return make_plan(space, problem.evaluator, options)
 
