@@ -62,10 +62,10 @@ class Difference:
     def words(self) -> str:
         """The change as a person says it."""
         if self.is_better is None:
-            text = f"{self.title}: no difference ({self.after:,.4g} {self.unit})"
+            text = f"{self.title}: no difference ({_plain(self.after)} {self.unit})"
         else:
             share = f" ({100 * (self.after / self.before - 1):+.1f} %)" if self.before else ""
-            text = f"{self.title}: {self.before:,.4g} → {self.after:,.4g} {self.unit}{share}"
+            text = f"{self.title}: {_plain(self.before)} → {_plain(self.after)} {self.unit}{share}"
         return f"{text}, over the SLO" if self.is_over_slo else text
 
 
@@ -197,6 +197,10 @@ def plan_of(problem: Problem, config: EngineConfig, request: PlanRequest) -> Pla
     return plan_problem(problem, replace(request, pins=pins, limits={}, num_gpus=num_gpus))
 
 
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _searched(problem: Problem, num_gpus: int) -> Mapping[str, tuple[Any, ...]]:
     request = PlanRequest(gpu=problem.gpu.name, workload=problem.workload.name, num_gpus=num_gpus)
     space = search_space(problem, request)
@@ -232,7 +236,7 @@ def _sensitivity_point(
     return SensitivityPoint(value=value, prediction=answer.prediction, reason=reason)
 
 
-def _difference(  # noqa: PLR0913  a row of COMPARED, unpacked
+def _difference(
     base: Prediction,
     changed: Prediction,
     metric: str,

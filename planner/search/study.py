@@ -250,9 +250,7 @@ class _Search:
         return self.found[config]
 
     def _out_of_time(self) -> bool:
-        return self._is_stopped() or (
-            time.monotonic() - self.started > self.options.time_budget_s
-        )
+        return self._is_stopped() or (time.monotonic() - self.started > self.options.time_budget_s)
 
     def _is_stopped(self) -> bool:
         return self.options.stopped is not None and self.options.stopped()

@@ -13,7 +13,7 @@ from textual.binding import Binding
 from textual.screen import Screen
 
 from planner.tui.catalogue import Catalogue, read_catalogue
-from planner.tui.messages import CatalogueRead, Session, WorkerFailed
+from planner.tui.messages import CatalogueRead, RunsValidated, Session, WorkerFailed
 from planner.tui.screens.base import SCREENS, PlannerScreen
 from planner.tui.screens.help import HelpScreen
 from planner.tui.state import load_state, save_state
@@ -25,7 +25,7 @@ class PlannerApp(App[int]):
 
     TITLE = "planner"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, Callable[[], Screen[Any]]]] = {}
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {}
     BINDINGS: ClassVar = [
         *(
             Binding(key.lower(), f"switch_mode('{mode}')", title, show=False, priority=True)
@@ -46,6 +46,7 @@ class PlannerApp(App[int]):
         question = replace(self.state.question, **stated)
         self.state = replace(self.state, question=question)
         self.session: Session | None = None
+        self.validation: RunsValidated | None = None
         self.catalogue = Catalogue()
 
     def get_default_screen(self) -> Screen[Any]:
@@ -116,7 +117,9 @@ class PlannerApp(App[int]):
         yield from super().get_system_commands(screen)
         for mode, key, title in SCREENS:
             yield SystemCommand(
-                f"Go to {title}", f"{key}", lambda mode=mode: self.run_action(f"switch_mode('{mode}')")
+                f"Go to {title}",
+                f"{key}",
+                lambda mode=mode: self.run_action(f"switch_mode('{mode}')"),
             )
 
 

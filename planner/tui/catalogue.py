@@ -89,9 +89,7 @@ def _workloads() -> list[Entry]:
     for name in list_workloads():
         work = load_workload(name)
         load = work.load()
-        summary = (
-            f"{work.title}: {load.isl.mean:.0f} in, {load.osl.mean:.0f} out, {work.objective}"
-        )
+        summary = f"{work.title}: {load.isl.mean:.0f} in, {load.osl.mean:.0f} out, {work.objective}"
         path = _root() / "workloads" / f"{name}.json"
         entries.append(Entry(kind="workload", name=name, summary=summary, path=path))
     return entries

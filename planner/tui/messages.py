@@ -106,6 +106,14 @@ class RunsValidated(Message):
 
 
 @dataclass
+class PlanMade(Message):
+    """A changed configuration became a plan of its own."""
+
+    session: Session
+    plan: Plan
+
+
+@dataclass
 class FilesWritten(Message):
     """A plan's files were written."""
 

@@ -32,9 +32,7 @@ class PickScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """Lay out the dialog."""
         with Vertical(classes="dialog"):
-            yield Static(
-                f"{self.heading}: type to narrow, ↑ ↓ Enter, Esc cancels", classes="title"
-            )
+            yield Static(f"{self.heading}: type to narrow, ↑ ↓ Enter, Esc cancels", classes="title")
             yield Input(placeholder="search", compact=True)
             yield OptionList(compact=True)
 

@@ -36,10 +36,9 @@ class FrontPlot(PlotWidget, inherit_bindings=False):
     def on_mount(self) -> None:
         """Name the axes."""
         super().on_mount()
-        self.margin_top = 0
-        self.margin_left = 8
-        self.set_xlabel("tokens/s per user, every slot taken")
-        self.set_ylabel("tok/s/GPU")
+        self.margin_left, self.margin_top = 8, 1
+        self.set_xlabel("tokens/s per user")
+        self.border_title = "Pareto front: tokens/s per GPU, every slot taken"
 
     def show(self, candidates: Sequence[Candidate], recommended: Candidate) -> None:
         """Show a front; the cursor returns to the recommendation."""

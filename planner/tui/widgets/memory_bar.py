@@ -14,13 +14,13 @@ PARTS = (
     ("KV cache", "kv_cache_bytes_per_gpu", "K"),
     ("activations", "activation_bytes_per_gpu", "a"),
     ("runtime", "runtime_bytes_per_gpu", "r"),
-    ("communication", "communication_bytes_per_gpu", "c"),
-    ("CUDA graphs", "cuda_graph_bytes_per_gpu", "g"),
+    ("comms", "communication_bytes_per_gpu", "c"),
+    ("graphs", "cuda_graph_bytes_per_gpu", "g"),
     ("free", "free_bytes_per_gpu", "·"),
 )
 """(name, field of the memory plan, letter in the bar). Letters, so that no colour is needed."""
 
-BAR_WIDTH = 46
+BAR_WIDTH = 44
 
 
 class MemoryBar(Static):
@@ -30,7 +30,7 @@ class MemoryBar(Static):
         """Show a memory plan of one configuration."""
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
         for justify in ("left", "left", "right", "right") * 2:
-            table.add_column(justify=justify)  # type: ignore[arg-type]
+            table.add_column(justify=justify)
         cells = [_cells(memory, part) for part in PARTS]
         half = -(-len(cells) // 2)
         for row in range(half):
@@ -62,7 +62,7 @@ def _cells(memory: MemoryPlan, part: tuple[str, str, str]) -> tuple[str, str, st
 
 
 def _heading(memory: MemoryPlan) -> str:
-    heading = f"Memory of one GPU, {gib(float(memory.total_bytes))} (parts in GiB)"
+    heading = f"Memory of one GPU: {gib(float(memory.total_bytes))}; parts in GiB"
     if memory.fits:
         return heading
     return f"{heading}\n✗ DOES NOT FIT: {gib(float(memory.shortfall_bytes))} short"
@@ -70,7 +70,7 @@ def _heading(memory: MemoryPlan) -> str:
 
 def _blocks(memory: MemoryPlan) -> str:
     return (
-        f"KV: {float(memory.kv_cache_blocks):,.0f} blocks = "
-        f"{float(memory.kv_cache_tokens):,.0f} tokens = "
-        f"{float(memory.max_sequences):,.0f} sequences of max_seq_len"
+        f"KV cache: {float(memory.kv_cache_blocks):,.0f} blocks, "
+        f"{float(memory.kv_cache_tokens):,.0f} tokens,\n"
+        f"{float(memory.max_sequences):,.0f} sequences of max_seq_len at once"
     )

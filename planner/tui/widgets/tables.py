@@ -10,16 +10,22 @@ from cost_models.engine import EngineConfig
 from planner.planning import Plan
 from planner.prediction import Prediction
 from planner.report import LATENCIES, RATES
-from planner.tui.text import milliseconds, number, short_config
+from planner.tui.text import bound, milliseconds, number, short_split
 
-SHOWN_STATISTICS = ("mean", "p50", "p90", "p99")
+SHOWN_STATISTICS = ("p50", "p90", "p99")
 
-SHORT_UNITS = {"output tokens/J": "tokens/J", "USD/M output tokens": "USD/M tok"}
+SHORT_UNITS = {
+    "requests/s": "/s",
+    "tokens/s/GPU": "tok/s/GPU",
+    "output tokens/J": "tok/J",
+    "USD/M output tokens": "USD/Mtok",
+}
 
 
 def config_table(config: EngineConfig) -> Table:
     """Return a configuration under TensorRT-LLM's names."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
     rows = (
         ("quantization", f"{config.quantization}, KV {config.kv_cache_dtype}"),
         ("parallel sizes", _parallel(config)),
@@ -40,9 +46,9 @@ def latency_table(prediction: Prediction) -> Table:
     """Return predicted latencies in ms with the interval of P99 and what the SLO allows."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("ms")
-    for title in ("mean", "P50", "P90", "P99"):
+    for title in ("P50", "P90", "P99"):
         table.add_column(title, justify="right")
-    table.add_column("90% int. P99", justify="right")
+    table.add_column("P99, 90 %", justify="right")
     for title, metric in LATENCIES:
         low, high = prediction.metrics[f"{metric}.p99"].interval_90
         cells = [milliseconds(prediction.value(f"{metric}.{s}")) for s in SHOWN_STATISTICS]
@@ -55,8 +61,8 @@ def slo_lines(prediction: Prediction) -> Text:
     text = Text()
     for name, excess in prediction.slo_excess.items():
         limit = prediction.value(name) / (1 + excess)
-        state, sign = ("met", "✓") if excess <= 0 else ("MISSED", "✗")
-        words = f"{sign} {name} ≤ {number(limit)} ms {state}, {100 * excess:+.0f} % of the limit\n"
+        state, sign = ("met by", "✓") if excess <= 0 else ("MISSED by", "✗")
+        words = f"{sign} {name} ≤ {number(limit)}: {state} {100 * abs(excess):.0f} %\n"
         text.append(words, style="" if excess <= 0 else "bold")
     return text
 
@@ -64,15 +70,16 @@ def slo_lines(prediction: Prediction) -> Text:
 def rate_table(prediction: Prediction) -> Table:
     """Return rates, cost and energy, each with its 90 % interval."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
+    table.add_column(no_wrap=True)
+    for _ in range(2):
+        table.add_column(justify="right", no_wrap=True)
     for title, name, unit in RATES:
         metric = prediction.metrics[name]
         low, high = metric.interval_90
-        unit = SHORT_UNITS.get(unit, unit)
-        table.add_row(title, number(metric.value), f"{unit} ({number(low)}–{number(high)})")
+        label = f"{title} {SHORT_UNITS.get(unit, unit)}"
+        table.add_row(label, number(metric.value), f"{bound(low)}–{bound(high)}")
     if prediction.highest_rate_per_s > 0:
-        table.add_row("Headroom", number(prediction.highest_rate_per_s), "/s, highest under the SLO")
+        table.add_row("Highest rate /s", number(prediction.highest_rate_per_s), "under the SLO")
     return table
 
 
@@ -103,7 +110,7 @@ def reasons_view(plan: Plan) -> Group:
         )
     lines.append(Text("Why not the others", style="bold"))
     for alternative in plan.alternatives:
-        lines.append(Text(f"• {short_config(alternative.prediction.config)}"))
+        lines.append(Text(f"• {short_split(alternative.prediction.config)}"))
         lines.append(Text(f"    {alternative.rejected_because}", style="dim"))
     lines.append(Text("\nChanging one knob", style="bold"))
     lines += [Text(f"• {n.knob}={n.value}: {n.verdict}") for n in plan.neighbours]
@@ -116,4 +123,6 @@ def _parallel(config: EngineConfig) -> str:
         parts.append(f"EP {config.moe_expert_parallel_size}")
     if config.enable_attention_dp:
         parts.append("attention DP")
-    return f"{', '.join(parts)}, {config.num_replicas} replica(s)"
+    if config.num_replicas > 1:
+        parts.append(f"{config.num_replicas} replicas")
+    return ", ".join(parts)
