@@ -72,6 +72,7 @@ def _readers(question: Question) -> dict[str, Callable[[], Any]]:
         "isl": lambda: _number(q.isl),
         "osl": lambda: _number(q.osl),
         "slo": lambda: _slo(q.slo),
+        "objective": lambda: _objective(q.objective),
     }
 
 
@@ -126,6 +127,14 @@ def _number(text: str) -> float | None:
     if not math.isfinite(value):
         raise ConfigError(f"{text!r} is not a number")
     return value
+
+
+def _objective(text: str) -> str:
+    from planner.workload import OBJECTIVES  # noqa: PLC0415
+
+    if text and text not in OBJECTIVES:
+        raise ConfigError(f"{text!r} is unknown", hint=f"known: {', '.join(OBJECTIVES)}")
+    return text
 
 
 def _slo(text: str) -> dict[str, float]:

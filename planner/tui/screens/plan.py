@@ -237,8 +237,8 @@ class PlanScreen(PlannerScreen):
         state = "Stopped" if event.was_stopped else "Done"
         verdict = "Recommended" if plan.status == "feasible" else "✗ Nothing is feasible; nearest"
         self.query_one("#headline", Static).update(
-            f"★ {verdict} for {plan.objective}\n{state}: {found.num_evaluated:,} tried in {found.wall_s:.1f} s, "
-            f"{len(found.pareto)} on the front"
+            f"★ {verdict} for {plan.objective}\n{state}: {found.num_evaluated:,} tried in "
+            f"{found.wall_s:.1f} s, {len(found.pareto)} on the front"
         )
         self.query_one(FrontPlot).show(found.pareto, found.best)
         self.query_one("#reasons", Static).update(reasons_view(plan))

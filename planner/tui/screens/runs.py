@@ -50,6 +50,12 @@ class RunsScreen(RunsFileScreen):
         with VerticalScroll(id="runs-detail"):
             yield Static("", id="run")
 
+    def on_mount(self) -> None:
+        """Hide what is empty until a file is read."""
+        self.query_one("#runs-table").display = False
+        self.query_one("#runs-detail").display = False
+        self.query_one("#runs-file").focus()
+
     def show_validation(self, event: RunsValidated) -> None:
         """Fill the table."""
         self.rows, self.kept = event.validation.rows, None
@@ -58,6 +64,8 @@ class RunsScreen(RunsFileScreen):
         if skipped:
             words += f"; {len(skipped)} skipped, first {skipped[0][0]}: {skipped[0][1]}"
         self.say(words)
+        self.query_one("#runs-table").display = True
+        self.query_one("#runs-detail").display = True
         table = self.query_one(DataTable)
         table.clear(columns=True)
         table.add_columns("run", *(title for title, _ in OVERVIEW), "model", "GPU")

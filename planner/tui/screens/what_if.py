@@ -55,7 +55,7 @@ class WhatIfScreen(PlannerScreen):
 
     def compose_body(self) -> ComposeResult:
         """Lay out knobs, differences, curve and memory."""
-        with VerticalScroll(id="changes", can_focus=False):
+        with Vertical(id="changes"):
             with Vertical(id="knob-side"):
                 yield Static("", id="what-if-words", markup=False)
                 yield KnobList(id="knobs", compact=True)

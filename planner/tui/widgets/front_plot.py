@@ -38,7 +38,7 @@ class FrontPlot(PlotWidget, inherit_bindings=False):
         super().on_mount()
         self.margin_left, self.margin_top = 8, 1
         self.set_xlabel("tokens/s per user")
-        self.border_title = "Pareto front: tokens/s per GPU, every slot taken"
+        self.border_title = "tokens/s per GPU, every slot taken"
 
     def show(self, candidates: Sequence[Candidate], recommended: Candidate) -> None:
         """Show a front; the cursor returns to the recommendation."""

@@ -1,0 +1,73 @@
+"""How soon the interface paints and how fast it answers: `python -m tests.bench.tui`."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from textual.widgets import Input
+
+from planner.tui.app import PlannerApp
+
+REPEATS = 5
+KEYS = 100
+
+FIRST_PAINT = """
+import sys, time
+from pathlib import Path
+from planner.tui.app import PlannerApp
+class Timed(PlannerApp):
+    def on_idle(self):
+        if self.screen.id != "_default" and self.screen.is_mounted and self.screen.query("Footer"):
+            self.call_after_refresh(self.exit)
+Timed(state_file=Path(sys.argv[1]) / "tui.json").run(headless=True, size=(120, 40))
+"""
+
+
+def first_paint_s() -> float:
+    """Return the median time from process start to a painted frame, process end included."""
+    times = []
+    for _ in range(REPEATS):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", FIRST_PAINT, folder], check=True)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+async def keystroke_s() -> list[float]:
+    """Return the time that each keystroke takes while searches run."""
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        app = PlannerApp(state_file=Path(folder) / "tui.json")
+        async with app.run_test(size=(120, 40)) as pilot:
+            await pilot.pause(0.5)
+            app.screen.query_one("#field-rate Input", Input).focus()
+            for number in range(KEYS):
+                start = time.perf_counter()
+                await pilot.press("backspace" if number % 2 else str(1 + number % 9))
+                times.append(time.perf_counter() - start)
+                # Long enough a pause for a search to start now and then.
+                await asyncio.sleep(0.4 if number % 5 == 0 else 0.1)
+    return times
+
+
+def main() -> None:
+    """Print every figure."""
+    times = sorted(asyncio.run(keystroke_s()))
+    rows = (
+        ("first paint", f"{first_paint_s():.2f} s"),
+        ("keystroke, median", f"{1e3 * statistics.median(times):.0f} ms"),
+        ("keystroke, P95", f"{1e3 * times[int(0.95 * len(times))]:.0f} ms"),
+    )
+    for name, value in rows:
+        print(f"{name:24} {value}")  # noqa: T201  a benchmark's output
+
+
+if __name__ == "__main__":
+    main()
