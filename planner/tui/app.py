@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import App, SystemCommand
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding
 from textual.screen import Screen
 
@@ -96,6 +97,11 @@ class PlannerApp(App[int]):
     def on_unmount(self) -> None:
         """Write the state."""
         save_state(self.state_file, replace(self.state, theme=self.theme))
+
+    def switch_mode(self, mode: str) -> AwaitComplete:
+        """Open a screen, and remember it."""
+        self.remember(screen=mode)
+        return super().switch_mode(mode)
 
     def action_show_keys(self) -> None:
         """Show the keys of the screen, or close them."""

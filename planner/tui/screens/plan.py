@@ -75,8 +75,8 @@ class PlanScreen(PlannerScreen):
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("escape", "stop", "Stop search"),
         Binding("ctrl+r", "restart", "Search again"),
-        Binding("ctrl+f", "front", "To the plot"),
-        Binding("ctrl+e", "export", "Export files"),
+        Binding("ctrl+g", "front", "To the plot"),
+        Binding("ctrl+s", "export", "Export files"),
     ]
 
     def __init__(self, question: Question) -> None:

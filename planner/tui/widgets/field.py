@@ -74,6 +74,10 @@ class _FieldInput(Input):
         super().__init__(value, placeholder=placeholder, name=name, compact=True, max_length=400)
         self.field = field
 
+    def check_consume_key(self, key: str, character: str | None) -> bool:
+        """Leave ? to the application: no field needs it, and it shows the keys."""
+        return character != "?" and super().check_consume_key(key, character)
+
     def action_choices(self) -> None:
         """Open the list."""
         self.field.open_choices()

@@ -22,7 +22,7 @@ async def planner_at(
 ) -> AsyncIterator[Pilot[int]]:
     """Open the interface with its state in a folder of its own."""
     app = PlannerApp(state_file=folder / "tui.json", given=given)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=size, notifications=True) as pilot:
         yield pilot
 
 

@@ -43,7 +43,7 @@ async def test_plan_then_what_if_then_export(tmp_path: Path) -> None:
         await pilot.press("left")
         await until(pilot, lambda: "▼ highest rate" in text_of(pilot, "#differences"))
         assert "was 256" in shown(pilot)
-        await pilot.press("ctrl+e")
+        await pilot.press("ctrl+s")
         await until(pilot, lambda: "Export to a folder" in shown(pilot))
         pilot.app.screen.query_one(Input).value = str(folder)
         await pilot.press("enter")
@@ -107,7 +107,7 @@ async def test_what_if_without_a_plan_says_where_to_get_one(tmp_path: Path) -> N
     async with planner_at(tmp_path, workload="nothing") as pilot:
         await pilot.press("f3")
         await until(pilot, lambda: "There is no plan yet" in shown(pilot))
-        await pilot.press("ctrl+e")
+        await pilot.press("ctrl+s")
         await until(pilot, lambda: "nothing to export" in shown(pilot))
 
 
@@ -116,7 +116,7 @@ async def test_export_into_a_foreign_folder_is_refused_at_the_field(tmp_path: Pa
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     async with planner_at(tmp_path) as pilot:
         await planned(pilot)
-        await pilot.press("ctrl+e")
+        await pilot.press("ctrl+s")
         pilot.app.screen.query_one(Input).value = str(tmp_path / "mine")
         await pilot.press("enter")
         await until(pilot, lambda: bool(text_of(pilot, "#export-problem").strip()))
@@ -143,11 +143,10 @@ async def test_missing_and_damaged_runs_are_answered_at_the_field(tmp_path: Path
     damaged.write_text("{not json\n")
     async with planner_at(tmp_path) as pilot:
         await pilot.press("f5")
-        field = pilot.app.screen.query_one("#runs-file", Input)
-        for path, words in ((tmp_path / "none.jsonl", "no such file"), (damaged, "is not JSON")):
-            field.value = str(path)
-            await pilot.press("enter")
-            await until(pilot, lambda words=words: words in text_of(pilot, "#runs-words"))
+        await _open_runs(pilot, tmp_path / "none.jsonl")
+        await until(pilot, lambda: "no such file" in text_of(pilot, "#runs-words"))
+        await _open_runs(pilot, damaged)
+        await until(pilot, lambda: "is not JSON" in text_of(pilot, "#runs-words"))
 
 
 async def test_profiles_are_searched_and_compared(tmp_path: Path) -> None:
@@ -193,3 +192,8 @@ async def _what_if(pilot: Pilot[int]) -> WhatIfScreen:
 def _highlight(screen: WhatIfScreen, knob: str) -> None:
     knobs = screen.query_one(KnobList)
     knobs.highlighted = knobs.get_option_index(knob)
+
+
+async def _open_runs(pilot: Pilot[int], path: Path) -> None:
+    pilot.app.screen.query_one("#runs-file", Input).value = str(path)
+    await pilot.press("enter")

@@ -122,7 +122,7 @@ async def test_tables_follow_the_cursor_of_the_front(tmp_path: Path) -> None:
     async with planner_at(tmp_path) as pilot:
         screen = await planned(pilot)
         front = screen.query_one(FrontPlot)
-        await pilot.press("ctrl+f", "right", "right")
+        await pilot.press("ctrl+g", "right", "right")
         assert front.cursor is not None
         config = front.candidates[front.cursor].config
         await until(pilot, lambda: "◆" in text_of(pilot, "#headline"))
@@ -175,7 +175,7 @@ async def test_resize_and_paste_storm(tmp_path: Path) -> None:
         for turn in range(12):
             await pilot.resize_terminal(60 + 9 * turn, 18 + 3 * turn)
             pilot.app.screen.query_one("#field-workload Input", Input).insert_text_at_cursor(
-                "paste\n\t[bold]" * 40
+                "paste\n\t[bold]" * 20
             )
         await until(pilot, lambda: bool(problem_at(pilot, "workload")))
         await fill(pilot, "workload", "chat")

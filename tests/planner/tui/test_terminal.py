@@ -66,7 +66,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     opened.child.close(force=True)
 
 
-F3, CTRL_E, CTRL_Q, CTRL_U = "\x1bOR", "\x05", "\x11", "\x15"
+F3, CTRL_S, CTRL_Q, CTRL_U = "\x1bOR", "\x13", "\x11", "\x15"
 
 
 def test_plans_changes_a_knob_exports_and_quits(terminal: Terminal, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_plans_changes_a_knob_exports_and_quits(terminal: Terminal, tmp_path: Pa
     terminal.send("\x1b[C")
     terminal.send("\x1b[D")
     terminal.wait_for("was fp8")
-    terminal.send(CTRL_E)
+    terminal.send(CTRL_S)
     terminal.wait_for("Export to a folder")
     terminal.send(CTRL_U + "out\r")
     terminal.wait_for("Written to")
