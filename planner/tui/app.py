@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import App, SystemCommand
-from textual.await_complete import AwaitComplete
 from textual.binding import Binding
 from textual.screen import Screen
+from textual.widget import AwaitMount
 
 from planner.tui.catalogue import Catalogue, read_catalogue
 from planner.tui.messages import CatalogueRead, RunsValidated, Session, WorkerFailed
@@ -98,7 +98,7 @@ class PlannerApp(App[int]):
         """Write the state."""
         save_state(self.state_file, replace(self.state, theme=self.theme))
 
-    def switch_mode(self, mode: str) -> AwaitComplete:
+    def switch_mode(self, mode: str) -> AwaitMount:
         """Open a screen, and remember it."""
         self.remember(screen=mode)
         return super().switch_mode(mode)

@@ -53,6 +53,9 @@ def check(question: Question) -> Checked:
             values[name] = reader()
         except PlannerError as error:
             errors[name] = str(error)
+        except (OSError, ValueError) as error:
+            # A text that the file system cannot even take as a name.
+            errors[name] = f"cannot be read: {getattr(error, 'strerror', '') or error}"
     if errors:
         return Checked(errors=errors)
     return _loaded(question, values)

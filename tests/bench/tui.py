@@ -18,14 +18,13 @@ REPEATS = 5
 KEYS = 100
 
 FIRST_PAINT = """
-import sys, time
+import sys
 from pathlib import Path
 from planner.tui.app import PlannerApp
-class Timed(PlannerApp):
-    def on_idle(self):
-        if self.screen.id != "_default" and self.screen.is_mounted and self.screen.query("Footer"):
-            self.call_after_refresh(self.exit)
-Timed(state_file=Path(sys.argv[1]) / "tui.json").run(headless=True, size=(120, 40))
+from planner.tui.screens.plan import PlanScreen
+# What the screen does right after its first paint is replaced by leaving.
+PlanScreen._mount_figures = lambda screen: screen.app.exit()
+PlannerApp(state_file=Path(sys.argv[1]) / "tui.json").run(headless=True, size=(120, 40))
 """
 
 
