@@ -23,8 +23,8 @@ from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, predict_config
 from planner.runs import ENGINE_DEFAULTS
 from planner.search.space import OUTER_KNOBS, SearchSpace
-from planner.search.study import SearchOptions
-from planner.simulation import workload_demand
+from planner.search.study import Candidate, SearchOptions
+from planner.simulation import Demand, workload_demand
 from planner.workload import OBJECTIVES, Workload, check_slo, load_workload
 
 MAX_GPUS = 8
@@ -74,6 +74,8 @@ class PlanRequest:
     calibration: str = ""
     usd_per_hour: float | None = None
     progress: Callable[[int, int], None] | None = None
+    on_best: Callable[[Candidate], None] | None = None
+    stopped: Callable[[], bool] | None = None
 
 
 def load_problem(  # noqa: PLR0913  one argument for each thing a user names
@@ -150,6 +152,8 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         seed=request.seed,
         storage=request.storage,
         progress=request.progress,
+        on_best=request.on_best,
+        stopped=request.stopped,
     )
     demand = workload_demand(problem.workload, seed=request.seed)
     return make_plan(space, problem.evaluator, options, demand)
@@ -203,9 +207,28 @@ def predict(  # noqa: PLR0913  one argument for each thing a user names
     problem = load_problem(
         gpu=gpu, workload=workload, model=model, engine=engine, slo=slo, calibration=calibration
     )
-    chosen = apply_settings(config or problem.default_config, settings or {})
-    check_runnable(problem, chosen)
-    return predict_config(problem.evaluator, chosen, workload_demand(problem.workload, seed=seed))
+    demand = workload_demand(problem.workload, seed=seed)
+    chosen = config or problem.default_config
+    return predict_problem(problem, chosen, settings or {}, demand=demand)[0]
+
+
+def predict_problem(
+    problem: Problem,
+    config: EngineConfig,
+    settings: Mapping[str, str],
+    *,
+    demand: Demand | None = None,
+) -> tuple[Prediction, list[Violation]]:
+    """Return the prediction of a configuration, and why the engine could not deploy it.
+
+    Without a demand to simulate, latencies and rates come from the closed form.
+
+    Raises:
+        ConfigError: A knob has a value that cannot be computed.
+    """
+    chosen = apply_settings(config, settings)
+    violations = check_runnable(problem, chosen)
+    return predict_config(problem.evaluator, chosen, demand), violations
 
 
 def check_runnable(problem: Problem, config: EngineConfig) -> list[Violation]:

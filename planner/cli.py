@@ -316,6 +316,18 @@ def calibrate_command(
     return 0
 
 
+@planner.command("tui", context_settings=CONTEXT)
+@click.option("--gpu", default="", help="GPU profile or alias (h100), a YAML file, or auto.")
+@click.option("--model", default="", help="Model name, config.json or folder.")
+@click.option("--workload", default="", help="Shipped name, JSON file, or a trace (CSV, JSONL).")
+@click.option("--num-gpus", type=click.IntRange(1, 8), default=None, help="GPUs at hand.")
+def tui_command(gpu: str, model: str, workload: str, num_gpus: int | None) -> int:
+    """Plan in the terminal: recommendation, what-if, profiles and measured runs."""
+    from planner.tui import run  # noqa: PLC0415  help must not wait
+
+    return run(gpu=gpu, model=model, workload=workload, num_gpus=str(num_gpus or ""))
+
+
 @planner.group("profiles", context_settings=CONTEXT)
 def profiles_group() -> None:
     """List, show and check profiles of GPUs, models and workloads."""

@@ -80,6 +80,10 @@ class SearchOptions:
     study_name: str = "plan"
     progress: Callable[[int, int], None] | None = None
     """Called with (done, in all) as the search goes on, in splits screened and trials."""
+    on_best: Callable[[Candidate], None] | None = None
+    """Called with every candidate that beats all before it."""
+    stopped: Callable[[], bool] | None = None
+    """Asked now and then; once true, the search returns what it has found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,7 @@ class _Search:
         self.done = 0
         self.in_all = 0
         """Splits and trials; counted only where somebody watches."""
+        self.best: Candidate | None = None
 
     def run(self) -> SearchResult:
         complete = self.space.size() <= ENUMERATED and bool(self.space.limits)
@@ -123,7 +128,7 @@ class _Search:
             self._keep_best(rows)
             if self._out_of_time():
                 break
-        if self.found and not complete and self.options.trials:
+        if self.found and not complete and self.options.trials and not self._is_stopped():
             self._refine()
         ordered = sorted(self.found.values(), key=lambda c: c.rank, reverse=True)
         return SearchResult(
@@ -148,6 +153,7 @@ class _Search:
         for row in kept:
             candidate = _candidate(rows, evaluation, row, (ranked[row], raw[row], broken[row]))
             self.found[candidate.config] = candidate
+            self._report_best(candidate)
         self._report()
 
     def _refine(self) -> None:
@@ -200,6 +206,8 @@ class _Search:
 
     def _trial(self, trial: Any) -> tuple[float, float]:
         """Evaluate one suggestion; what is illegal or infeasible is a constraint, not an error."""
+        if self._is_stopped():
+            trial.study.stop()
         values = {
             knob: trial.suggest_categorical(knob, list(self._refined_choices(knob)))
             for knob in (*OUTER_KNOBS, *REFINED_KNOBS)
@@ -230,11 +238,21 @@ class _Search:
     def _evaluated(self, config: EngineConfig) -> Candidate:
         if config not in self.found:
             self.found[config] = evaluated(config, self.evaluator, self.options.objective)
+            self._report_best(self.found[config])
         self.num_evaluated += 1
         return self.found[config]
 
     def _out_of_time(self) -> bool:
-        return time.monotonic() - self.started > self.options.time_budget_s
+        return self._is_stopped() or (time.monotonic() - self.started > self.options.time_budget_s)
+
+    def _is_stopped(self) -> bool:
+        return self.options.stopped is not None and self.options.stopped()
+
+    def _report_best(self, candidate: Candidate) -> None:
+        if self.best is None or candidate.rank > self.best.rank:
+            self.best = candidate
+            if self.options.on_best is not None:
+                self.options.on_best(candidate)
 
     def _report(self) -> None:
         self.done += 1

@@ -1,0 +1,164 @@
+"""The application: screens, theme, and what is kept between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import on, work
+from textual.app import App, SystemCommand
+from textual.binding import Binding
+from textual.screen import Screen
+from textual.widget import AwaitMount
+
+from planner.tui.catalogue import Catalogue, read_catalogue
+from planner.tui.messages import CatalogueRead, RunsValidated, Session, WorkerFailed
+from planner.tui.screens.base import SCREENS, PlannerScreen
+from planner.tui.screens.help import HelpScreen
+from planner.tui.state import load_state, save_state
+from planner.tui.themes import DEFAULT_THEME, THEMES
+
+
+class PlannerApp(App[int]):
+    """Plan, ask what if, browse profiles and compare measured runs."""
+
+    TITLE = "planner"
+    CSS_PATH = "app.tcss"
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {}
+    BINDINGS: ClassVar = [
+        *(
+            Binding(key.lower(), f"switch_mode('{mode}')", title, show=False, priority=True)
+            for mode, key, title in SCREENS
+        ),
+        Binding("question_mark,f1", "show_keys", "Keys", key_display="?", priority=True),
+        Binding("ctrl+t", "next_theme", "Theme", show=False),
+        Binding("ctrl+q", "quit", "Quit", priority=True),
+    ]
+
+    def __init__(self, *, state_file: Path, given: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.state_file = state_file
+        self.state, self.state_notice = load_state(state_file)
+        stated = {name: value for name, value in (given or {}).items() if value}
+        if stated.get("workload") and "model" not in stated:
+            stated["model"] = ""
+        question = replace(self.state.question, **stated)
+        self.state = replace(self.state, question=question)
+        self.session: Session | None = None
+        self.validation: RunsValidated | None = None
+        self.catalogue = Catalogue()
+
+    def get_default_screen(self) -> Screen[Any]:
+        """Return an empty screen; modes take its place at once."""
+        return Screen(id="_default")
+
+    def on_mount(self) -> None:
+        """Show the screen of the last time."""
+        for theme in THEMES:
+            self.register_theme(theme)
+        known = self.state.theme in self.available_themes
+        self.theme = self.state.theme if known else DEFAULT_THEME
+        for mode, _, _ in SCREENS:
+            self.add_mode(mode, _builder(self, mode))
+        self.switch_mode(self.state.screen if self.state.screen in self._modes else "plan")
+        if self.state_notice:
+            self.notify(self.state_notice, severity="warning", markup=False)
+        self.read_profiles()
+
+    @work(thread=True, group="catalogue", exit_on_error=False)
+    def read_profiles(self) -> None:
+        """Read what is shipped."""
+        try:
+            self.post_message(CatalogueRead(read_catalogue()))
+        except Exception as error:  # noqa: BLE001  the worker's edge
+            self.post_message(WorkerFailed("Reading the profiles", str(error) or repr(error)))
+
+    @on(CatalogueRead)
+    def keep_catalogue(self, event: CatalogueRead) -> None:
+        """Fill the lists."""
+        self.catalogue = event.catalogue
+        for screen in self.screen_stack:
+            if isinstance(screen, PlannerScreen):
+                screen.on_catalogue()
+
+    @on(WorkerFailed)
+    def show_failure(self, event: WorkerFailed) -> None:
+        """Say that a worker failed."""
+        self.notify(
+            f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
+        )
+
+    def remember(self, **changes: Any) -> None:
+        """Keep part of the state for the next time; written when the program ends."""
+        self.state = replace(self.state, **changes)
+
+    def on_unmount(self) -> None:
+        """Write the state."""
+        save_state(self.state_file, replace(self.state, theme=self.theme))
+
+    def switch_mode(self, mode: str) -> AwaitMount:
+        """Open a screen, and remember it."""
+        self.remember(screen=mode)
+        return super().switch_mode(mode)
+
+    def action_show_keys(self) -> None:
+        """Show the keys of the screen, or close them."""
+        screen = self.screen
+        if isinstance(screen, HelpScreen):
+            screen.dismiss()
+        elif isinstance(screen, PlannerScreen):
+            self.push_screen(HelpScreen(screen.HELP_TEXT, _keys(screen)))
+
+    def action_next_theme(self) -> None:
+        """Go on to the next of light, dark and monochrome."""
+        names = [theme.name for theme in THEMES]
+        at = names.index(self.theme) if self.theme in names else -1
+        self.theme = names[(at + 1) % len(names)]
+        self.notify(f"Theme {self.theme}", timeout=2)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Add the screens to the command palette."""
+        yield from super().get_system_commands(screen)
+        for mode, key, title in SCREENS:
+            yield SystemCommand(
+                f"Go to {title}",
+                f"{key}",
+                lambda mode=mode: self.run_action(f"switch_mode('{mode}')"),
+            )
+
+
+def _builder(app: PlannerApp, mode: str) -> Callable[[], Screen[Any]]:
+    def build() -> Screen[Any]:
+        if mode == "what_if":
+            from planner.tui.screens.what_if import WhatIfScreen  # noqa: PLC0415  first paint
+
+            return WhatIfScreen()
+        if mode == "profiles":
+            from planner.tui.screens.profiles import ProfilesScreen  # noqa: PLC0415
+
+            return ProfilesScreen()
+        if mode == "runs":
+            from planner.tui.screens.runs import RunsScreen  # noqa: PLC0415
+
+            return RunsScreen()
+        if mode == "calibrate":
+            from planner.tui.screens.calibrate import CalibrateScreen  # noqa: PLC0415
+
+            return CalibrateScreen()
+        from planner.tui.screens.plan import PlanScreen  # noqa: PLC0415
+
+        return PlanScreen(app.state.question)
+
+    return build
+
+
+def _keys(screen: PlannerScreen) -> list[tuple[str, str]]:
+    """Return every key that works on a screen now, with what it does."""
+    keys: dict[str, str] = {}
+    for _, binding, enabled, _ in screen.active_bindings.values():
+        if enabled and binding.description:
+            display = screen.app.get_key_display(binding)
+            keys[display] = binding.description
+    return sorted(keys.items())

@@ -1,0 +1,128 @@
+"""What workers tell the screens. Workers post these and touch nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+
+if TYPE_CHECKING:
+    from planner.api import PlanRequest, Problem
+    from planner.planning import Plan
+    from planner.prediction import Prediction
+    from planner.search.study import Candidate
+    from planner.tui.catalogue import Catalogue
+    from planner.tui.question import Question
+    from planner.validation import Validation
+    from planner.what_if import Answer, SensitivityPoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """The plan at hand and what it was made of."""
+
+    question: Question
+    problem: Problem
+    request: PlanRequest
+    plan: Plan
+
+
+@dataclass
+class CatalogueRead(Message):
+    """The shipped profiles are known."""
+
+    catalogue: Catalogue
+
+
+@dataclass
+class FieldsRefused(Message):
+    """Fields of the form hold what cannot be planned with."""
+
+    errors: dict[str, str]
+
+
+@dataclass
+class FieldsAccepted(Message):
+    """Every field of the form can be planned with; the search begins."""
+
+    problem: Problem
+
+
+@dataclass
+class SearchProgressed(Message):
+    """A search goes on."""
+
+    evaluated: int
+    expected: int
+    best: Candidate | None
+
+
+@dataclass
+class SearchEnded(Message):
+    """A search is done."""
+
+    session: Session
+    was_stopped: bool
+
+
+@dataclass
+class CandidatePredicted(Message):
+    """The candidate under the cursor of the front was predicted."""
+
+    index: int
+    prediction: Prediction
+
+
+@dataclass
+class ChangeAnswered(Message):
+    """A changed configuration was predicted."""
+
+    answer: Answer
+
+
+@dataclass
+class ChangeRefused(Message):
+    """A changed knob cannot be computed."""
+
+    knob: str
+    reason: str
+
+
+@dataclass
+class SensitivityKnown(Message):
+    """Each value of one knob was predicted."""
+
+    knob: str
+    points: tuple[SensitivityPoint, ...]
+
+
+@dataclass
+class RunsValidated(Message):
+    """A file of measured runs was predicted."""
+
+    path: str
+    validation: Validation
+
+
+@dataclass
+class PlanMade(Message):
+    """A changed configuration became a plan of its own."""
+
+    session: Session
+    plan: Plan
+
+
+@dataclass
+class FilesWritten(Message):
+    """A plan's files were written."""
+
+    folder: str
+
+
+@dataclass
+class WorkerFailed(Message):
+    """A worker could not do its work."""
+
+    task: str
+    reason: str

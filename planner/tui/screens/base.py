@@ -1,0 +1,62 @@
+"""What every main screen has: the list of screens above, the keys below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from planner.tui.messages import Session
+
+if TYPE_CHECKING:
+    from planner.tui.app import PlannerApp
+
+SCREENS = (
+    ("plan", "F2", "Plan"),
+    ("what_if", "F3", "What if"),
+    ("profiles", "F4", "Profiles"),
+    ("runs", "F5", "Runs"),
+    ("calibrate", "F6", "Calibrate"),
+)
+"""(mode, key, title)."""
+
+
+class PlannerScreen(Screen[None]):
+    """A main screen."""
+
+    MODE = ""
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012  Textual's form
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
+    HELP_TEXT = ""
+
+    @property
+    def planner_app(self) -> PlannerApp:
+        """The application, as what it is."""
+        return cast("PlannerApp", self.app)
+
+    @property
+    def session(self) -> Session | None:
+        """The plan at hand."""
+        return self.planner_app.session
+
+    def compose(self) -> ComposeResult:
+        """Lay out the frame and, between, the body."""
+        tabs = (_tab(*entry, is_open=entry[0] == self.MODE) for entry in SCREENS)
+        yield Static("".join(tabs), id="tabs")
+        yield from self.compose_body()
+        yield Footer(compact=True, show_command_palette=False)
+
+    def compose_body(self) -> ComposeResult:
+        """Lay out what is particular to the screen."""
+        raise NotImplementedError
+
+    def on_catalogue(self) -> None:
+        """The shipped profiles are known now; screens that list them fill in."""
+
+
+def _tab(mode: str, key: str, title: str, *, is_open: bool) -> str:
+    """Return one entry of the list of screens, a link for the mouse."""
+    style = "reverse bold" if is_open else "dim"
+    return f"[{style}][@click=app.switch_mode('{mode}')] {key} {title} [/][/]"

@@ -1,0 +1,336 @@
+"""Plan: the question on the left, the recommendation and its reasons on the right."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.timer import Timer
+from textual.widgets import Input, ProgressBar, Static
+from textual.worker import get_current_worker
+
+from planner.tui.catalogue import Entry
+from planner.tui.messages import (
+    CandidatePredicted,
+    FieldsAccepted,
+    FieldsRefused,
+    SearchEnded,
+    SearchProgressed,
+    Session,
+    WorkerFailed,
+)
+from planner.tui.question import Question, check
+from planner.tui.screens.base import PlannerScreen
+from planner.tui.screens.export import ExportScreen
+from planner.tui.text import number, short_config
+from planner.tui.widgets.field import Field
+
+if TYPE_CHECKING:
+    from planner.api import Problem
+    from planner.prediction import Prediction
+    from planner.search.study import Candidate
+
+DEBOUNCE_S = 0.25
+"""Quiet time after the last keystroke before a search starts."""
+
+PROGRESS_S = 0.1
+"""Shortest time between two reports of a search's progress."""
+
+LABELS = {
+    "gpu": "GPU",
+    "num_gpus": "GPUs",
+    "workload": "Workload",
+    "model": "Model",
+    "rate": "Rate /s",
+    "isl": "ISL mean",
+    "osl": "OSL mean",
+    "slo": "SLO ms",
+    "objective": "Objective",
+}
+
+OBJECTIVES = (
+    Entry.choice("goodput", "highest request rate under the SLO"),
+    Entry.choice("throughput", "output tokens/s per GPU at that rate"),
+    Entry.choice("latency", "lowest mean E2E latency at the given load"),
+    Entry.choice("cost", "lowest USD per million output tokens at the given load"),
+)
+
+
+class PlanScreen(PlannerScreen):
+    """Ask, search, and read the recommendation."""
+
+    MODE = "plan"
+    HELP_TEXT = (
+        "Say what is served on what; every change searches again. A field left empty takes the "
+        "workload's value, which it shows dimmed. ★ is the recommendation; with the plot in "
+        "focus, ← and → move ◆ along the Pareto front and the tables follow."
+    )
+    BINDINGS = [  # noqa: RUF012  Textual's form
+        Binding("escape", "stop", "Stop search"),
+        Binding("ctrl+r", "restart", "Search again"),
+        Binding("ctrl+g", "front", "To the plot"),
+        Binding("ctrl+s", "export", "Export files"),
+    ]
+
+    def __init__(self, question: Question) -> None:
+        super().__init__()
+        self.question = question
+        self._debounce: Timer | None = None
+        self._stop = threading.Event()
+
+    def compose_body(self) -> ComposeResult:
+        """Lay out the form, the middle and the right side."""
+        # The plot pulls in NumPy: it is mounted after the first paint.
+        with Horizontal(id="body"):
+            with VerticalScroll(id="form", can_focus=False):
+                for name, label in LABELS.items():
+                    yield Field(
+                        name,
+                        label,
+                        value=getattr(self.question, name),
+                        choices=self._choices(name),
+                    )
+            with VerticalScroll(id="results"):
+                with Vertical(id="centre"):
+                    yield Static("", id="headline", markup=False)
+                    yield ProgressBar(id="progress", show_eta=False)
+                    yield Static("", id="config")
+                with VerticalScroll(id="right", can_focus=True):
+                    yield Static("", id="prediction")
+                    yield Static("", id="reasons")
+
+    def on_mount(self) -> None:
+        """Paint the frame first; plot and numbers come after it."""
+        self.query_one(ProgressBar).display = False
+        self.query_one("#headline", Static).update("Searching …")
+        self.query_one(Input).focus()
+        self.call_after_refresh(self._mount_figures)
+
+    def _mount_figures(self) -> None:
+        from planner.tui.widgets.front_plot import FrontPlot  # noqa: PLC0415  after first paint
+        from planner.tui.widgets.memory_bar import MemoryBar  # noqa: PLC0415
+
+        self.query_one("#centre").mount(FrontPlot(), MemoryBar(id="memory"))
+        self.start_search()
+
+    @on(Input.Changed)
+    def ask_again(self, event: Input.Changed) -> None:
+        """Search again once the typing pauses."""
+        name = event.input.name or ""
+        if event.value.strip() == getattr(self.question, name):
+            return
+        self.question = replace(self.question, **{name: event.value.strip()})
+        self._stop.set()
+        if self._debounce is not None:
+            self._debounce.stop()
+        self._debounce = self.set_timer(DEBOUNCE_S, self.start_search)
+
+    @on(Input.Submitted)
+    def next_field(self) -> None:
+        """Enter goes on to the next field."""
+        self.focus_next()
+
+    def start_search(self) -> None:
+        """Search for the form as it stands."""
+        self._stop.set()
+        self._stop = threading.Event()
+        self.planner_app.remember(question=self.question)
+        self.search(self.question, self._stop)
+
+    def action_stop(self) -> None:
+        """Stop the search and keep the best so far."""
+        self._stop.set()
+
+    def action_restart(self) -> None:
+        """Search again."""
+        self.start_search()
+
+    def action_front(self) -> None:
+        """Put the keyboard on the plot."""
+        self.query_one("#front").focus()
+
+    def action_export(self) -> None:
+        """Write the plan's files."""
+        if self.session is None:
+            self.notify("There is no plan to export yet.", severity="warning")
+        else:
+            self.app.push_screen(ExportScreen(self.session))
+
+    @work(thread=True, exclusive=True, group="search", exit_on_error=False)
+    def search(self, question: Question, stop: threading.Event) -> None:
+        """Check the form, search, and report as it goes."""
+        try:
+            self._search(question, stop)
+        except Exception as error:  # noqa: BLE001  the worker's edge: a notice, never a traceback
+            if not stop.is_set():
+                self.post_message(WorkerFailed("The search", str(error) or repr(error)))
+
+    def _search(self, question: Question, stop: threading.Event) -> None:
+        from planner.api import plan_problem  # noqa: PLC0415  first paint
+
+        cancelled = get_current_worker()
+        checked = check(question)
+        if cancelled.is_cancelled:
+            return
+        if checked.problem is None or checked.request is None:
+            self.post_message(FieldsRefused(checked.errors))
+            return
+        self.post_message(FieldsAccepted(checked.problem))
+        watch = _Watch(self, checked.problem)
+        request = replace(
+            checked.request, progress=watch.progress, on_best=watch.best, stopped=stop.is_set
+        )
+        plan = plan_problem(checked.problem, request)
+        if not cancelled.is_cancelled:
+            session = Session(
+                question=question, problem=checked.problem, request=checked.request, plan=plan
+            )
+            self.post_message(SearchEnded(session, stop.is_set()))
+
+    @on(FieldsRefused)
+    def show_problems(self, event: FieldsRefused) -> None:
+        """Say at each field what is wrong with it."""
+        for name in LABELS:
+            self.query_one(f"#field-{name}", Field).show_problem(event.errors.get(name, ""))
+        self.query_one(ProgressBar).display = False
+        wrong = ", ".join(LABELS.get(name, name) for name in event.errors)
+        self.query_one("#headline", Static).update(f"✗ Not searched: see {wrong}")
+
+    @on(FieldsAccepted)
+    def show_defaults(self, event: FieldsAccepted) -> None:
+        """Show in empty fields what the workload gives them."""
+        for name, text in _defaults(event.problem).items():
+            field = self.query_one(f"#field-{name}", Field)
+            field.show_problem("")
+            field.input.placeholder = text
+        for name in ("gpu", "num_gpus", "workload"):
+            self.query_one(f"#field-{name}", Field).show_problem("")
+        self.query_one(ProgressBar).display = True
+        self.query_one("#headline", Static).update("Searching …")
+
+    @on(SearchProgressed)
+    def show_progress(self, event: SearchProgressed) -> None:
+        """Show how far the search is, and the best so far."""
+        self.query_one(ProgressBar).update(total=event.expected, progress=event.evaluated)
+        words = f"Searching … {event.evaluated:,} evaluated"
+        if event.best is not None:
+            words += f"\nbest so far {short_config(event.best.config)}"
+        self.query_one("#headline", Static).update(words)
+
+    @on(SearchEnded)
+    def show_plan(self, event: SearchEnded) -> None:
+        """Show the recommendation."""
+        from planner.tui.widgets.front_plot import FrontPlot  # noqa: PLC0415  first paint
+        from planner.tui.widgets.tables import reasons_view  # noqa: PLC0415
+
+        plan = event.session.plan
+        self.planner_app.session = event.session
+        self.query_one(ProgressBar).display = False
+        found = plan.search
+        state = "Stopped" if event.was_stopped else "Done"
+        verdict = "Recommended" if plan.status == "feasible" else "✗ Nothing is feasible; nearest"
+        self.query_one("#headline", Static).update(
+            f"★ {verdict} for {plan.objective}\n{state}: {found.num_evaluated:,} tried in "
+            f"{found.wall_s:.1f} s, {len(found.pareto)} on the front"
+        )
+        self.query_one(FrontPlot).show(found.pareto, found.best)
+        self.query_one("#reasons", Static).update(reasons_view(plan))
+        self._show_prediction(plan.recommended)
+
+    def _show_prediction(self, prediction: Prediction) -> None:
+        from planner.tui.widgets.memory_bar import MemoryBar  # noqa: PLC0415  first paint
+        from planner.tui.widgets.tables import config_table, prediction_view  # noqa: PLC0415
+
+        self.query_one("#config", Static).update(config_table(prediction.config))
+        self.query_one("#prediction", Static).update(prediction_view(prediction))
+        self.query_one(MemoryBar).show(prediction.memory)
+
+    def on_front_plot_moved(self, event: object) -> None:
+        """Let the tables follow the cursor of the front."""
+        index = getattr(event, "index", None)
+        if self.session is None:
+            return
+        if index is None:
+            self.query_one("#headline", Static).update("★ Recommended")
+            self._show_prediction(self.session.plan.recommended)
+            return
+        front = sorted(self.session.plan.search.pareto, key=lambda c: c.tok_per_s_per_user)
+        self.predict_candidate(self.session, front[index], index)
+
+    @work(thread=True, exclusive=True, group="candidate", exit_on_error=False)
+    def predict_candidate(self, session: Session, candidate: Candidate, index: int) -> None:
+        """Predict a candidate of the front."""
+        from planner.what_if import ask  # noqa: PLC0415  first paint
+
+        try:
+            prediction = ask(session.problem, candidate.config, {}).prediction
+            self.post_message(CandidatePredicted(index, prediction))
+        except Exception as error:  # noqa: BLE001  the worker's edge
+            self.post_message(WorkerFailed("The prediction", str(error) or repr(error)))
+
+    @on(CandidatePredicted)
+    def show_candidate(self, event: CandidatePredicted) -> None:
+        """Show a candidate of the front in the tables."""
+        if self.session is not None:
+            size = len(self.session.plan.search.pareto)
+            self.query_one("#headline", Static).update(
+                f"◆ {event.index + 1} of {size} on the Pareto front (r returns to ★)\n"
+                f"{short_config(event.prediction.config)}"
+            )
+            self._show_prediction(event.prediction)
+
+    @on(WorkerFailed)
+    def show_failure(self, event: WorkerFailed) -> None:
+        """Say that a worker failed, and the way out."""
+        self.query_one(ProgressBar).display = False
+        self.query_one("#headline", Static).update("✗ The search failed; Ctrl+R tries again")
+        self.notify(
+            f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
+        )
+
+    def _choices(self, name: str) -> Callable[[], Sequence[Entry]] | None:
+        if name == "objective":
+            return lambda: OBJECTIVES
+        if name in ("gpu", "model", "workload"):
+            return lambda: self.planner_app.catalogue.of(name)
+        return None
+
+
+class _Watch:
+    """Reports a search from its thread, not more often than a person can read."""
+
+    def __init__(self, screen: PlanScreen, problem: Problem) -> None:
+        self.screen, self.problem = screen, problem
+        self.candidate: Candidate | None = None
+        self.reported = 0.0
+
+    def best(self, candidate: Candidate) -> None:
+        """Remember the best so far."""
+        self.candidate = candidate
+
+    def progress(self, evaluated: int, expected: int) -> None:
+        """Report, unless the last report is fresh."""
+        now = time.monotonic()
+        if now - self.reported >= PROGRESS_S:
+            self.reported = now
+            self.screen.post_message(SearchProgressed(evaluated, expected, self.candidate))
+
+
+def _defaults(problem: Problem) -> dict[str, str]:
+    """Return what an empty field stands for."""
+    work, load = problem.workload, problem.evaluator.load
+    return {
+        "model": problem.model.name,
+        "rate": number(work.arrival.rate_per_s) if work.arrival.rate_per_s else "set by clients",
+        "isl": f"{load.isl.mean:.0f}",
+        "osl": f"{load.osl.mean:.0f}",
+        "slo": " ".join(f"{name}={number(limit)}" for name, limit in problem.slo.items()) or "none",
+        "objective": work.objective,
+    }

@@ -1,0 +1,267 @@
+"""What if: every knob as a control, and at once what a change does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import OptionList, Static
+
+from planner.tui.messages import (
+    ChangeAnswered,
+    ChangeRefused,
+    PlanMade,
+    SensitivityKnown,
+    Session,
+    WorkerFailed,
+)
+from planner.tui.screens.base import PlannerScreen
+from planner.tui.screens.export import ExportScreen
+from planner.tui.screens.value import ValueScreen
+from planner.tui.widgets.knob_list import KnobList, spelled
+from planner.tui.widgets.memory_bar import MemoryBar
+from planner.tui.widgets.sensitivity_plot import SensitivityPlot
+from planner.tui.widgets.tables import prediction_view
+from planner.what_if import Answer, Difference, ask, differences, knobs_of, legal_values, plan_of
+from planner.what_if import sensitivity as sensitivity_of
+
+
+class WhatIfScreen(PlannerScreen):
+    """Change the recommendation knob by knob."""
+
+    MODE = "what_if"
+    HELP_TEXT = (
+        "← and → go through a knob's legal values, Enter takes any value, Backspace returns to "
+        "the recommendation's. Every change is predicted at once in closed form and compared "
+        "with the recommendation. The curve shows the highlighted knob; m changes its metric."
+    )
+    BINDINGS = [  # noqa: RUF012  Textual's form
+        Binding("m", "metric", "Metric of the curve"),
+        Binding("ctrl+r", "reset_all", "Reset all"),
+        Binding("ctrl+s", "export", "Export files"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: Session | None = None
+        self.settings: dict[str, str] = {}
+        self.answer: Answer | None = None
+
+    def compose_body(self) -> ComposeResult:
+        """Lay out knobs, differences, curve and memory."""
+        with Vertical(id="changes"):
+            with Vertical(id="knob-side"):
+                yield Static("", id="what-if-words", markup=False)
+                yield KnobList(id="knobs", compact=True)
+            with VerticalScroll(id="effect"):
+                yield Static("", id="differences")
+                yield SensitivityPlot()
+                yield MemoryBar(id="memory")
+                yield Static("", id="prediction")
+
+    def on_screen_resume(self) -> None:
+        """Start from the plan at hand."""
+        if self.session is None:
+            self._say("There is no plan yet: F2, and wait for the recommendation.")
+        elif self.session is not self.shown:
+            self.shown, self.settings = self.session, {}
+            self._show_knobs()
+            self.query_one(KnobList).focus()
+            self._ask()
+
+    @on(KnobList.Stepped)
+    def step(self, event: KnobList.Stepped) -> None:
+        """Take the next or previous legal value."""
+        if self.shown is None:
+            return
+        values = self._legal(self.shown, event.knob)
+        present = self._values()[event.knob]
+        at = values.index(present) if present in values else 0
+        self._set(event.knob, values[min(max(at + event.by, 0), len(values) - 1)])
+
+    @on(KnobList.ResetAsked)
+    def reset(self, event: KnobList.ResetAsked) -> None:
+        """Return a knob to the recommendation."""
+        self.settings.pop(event.knob, None)
+        self._changed(event.knob)
+
+    @on(OptionList.OptionSelected, "#knobs")
+    def type_value(self, event: OptionList.OptionSelected) -> None:
+        """Take any value."""
+        if self.shown is None:
+            return
+        knob = str(event.option_id)
+        legal = ", ".join(spelled(value) for value in self._legal(self.shown, knob))
+
+        def take(value: str | None) -> None:
+            if value:
+                self.settings[knob] = value
+                self._changed(knob)
+
+        self.app.push_screen(ValueScreen(knob, legal, spelled(self._values()[knob])), take)
+
+    @on(OptionList.OptionHighlighted, "#knobs")
+    def show_curve(self) -> None:
+        """Draw the curve of the knob under the highlight."""
+        knob = self.query_one(KnobList).knob
+        if self.shown is not None and self.answer is not None and knob:
+            self.predict_sensitivity(self.shown, self.answer, knob)
+
+    def action_metric(self) -> None:
+        """Show another metric in the curve."""
+        self.query_one(SensitivityPlot).action_next_metric()
+
+    def action_reset_all(self) -> None:
+        """Return to the recommendation."""
+        self.settings = {}
+        if self.shown is not None:
+            self._show_knobs()
+            self._ask()
+
+    def action_export(self) -> None:
+        """Write the files of the changed configuration."""
+        if self.shown is None or self.answer is None:
+            self.notify("There is nothing to export yet.", severity="warning")
+        else:
+            self.make_plan(self.shown, self.answer)
+
+    @work(thread=True, exclusive=True, group="answer", exit_on_error=False)
+    def predict_change(self, session: Session, settings: Mapping[str, str], knob: str) -> None:
+        """Predict the changed configuration."""
+        from cost_models.errors import PlannerError  # noqa: PLC0415
+
+        try:
+            answer = ask(session.problem, session.plan.recommended.config, settings)
+            self.post_message(ChangeAnswered(answer))
+        except PlannerError as error:
+            self.post_message(ChangeRefused(knob, str(error)))
+        except Exception as error:  # noqa: BLE001  the worker's edge
+            self.post_message(WorkerFailed("The prediction", str(error) or repr(error)))
+
+    @work(thread=True, exclusive=True, group="curve", exit_on_error=False)
+    def predict_sensitivity(self, session: Session, answer: Answer, knob: str) -> None:
+        """Predict every value of one knob."""
+        config, num_gpus = answer.prediction.config, session.request.num_gpus
+        try:
+            points = sensitivity_of(session.problem, config, knob, num_gpus=num_gpus)
+            self.post_message(SensitivityKnown(knob, points))
+        except Exception as error:  # noqa: BLE001  the worker's edge
+            self.post_message(WorkerFailed("The curve", str(error) or repr(error)))
+
+    @work(thread=True, exclusive=True, group="export", exit_on_error=False)
+    def make_plan(self, session: Session, answer: Answer) -> None:
+        """Make the plan of the changed configuration."""
+        try:
+            plan = plan_of(session.problem, answer.prediction.config, session.request)
+            self.post_message(PlanMade(session, plan))
+        except Exception as error:  # noqa: BLE001  the worker's edge
+            self.post_message(WorkerFailed("The export", str(error) or repr(error)))
+
+    @on(PlanMade)
+    def ask_folder(self, event: PlanMade) -> None:
+        """Ask where the files go."""
+        at = event.session
+        session = Session(
+            question=at.question, problem=at.problem, request=at.request, plan=event.plan
+        )
+        self.app.push_screen(ExportScreen(session))
+
+    @on(ChangeAnswered)
+    def show_answer(self, event: ChangeAnswered) -> None:
+        """Show what the change does."""
+        if self.shown is None:
+            return
+        self.answer = event.answer
+        changed = event.answer.prediction
+        found = differences(self.shown.plan.recommended, changed)
+        self.query_one("#differences", Static).update(self._words(found, event.answer))
+        self.query_one(MemoryBar).show(changed.memory)
+        self.query_one("#prediction", Static).update(prediction_view(changed))
+        self._say(self._summary())
+        self.show_curve()
+
+    @on(ChangeRefused)
+    def show_refusal(self, event: ChangeRefused) -> None:
+        """Take the change back, and say why."""
+        self.settings.pop(event.knob, None)
+        self._show_knobs()
+        self._say(f"✗ {event.reason}")
+
+    @on(SensitivityKnown)
+    def draw_curve(self, event: SensitivityKnown) -> None:
+        """Draw the curve, unless the highlight has moved on."""
+        if event.knob == self.query_one(KnobList).knob:
+            present = self._values()[event.knob]
+            self.query_one(SensitivityPlot).show(event.knob, event.points, present)
+
+    def _legal(self, session: Session, knob: str) -> tuple[Any, ...]:
+        config = session.plan.recommended.config
+        if self.answer is not None:
+            config = self.answer.prediction.config
+        return legal_values(session.problem, config, knob, num_gpus=session.request.num_gpus)
+
+    def _set(self, knob: str, value: Any) -> None:
+        if value == self._base()[knob]:
+            self.settings.pop(knob, None)
+        else:
+            self.settings[knob] = str(value)
+        self._changed(knob)
+
+    def _changed(self, knob: str) -> None:
+        if self.shown is not None:
+            self.query_one(KnobList).update_knob(knob, self._values()[knob], self._base()[knob])
+            self._ask(knob)
+
+    def _ask(self, knob: str = "") -> None:
+        if self.shown is not None:
+            self.predict_change(self.shown, dict(self.settings), knob)
+
+    def _base(self) -> dict[str, Any]:
+        return asdict(self.shown.plan.recommended.config) if self.shown else {}
+
+    def _values(self) -> dict[str, Any]:
+        """Present values; one that was typed and cannot be read stays as typed."""
+        from cost_models.errors import ConfigError  # noqa: PLC0415
+        from planner.knobs import parse_value  # noqa: PLC0415
+
+        values = self._base()
+        for knob, text in self.settings.items():
+            try:
+                values[knob] = parse_value(knob, text)
+            except ConfigError:
+                values[knob] = text
+        return values
+
+    def _show_knobs(self) -> None:
+        if self.shown is not None:
+            self.query_one(KnobList).show(
+                knobs_of(self.shown.problem), self._values(), self._base()
+            )
+
+    def _summary(self) -> str:
+        if not self.settings:
+            return "The recommendation. Change a knob with ← →."
+        return f"{len(self.settings)} knob(s) differ from the recommendation."
+
+    def _say(self, words: str) -> None:
+        self.query_one("#what-if-words", Static).update(words)
+
+    def _words(self, found: tuple[Difference, ...], answer: Answer) -> Text:
+        colours = self.app.theme_variables
+        text = Text()
+        for reason in answer.not_deployable:
+            text.append(f"✗ not deployable: {reason}\n", style=f"bold {colours['error']}")
+        for difference in found:
+            sign, style = "=", ""
+            if difference.is_better is not None:
+                sign = "▲" if difference.is_better else "▼"
+                style = colours["success" if difference.is_better else "error"]
+            text.append(f"{sign} {difference.words}\n", style=style)
+        text.append(f"Binding limit: {answer.prediction.binding_limit}", style="bold")
+        return text

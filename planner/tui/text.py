@@ -1,0 +1,50 @@
+"""How numbers and configurations read on screen: ms, GiB, thousands parted by commas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cost_models.engine import EngineConfig
+
+GIB = 2**30
+
+
+def number(value: float) -> str:
+    """Return about four significant digits without an exponent where one can do without."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def bound(value: float) -> str:
+    """Return a bound of an interval: three significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def milliseconds(value: float) -> str:
+    """Return a time in ms: one decimal below 1000."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def gib(size_bytes: float) -> str:
+    """Return bytes in GiB."""
+    return f"{size_bytes / GIB:,.2f} GiB"
+
+
+def short_config(config: EngineConfig) -> str:
+    """Return how a configuration splits and stores the model, and its limits, in one line."""
+    limits = f"batch {config.max_batch_size} tokens {config.max_num_tokens}"
+    return f"{short_split(config)} {limits}"
+
+
+def short_split(config: EngineConfig) -> str:
+    """Return how a configuration splits and stores the model."""
+    parts = [
+        config.quantization, f"KV {config.kv_cache_dtype}", f"TP{config.tensor_parallel_size}",
+        *([f"PP{config.pipeline_parallel_size}"] if config.pipeline_parallel_size > 1 else []),
+        *([f"EP{config.moe_expert_parallel_size}"] if config.moe_expert_parallel_size > 1 else []),
+        *(["attention DP"] if config.enable_attention_dp else []),
+        *([f"×{config.num_replicas}"] if config.num_replicas > 1 else []),
+    ]  # fmt: skip
+    return " ".join(parts)

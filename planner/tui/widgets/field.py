@@ -1,0 +1,83 @@
+"""One line of a form: label, input, and what is wrong with it in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.widgets import Input, Label, Static
+
+from planner.tui.catalogue import Entry
+from planner.tui.screens.pick import PickScreen
+
+
+class Field(Vertical):
+    """A labelled input; with `choices` a list opens on the down key or on ▾."""
+
+    def __init__(
+        self,
+        name: str,
+        label: str,
+        *,
+        value: str = "",
+        placeholder: str = "",
+        choices: Callable[[], Sequence[Entry]] | None = None,
+    ) -> None:
+        super().__init__(id=f"field-{name}", classes="field")
+        self.field_name = name
+        self.label = label
+        self.choices = choices
+        self.input = _FieldInput(value, placeholder, name, self)
+
+    def compose(self) -> ComposeResult:
+        """Lay out the line."""
+        with Horizontal():
+            yield Label(self.label)
+            yield self.input
+            yield Static("▾" if self.choices else " ", classes="opener")
+        yield Static("", classes="problem", markup=False)
+
+    def show_problem(self, words: str) -> None:
+        """Show what is wrong at the field, or nothing."""
+        problem = self.query_one(".problem", Static)
+        problem.update(f"✗ {words}" if words else "")
+        problem.display = bool(words)
+        self.set_class(bool(words), "-wrong")
+
+    def on_mount(self) -> None:
+        """Hide the line of problems until there is one."""
+        self.query_one(".problem").display = False
+
+    def on_click(self) -> None:
+        """Open the list where the mouse hits its mark."""
+        if self.query_one(".opener").is_mouse_over:
+            self.open_choices()
+
+    def open_choices(self) -> None:
+        """Open the list of what is shipped, if the field has one."""
+        if self.choices is not None:
+            self.app.push_screen(PickScreen(self.label, self.choices()), self._picked)
+
+    def _picked(self, value: str | None) -> None:
+        if value is not None:
+            self.input.value = value
+        self.input.focus()
+
+
+class _FieldInput(Input):
+    """An input whose down key opens its field's list."""
+
+    BINDINGS = [("down", "choices", "List")]  # noqa: RUF012  Textual's form
+
+    def __init__(self, value: str, placeholder: str, name: str, field: Field) -> None:
+        super().__init__(value, placeholder=placeholder, name=name, compact=True, max_length=400)
+        self.field = field
+
+    def check_consume_key(self, key: str, character: str | None) -> bool:
+        """Leave ? to the application: no field needs it, and it shows the keys."""
+        return character != "?" and super().check_consume_key(key, character)
+
+    def action_choices(self) -> None:
+        """Open the list."""
+        self.field.open_choices()

@@ -1,0 +1,297 @@
+"""What a changed knob or load would do: the questions that a person asks of a plan.
+
+A problem is loaded once; every answer here comes from its closed form, fast enough to
+follow keystrokes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cost_models.engine import KNOBS, EngineConfig
+from cost_models.errors import ConfigError, PlannerError
+from planner.api import PlanRequest, Problem, plan_problem, predict_problem, search_space
+from planner.evaluator import Evaluator
+from planner.knobs import TYPES
+from planner.planning import Plan
+from planner.prediction import Prediction
+from planner.workload import LARGEST_TOKENS, LengthDistribution, RequestTrace, Workload
+
+EXPERT_KNOBS = frozenset({"moe_expert_parallel_size", "moe_backend"})
+"""Knobs without meaning for a model without experts."""
+
+ONLY_VLLM = frozenset({"gpu_memory_utilization"})
+
+DERIVED_SIZES = (0.25, 0.5, 1, 2, 4)
+"""Multiples of the present value that stand for a number without a list of values."""
+
+NO_DIFFERENCE = 0.005
+"""Relative change below which two predictions are called the same."""
+
+COMPARED: tuple[tuple[str, str, str, bool], ...] = (
+    ("highest_rate_per_s", "highest rate under the SLO", "requests/s", True),
+    ("output_tok_per_s_per_gpu", "output", "tokens/s/GPU", True),
+    ("ttft_ms.p99", "P99 TTFT", "ms", False),
+    ("tpot_ms.p99", "P99 TPOT", "ms", False),
+    ("e2el_ms.p99", "P99 E2E", "ms", False),
+    ("goodput_request_per_s", "goodput", "requests/s", True),
+    ("usd_per_million_output_tokens", "cost", "USD/M output tokens", False),
+    ("kv_cache_tokens", "KV cache", "tokens", True),
+)
+"""(metric, what people call it, unit, whether more is better)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One metric before and after a change."""
+
+    metric: str
+    title: str
+    unit: str
+    before: float
+    after: float
+    is_better: bool | None
+    """None where the two are the same."""
+    is_over_slo: bool
+
+    @property
+    def words(self) -> str:
+        """The change as a person says it."""
+        if self.is_better is None:
+            text = f"{self.title}: no difference ({_plain(self.after)} {self.unit})"
+        else:
+            share = f" ({100 * (self.after / self.before - 1):+.1f} %)" if self.before else ""
+            text = f"{self.title}: {_plain(self.before)} → {_plain(self.after)} {self.unit}{share}"
+        return f"{text}, over the SLO" if self.is_over_slo else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The prediction of a configuration, and why it could not be deployed."""
+
+    prediction: Prediction
+    not_deployable: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityPoint:
+    """One value of a knob, all others held."""
+
+    value: Any
+    prediction: Prediction | None
+    """None where the value cannot be computed."""
+    reason: str
+    """Why it cannot be computed or deployed; empty when it can."""
+
+
+def ask(problem: Problem, config: EngineConfig, settings: Mapping[str, str]) -> Answer:
+    """Return what a configuration with changed knobs would do.
+
+    Raises:
+        ConfigError: A knob has a value that cannot be computed.
+    """
+    prediction, violations = predict_problem(problem, config, settings)
+    return Answer(prediction=prediction, not_deployable=tuple(str(v) for v in violations))
+
+
+def knobs_of(problem: Problem) -> tuple[str, ...]:
+    """Return the knobs that mean something for a problem's model and engine."""
+    absent = frozenset() if problem.model.is_moe else EXPERT_KNOBS
+    if problem.rules.name != "vllm":
+        absent = absent | ONLY_VLLM
+    return tuple(knob for knob in KNOBS if knob not in absent)
+
+
+def legal_values(
+    problem: Problem, config: EngineConfig, knob: str, *, num_gpus: int
+) -> tuple[Any, ...]:
+    """Return the values that a control offers for a knob, the present one among them."""
+    present = getattr(config, knob)
+    if TYPES[knob] == "bool":
+        return (False, True)
+    if knob in problem.rules.knobs:
+        rule = problem.rules.knobs[knob]
+        values = rule.mla_values if problem.model.uses_mla and rule.mla_values else rule.values
+    elif knob in _searched(problem, num_gpus):
+        values = _searched(problem, num_gpus)[knob]
+    elif knob == "cuda_graph_max_batch_size":
+        values = (0, *_searched(problem, num_gpus)["max_batch_size"])
+    else:
+        values = _around(present)
+    return tuple(values) if present in values else _inserted(values, present)
+
+
+def sensitivity(
+    problem: Problem, config: EngineConfig, knob: str, *, num_gpus: int
+) -> tuple[SensitivityPoint, ...]:
+    """Return what each value of one knob would do, all others held."""
+    values = legal_values(problem, config, knob, num_gpus=num_gpus)
+    return tuple(_sensitivity_point(problem, config, knob, value) for value in values)
+
+
+def metric_value(prediction: Prediction, metric: str) -> float:
+    """Return a compared metric of a prediction."""
+    if metric == "highest_rate_per_s":
+        return prediction.highest_rate_per_s
+    return prediction.value(metric)
+
+
+def differences(base: Prediction, changed: Prediction) -> tuple[Difference, ...]:
+    """Return each compared metric before and after a change."""
+    return tuple(
+        _difference(base, changed, metric, title, unit, more_is_better)
+        for metric, title, unit, more_is_better in COMPARED
+    )
+
+
+def changed_load(
+    problem: Problem,
+    *,
+    rate_per_s: float | None = None,
+    isl: float | None = None,
+    osl: float | None = None,
+) -> Problem:
+    """Return the problem under another load; distributions are stretched to the new mean.
+
+    Args:
+        problem: What is loaded.
+        rate_per_s: Requests per second; None keeps the workload's.
+        isl: Mean prompt length in tokens; None keeps the workload's.
+        osl: Mean output length in tokens; None keeps the workload's.
+
+    Raises:
+        ConfigError: A value that no load can have, or a rate where clients set the pace.
+    """
+    workload = problem.workload
+    if rate_per_s is not None:
+        workload = _with_rate(workload, rate_per_s)
+    if isl is not None:
+        workload = _with_lengths(workload, "isl", isl)
+    if osl is not None:
+        workload = _with_lengths(workload, "osl", osl)
+    if workload is problem.workload:
+        return problem
+    known = problem.evaluator
+    evaluator = Evaluator(
+        model=known.model,
+        gpu=known.gpu,
+        calibration=known.calibration,
+        load=workload.load(),
+        slo=known.slo,
+    )
+    return replace(problem, workload=workload, evaluator=evaluator)
+
+
+def plan_of(problem: Problem, config: EngineConfig, request: PlanRequest) -> Plan:
+    """Return the plan that recommends just this configuration, with its neighbours.
+
+    Raises:
+        ConfigError: The engine cannot deploy it.
+    """
+    pins = {knob: str(getattr(config, knob)) for knob in KNOBS}
+    num_gpus = max(request.num_gpus, config.num_gpus)
+    return plan_problem(problem, replace(request, pins=pins, limits={}, num_gpus=num_gpus))
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _searched(problem: Problem, num_gpus: int) -> Mapping[str, tuple[Any, ...]]:
+    request = PlanRequest(gpu=problem.gpu.name, workload=problem.workload.name, num_gpus=num_gpus)
+    space = search_space(problem, request)
+    names = (
+        "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size",
+        "num_replicas", "moe_expert_parallel_size", "max_batch_size", "max_num_tokens",
+        "free_gpu_memory_fraction",
+    )  # fmt: skip
+    return {name: space.choices(name) for name in names}
+
+
+def _around(present: Any) -> tuple[Any, ...]:
+    if not present:
+        return (present,)
+    kind = type(present)
+    return tuple(dict.fromkeys(kind(present * share) or present for share in DERIVED_SIZES))
+
+
+def _inserted(values: tuple[Any, ...], present: Any) -> tuple[Any, ...]:
+    if isinstance(present, str):
+        return (*values, present)
+    return tuple(sorted((*values, present)))
+
+
+def _sensitivity_point(
+    problem: Problem, config: EngineConfig, knob: str, value: Any
+) -> SensitivityPoint:
+    try:
+        answer = ask(problem, config, {knob: str(value)})
+    except PlannerError as error:
+        return SensitivityPoint(value=value, prediction=None, reason=str(error))
+    reason = answer.not_deployable[0] if answer.not_deployable else ""
+    return SensitivityPoint(value=value, prediction=answer.prediction, reason=reason)
+
+
+def _difference(
+    base: Prediction,
+    changed: Prediction,
+    metric: str,
+    title: str,
+    unit: str,
+    more_is_better: bool,
+) -> Difference:
+    before, after = metric_value(base, metric), metric_value(changed, metric)
+    same = abs(after - before) <= NO_DIFFERENCE * max(abs(before), abs(after))
+    return Difference(
+        metric=metric,
+        title=title,
+        unit=unit,
+        before=before,
+        after=after,
+        is_better=None if same else (after > before) == more_is_better,
+        is_over_slo=changed.slo_excess.get(metric, 0.0) > 0,
+    )
+
+
+def _with_rate(workload: Workload, rate_per_s: float) -> Workload:
+    if not 0 < rate_per_s <= 1e6:
+        raise ConfigError(f"rate {rate_per_s:g} requests/s", hint="accepted: above 0 to 1000000")
+    if not workload.arrival.rate_per_s:
+        raise ConfigError(
+            f"{workload.name} is {workload.arrival.process}: its clients set the rate",
+            hint="leave it empty",
+        )
+    faster = rate_per_s / workload.arrival.rate_per_s
+    trace = workload.trace
+    return replace(
+        workload,
+        arrival=replace(workload.arrival, rate_per_s=rate_per_s),
+        trace=replace(trace, arrival_s=trace.arrival_s / faster) if trace else None,
+    )
+
+
+def _with_lengths(workload: Workload, name: str, mean: float) -> Workload:
+    """Stretch prompts or outputs to a new mean; the shape of the distribution stays."""
+    if not 1 <= mean <= LARGEST_TOKENS:
+        raise ConfigError(
+            f"{name.upper()} {mean:g} tokens", hint=f"accepted: 1 to {LARGEST_TOKENS}"
+        )
+    distribution: LengthDistribution = getattr(workload, name)
+    factor = mean / distribution.lengths().mean
+    tokens = np.clip(distribution.tokens * factor, 1, LARGEST_TOKENS)
+    changed: dict[str, Any] = {name: replace(distribution, tokens=tokens)}
+    if name == "osl":
+        longest = max(round(workload.max_output_tokens * factor), 1)
+        changed["max_output_tokens"] = min(longest, LARGEST_TOKENS)
+    if workload.trace:
+        changed["trace"] = _stretched(workload.trace, name, factor)
+    return replace(workload, **changed)
+
+
+def _stretched(trace: RequestTrace, name: str, factor: float) -> RequestTrace:
+    lengths = np.clip(np.rint(getattr(trace, name) * factor), 1, LARGEST_TOKENS)
+    return replace(trace, **{name: lengths.astype(np.int64)})

@@ -1,0 +1,86 @@
+"""Drives the interface as a person would, and reads what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from textual.pilot import Pilot
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from planner.tui.app import PlannerApp
+from planner.tui.screens.plan import PlanScreen
+
+WIDE, SMALL = (120, 40), (80, 24)
+
+
+@asynccontextmanager
+async def planner_at(
+    folder: Path, size: tuple[int, int] = WIDE, **given: str
+) -> AsyncIterator[Pilot[int]]:
+    """Open the interface with its state in a folder of its own."""
+    app = PlannerApp(state_file=folder / "tui.json", given=given)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        yield pilot
+
+
+def app_of(pilot: Pilot[int]) -> PlannerApp:
+    """Return the application as what it is."""
+    assert isinstance(pilot.app, PlannerApp)
+    return pilot.app
+
+
+async def until(pilot: Pilot[int], condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something holds; fail with the screen's text when it does not come."""
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        await pilot.pause(0.05)
+    raise AssertionError(f"it did not happen; the screen shows:\n{shown(pilot)}")
+
+
+async def planned(pilot: Pilot[int]) -> PlanScreen:
+    """Wait for the recommendation."""
+    await until(pilot, lambda: "★" in text_of(pilot, "#headline"))
+    screen = pilot.app.screen
+    assert isinstance(screen, PlanScreen)
+    return screen
+
+
+async def fill(pilot: Pilot[int], name: str, text: str) -> None:
+    """Replace the text of a field of the form by typing."""
+    field = pilot.app.screen.query_one(f"#field-{name} Input", Input)
+    field.focus()
+    await pilot.press("end", "ctrl+u", *typed(text))
+
+
+def typed(text: str) -> Iterator[str]:
+    """Return the key of each letter."""
+    names = {".": "full_stop", "/": "slash", "_": "underscore", "-": "minus", "=": "equals_sign"}
+    names |= {" ": "space", ",": "comma"}
+    return (names.get(letter, letter) for letter in text)
+
+
+def text_of(pilot: Pilot[int], selector: str) -> str:
+    """Return the text of a widget as it is rendered."""
+    return plain(pilot.app.screen.query_one(selector, Static))
+
+
+def plain(widget: Widget) -> str:
+    """Return the rendered text of a widget."""
+    lines = [widget.render_line(y).text for y in range(widget.size.height)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def shown(pilot: Pilot[int]) -> str:
+    """Return the whole screen as text."""
+    lines = pilot.app.screen._compositor.render_strips()
+    return "\n".join(strip.text.rstrip() for strip in lines)
+
+
+def problem_at(pilot: Pilot[int], name: str) -> str:
+    """Return what a field of the form says is wrong with it."""
+    problem = pilot.app.screen.query_one(f"#field-{name} .problem", Static)
+    return " ".join(plain(problem).split()) if problem.display else ""

@@ -1,0 +1,192 @@
+"""The plan screen: recommendation, front, bad input at each field, stop, failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.widgets import Input
+
+from planner import api
+from planner.tui.widgets.front_plot import FrontPlot
+from tests.planner.tui.driving import (
+    SMALL,
+    WIDE,
+    app_of,
+    fill,
+    plain,
+    planned,
+    planner_at,
+    problem_at,
+    shown,
+    text_of,
+    typed,
+    until,
+)
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_recommends_what_the_command_recommends(tmp_path: Path) -> None:
+    async with planner_at(tmp_path) as pilot:
+        await planned(pilot)
+        session = app_of(pilot).session
+        assert session is not None
+        best = api.plan(api.PlanRequest(gpu="h100", workload="chat")).recommended
+        assert session.plan.recommended.config == best.config
+        assert best.config.capacity_scheduler_policy in text_of(pilot, "#config")
+        assert "Binding limit" in text_of(pilot, "#prediction")
+
+
+@pytest.mark.parametrize("size", [SMALL, WIDE])
+async def test_shows_form_and_recommendation_at_both_sizes(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    async with planner_at(tmp_path, size) as pilot:
+        await planned(pilot)
+        text = shown(pilot)
+        for words in ("GPU", "Objective", "★ Recommended", "max_batch_size", "? Keys"):
+            assert words in text
+        assert ("Why not the others" in text) == (size == WIDE)
+
+
+async def test_small_screen_scrolls_to_the_reasons(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, SMALL) as pilot:
+        screen = await planned(pilot)
+        screen.query_one("#results").focus()
+        await pilot.press("end")
+        await until(pilot, lambda: "Changing one knob" in shown(pilot))
+
+
+BAD_INPUT = [
+    ("gpu", "h1000", "unknown; did you mean"),
+    ("num_gpus", "many", "not a whole number"),
+    ("num_gpus", "9", "accepted: 1 to 8"),
+    ("workload", "chatt", "did you mean chat"),
+    ("model", "llama-9", "is unknown"),
+    ("rate", "fast", "not a number"),
+    ("rate", "0", "above 0"),
+    ("isl", "0.5", "accepted: 1 to"),
+    ("osl", "-3", "accepted: 1 to"),
+    ("slo", "ttft=5", "is unknown"),
+    ("slo", "ttft_ms.p99", "is not knob=value"),
+    ("objective", "speed", "known: goodput"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "words"), BAD_INPUT)
+async def test_bad_input_is_answered_at_its_field(
+    tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    async with planner_at(tmp_path) as pilot:
+        await planned(pilot)
+        await fill(pilot, name, text)
+        await until(pilot, lambda: words in problem_at(pilot, name))
+        assert "Not searched" in text_of(pilot, "#headline")
+
+
+async def test_mended_input_searches_again(tmp_path: Path) -> None:
+    async with planner_at(tmp_path) as pilot:
+        await planned(pilot)
+        await fill(pilot, "rate", "x")
+        await until(pilot, lambda: bool(problem_at(pilot, "rate")))
+        await fill(pilot, "rate", "2")
+        await planned(pilot)
+        assert not problem_at(pilot, "rate")
+        session = app_of(pilot).session
+        assert session is not None
+        assert session.problem.workload.arrival.rate_per_s == 2
+
+
+async def test_empty_field_shows_what_the_workload_gives(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, workload="rag") as pilot:
+        await planned(pilot)
+        session = app_of(pilot).session
+        assert session is not None
+        field = pilot.app.screen.query_one("#field-model Input", Input)
+        assert (field.value, field.placeholder) == ("", session.problem.model.name)
+
+
+async def test_list_narrows_while_typing_and_fills_the_field(tmp_path: Path) -> None:
+    async with planner_at(tmp_path) as pilot:
+        await planned(pilot)
+        await until(pilot, lambda: bool(app_of(pilot).catalogue.entries))
+        pilot.app.screen.query_one("#field-gpu Input", Input).focus()
+        await pilot.press("down", *typed("h200"), "enter")
+        assert pilot.app.screen.query_one("#field-gpu Input", Input).value == "h200_sxm"
+        await until(pilot, lambda: _gpu(pilot) == "h200_sxm")
+
+
+async def test_tables_follow_the_cursor_of_the_front(tmp_path: Path) -> None:
+    async with planner_at(tmp_path) as pilot:
+        screen = await planned(pilot)
+        front = screen.query_one(FrontPlot)
+        await pilot.press("ctrl+g", "right", "right")
+        assert front.cursor is not None
+        config = front.candidates[front.cursor].config
+        await until(pilot, lambda: "◆" in text_of(pilot, "#headline"))
+        rows = [line.split() for line in text_of(pilot, "#config").splitlines()]
+        assert ["max_batch_size", str(config.max_batch_size)] in rows
+        await pilot.press("r")
+        await planned(pilot)
+
+
+async def test_infeasible_slo_says_what_it_would_take(tmp_path: Path) -> None:
+    async with planner_at(tmp_path) as pilot:
+        await planned(pilot)
+        await fill(pilot, "slo", "tpot_ms.p99=0.01")
+        await until(pilot, lambda: "Nothing is feasible" in text_of(pilot, "#headline"))
+        reasons = plain(pilot.app.screen.query_one("#reasons"))
+        assert "to be feasible: tpot_ms.p99 from 0.01" in " ".join(reasons.split())
+
+
+async def test_escape_stops_a_search_and_keeps_the_best_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.PlanRequest, "__post_init__", _many_trials, raising=False)
+    async with planner_at(tmp_path) as pilot:
+        await until(pilot, lambda: "best so far" in text_of(pilot, "#headline"))
+        await pilot.press("escape")
+        await until(pilot, lambda: "Stopped" in text_of(pilot, "#headline"))
+        session = app_of(pilot).session
+        assert session is not None
+        assert session.plan.recommended.fits
+
+
+async def test_a_worker_that_fails_becomes_a_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(api, "plan_problem", fail)
+    async with planner_at(tmp_path) as pilot:
+        await until(pilot, lambda: "the disk is on fire" in shown(pilot))
+        assert "Ctrl+R tries again" in text_of(pilot, "#headline")
+        monkeypatch.undo()
+        await pilot.press("ctrl+r")
+        await planned(pilot)
+
+
+async def test_resize_and_paste_storm(tmp_path: Path) -> None:
+    async with planner_at(tmp_path) as pilot:
+        await planned(pilot)
+        for turn in range(12):
+            await pilot.resize_terminal(60 + 9 * turn, 18 + 3 * turn)
+            pilot.app.screen.query_one("#field-workload Input", Input).insert_text_at_cursor(
+                "paste\n\t[bold]" * 20
+            )
+        await until(pilot, lambda: bool(problem_at(pilot, "workload")))
+        await fill(pilot, "workload", "chat")
+        await planned(pilot)
+
+
+def _gpu(pilot: Any) -> str:
+    session = app_of(pilot).session
+    return session.problem.gpu.name if session else ""
+
+
+def _many_trials(request: api.PlanRequest) -> None:
+    object.__setattr__(request, "trials", 100_000)
+    object.__setattr__(request, "time_budget_s", 600.0)
