@@ -73,10 +73,10 @@ class PlanScreen(PlannerScreen):
         "focus, ← and → move ◆ along the Pareto front and the tables follow."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
-        Binding("escape", "stop", "Stop search"),
-        Binding("ctrl+r", "restart", "Search again"),
-        Binding("ctrl+g", "front", "To the plot"),
-        Binding("ctrl+s", "export", "Export files"),
+        Binding("escape", "stop", "Stop"),
+        Binding("ctrl+r", "restart", "Search"),
+        Binding("ctrl+g", "front", "Plot"),
+        Binding("ctrl+s", "export", "Export"),
     ]
 
     def __init__(self, question: Question) -> None:

@@ -44,7 +44,7 @@ class WhatIfScreen(PlannerScreen):
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("m", "metric", "Metric of the curve"),
         Binding("ctrl+r", "reset_all", "Reset all"),
-        Binding("ctrl+s", "export", "Export files"),
+        Binding("ctrl+s", "export", "Export"),
     ]
 
     def __init__(self) -> None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from textual.binding import Binding
 from textual.message import Message
-from textual_plot import HiResMode, PlotWidget
+from textual_plot import HiResMode
 
 from planner.search.study import Candidate
+from planner.tui.widgets.plot import Plot
 
 
-class FrontPlot(PlotWidget, inherit_bindings=False):
+class FrontPlot(Plot, inherit_bindings=False):
     """Tokens/s per GPU against the speed that one user sees."""
 
     BINDINGS = [  # noqa: RUF012  Textual's form

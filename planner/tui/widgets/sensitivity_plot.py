@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from textual.binding import Binding
-from textual_plot import HiResMode, PlotWidget
+from textual_plot import HiResMode
 from textual_plot.axis_formatter import CategoricalAxisFormatter
 
 from planner.tui.widgets.knob_list import spelled
+from planner.tui.widgets.plot import Plot
 from planner.what_if import COMPARED, SensitivityPoint, metric_value
 
 NAME_WIDTH = 10
 """Letters of a value below the axis."""
 
 
-class SensitivityPlot(PlotWidget, inherit_bindings=False):
+class SensitivityPlot(Plot, inherit_bindings=False):
     """One metric over the values of one knob; ◆ is the present value, ✗ cannot be deployed."""
 
     BINDINGS = [Binding("m,enter", "next_metric", "Next metric")]  # noqa: RUF012

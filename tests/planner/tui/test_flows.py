@@ -128,7 +128,7 @@ async def test_runs_stand_beside_their_predictions(tmp_path: Path) -> None:
         await pilot.press("f5")
         pilot.app.screen.query_one("#runs-file", Input).value = str(RUNS)
         await pilot.press("enter")
-        await until(pilot, lambda: "11 runs, predicted / measured" in shown(pilot))
+        await until(pilot, lambda: "25 runs, predicted / measured" in shown(pilot))
         table = pilot.app.screen.query_one(DataTable)
         assert table.row_count == 11
         await pilot.press("c", "down")
@@ -164,7 +164,7 @@ async def test_question_mark_shows_the_keys_of_the_screen(tmp_path: Path) -> Non
         await planned(pilot)
         await pilot.press("question_mark")
         await until(pilot, lambda: "Keys of this screen" in shown(pilot))
-        assert "Stop search" in shown(pilot)
+        assert "esc Stop" in shown(pilot)
         await pilot.press("escape")
         assert "Keys of this screen" not in shown(pilot)
 
