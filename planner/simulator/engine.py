@@ -331,7 +331,8 @@ class Engine:
         if self.exact:
             return 1
         steps = self._finish_in()
-        if self.waiting and self._leaving:
+        # What leaves makes room for whoever waits, and for prefixes that would be evicted.
+        if self._leaving and (self.waiting or self.kv.cache is not None):
             steps = min(steps, self._leaving[0][0] - self._steps_taken)
         if not self._reserves:
             room = self.kv.room(reserving=False)
