@@ -130,7 +130,7 @@ async def test_runs_stand_beside_their_predictions(tmp_path: Path) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: "25 runs, predicted / measured" in shown(pilot))
         table = pilot.app.screen.query_one(DataTable)
-        assert table.row_count == 11
+        assert table.row_count == 25
         await pilot.press("c", "down")
         await until(pilot, lambda: text_of(pilot, "#run").count("predicted") == 2)
         await pilot.press("f6")
