@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from planner.evaluator import (
 from planner.simulation import (
     Demand,
     SimulationSummary,
+    operator_seconds,
     percentile_errors,
     request_limits,
     simulate_config,
@@ -105,6 +106,8 @@ class Prediction:
     """What stops this configuration from serving more."""
     simulation: SimulationResult | None = None
     """The run behind latencies and rates; None where they come from the closed form."""
+    time_by_operator: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of the simulated run by operator family."""
 
     @property
     def fits(self) -> bool:
@@ -153,7 +156,15 @@ class Prediction:
             "slo_excess": {name: _rounded(value) for name, value in self.slo_excess.items()},
             "binding_limit": self.binding_limit,
             "simulation": (
-                SimulationSummary.of(self.simulation).to_json() if self.simulation else None
+                SimulationSummary.of(self.simulation).to_json()
+                | {
+                    "time_by_operator": {
+                        family: _rounded(seconds)
+                        for family, seconds in self.time_by_operator.items()
+                    }
+                }
+                if self.simulation
+                else None
             ),
         }
 
@@ -196,6 +207,9 @@ def predict_config(
         front_end_share=float(evaluation.front_end_share[0]),
         binding_limit="",
         simulation=simulation,
+        time_by_operator=(
+            operator_seconds(simulation, evaluator.step_model(config)) if simulation else {}
+        ),
     )
     slots = float(evaluation.slots[0])
     return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))

@@ -14,6 +14,7 @@ from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
+from cost_models.step import StepBatch, StepModel
 from planner.estimator.load import Load, Protocol
 from planner.evaluator import Evaluator, lanes_per_replica
 from planner.runs import MeasuredRun
@@ -42,6 +43,9 @@ MOST_REQUESTS = 20_000
 
 FIRST_WAVE_SHORTEST = 0.5
 """Shortest first output, as a share of the asked one, of clients that fall out of step."""
+
+LOGGED_ROWS = 300
+"""Rows of a step log that are priced by operator."""
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -312,6 +316,32 @@ def request_limits(slo: Mapping[str, float]) -> LatencyLimits:
         for metric in ("ttft", "tpot", "e2el")
     }
     return LatencyLimits(**{f"{metric}_s": limit / 1e3 for metric, limit in tightest.items()})
+
+
+def operator_seconds(result: SimulationResult, step: StepModel) -> dict[str, float]:
+    """Return the time of all engines by operator family, priced anew from their step logs.
+
+    Long logs are sampled evenly; what a chunk has already in the cache is not logged, so
+    prefill attention of chunked prompts comes out low.
+    """
+    totals: dict[str, float] = {}
+    for log in (trace.log for trace in result.engines):
+        rows = np.unique(np.linspace(0, len(log.steps) - 1, LOGGED_ROWS).astype(np.int64))
+        steps, decoding = log.steps[rows], log.decoding[rows].astype(np.float64)
+        grown = log.context_tokens[rows] + decoding * (steps - 1) / 2
+        cost = step.cost(
+            StepBatch(
+                decode_sequences=decoding,
+                decode_kv_len=grown / np.maximum(decoding, 1.0),
+                prefill_sequences=log.prompts[rows],
+                prefill_tokens=log.prompt_tokens[rows],
+            )
+        )
+        busy_s = log.end_s - log.start_s
+        weight = steps * (busy_s.sum() / busy_s[rows].sum())
+        for family, seconds in cost.by_family.items():
+            totals[family] = totals.get(family, 0.0) + float(np.sum(weight * seconds))
+    return totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -206,6 +206,14 @@ def test_written_requests_say_what_the_metrics_say(served: Prediction, tmp_path:
         assert row["ttft_ms"] + sum(row["itl_ms"]) == pytest.approx(row["e2el_ms"], rel=0.02)
 
 
+def test_time_by_operator_adds_up_to_the_time_that_the_engine_worked(served: Prediction) -> None:
+    assert served.simulation is not None
+    log = served.simulation.engines[0].log
+    busy_s = float((log.end_s - log.start_s).sum())
+    assert sum(served.time_by_operator.values()) == pytest.approx(busy_s, rel=0.1)
+    assert served.time_by_operator["gemm"] > 0.3 * busy_s
+
+
 def test_the_timeline_is_a_trace_of_every_step(served: Prediction, tmp_path: Path) -> None:
     assert served.simulation is not None
     write_timeline(served.simulation, tmp_path / "t.json")
