@@ -42,6 +42,8 @@ class EngineConfig:
     host_cache_size: int = 0
     """Bytes of host memory that keep evicted prefix blocks."""
     capacity_scheduler_policy: str = "GUARANTEED_NO_EVICT"
+    queue_order: str = "FIRST_COME_FIRST_SERVED"
+    """Who is admitted next; engines offer few of those that can be predicted."""
     context_chunking_policy: str = "FIRST_COME_FIRST_SERVED"
     """Whether first prompts take all they can of a step, or all advance alike."""
     cuda_graph_max_batch_size: int = 128

@@ -221,6 +221,12 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
         "RECOMPUTE",
     ),
     "context_chunking_policy": ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"),
+    "queue_order": (
+        "FIRST_COME_FIRST_SERVED",
+        "SHORTEST_JOB_FIRST",
+        "PRIORITY",
+        "LONGEST_PREFIX_MATCH",
+    ),
 }
 """Rules that some engine follows, by knob."""
 

@@ -375,6 +375,7 @@ _SCHEDULED: Mapping[str, Any] = {
     "max_seq_len": 0,
     "stream_interval": 1,
     "context_chunking_policy": "FIRST_COME_FIRST_SERVED",
+    "queue_order": "FIRST_COME_FIRST_SERVED",
     "enable_partial_reuse": True,
     "host_cache_size": 0,
 }

@@ -44,6 +44,9 @@ MOST_REQUESTS = 20_000
 FIRST_WAVE_SHORTEST = 0.5
 """Shortest first output, as a share of the asked one, of clients that fall out of step."""
 
+PREDICTOR_LOG_SD = 0.5
+"""Error of the length predictor that shortest-job-first goes by, in log."""
+
 LOGGED_ROWS = 300
 """Rows of a step log that are priced by operator."""
 
@@ -99,9 +102,11 @@ def workload_demand(
             max_output_tokens=workload.max_output_tokens,
         )
         arrival_s = _arrivals(rng, workload, count)
+    # Drawn apart: who predicts lengths must not change the lengths.
+    guesses = np.random.default_rng([seed, 1])
     return Demand(
         protocol=protocol,
-        requests=requests,
+        requests=requests.with_predictor(guesses, log_sd=PREDICTOR_LOG_SD),
         arrival_s=arrival_s,
         concurrency=workload.arrival.concurrency,
         shared_prefix_tokens=workload.shared_prefix_tokens,

@@ -9,7 +9,7 @@ from cost_models.memory import MemoryPlan
 from planner.simulator.block_pool import PoolShape
 from planner.simulator.capacity import POLICIES, CapacityPolicy, GuaranteedNoEvict
 from planner.simulator.chunking import Chunking, EqualProgress, FirstComeChunks, WholePrompts
-from planner.simulator.queue_order import FirstComeFirstServed, QueueOrder
+from planner.simulator.queue_order import ORDERS, FirstComeFirstServed, QueueOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,7 @@ class EngineLimits:
                 num_blocks=int(memory.kv_cache_blocks) // lanes,
                 tokens_per_block=config.tokens_per_block,
             ),
+            order=ORDERS[config.queue_order],
             capacity=POLICIES[config.capacity_scheduler_policy](),
             chunking=chunk(unit) if config.enable_chunked_prefill else WholePrompts(),
             overlap=not config.disable_overlap_scheduler,

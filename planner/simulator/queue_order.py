@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from heapq import heapify, heappop, heappush, nsmallest
 from typing import Protocol
 
@@ -55,6 +56,15 @@ class PriorityWithAgeing:
 
 class LongestPrefixMatch(FirstComeFirstServed):
     """Among the first few that wait, the one that finds most of its prompt in the cache."""
+
+
+ORDERS: Mapping[str, QueueOrder] = {
+    "FIRST_COME_FIRST_SERVED": FirstComeFirstServed(),
+    "SHORTEST_JOB_FIRST": ShortestJobFirst(),
+    "PRIORITY": PriorityWithAgeing(ageing_s=10.0),
+    "LONGEST_PREFIX_MATCH": LongestPrefixMatch(),
+}
+"""Orders by the name that a configuration gives them."""
 
 
 class WaitingQueue:

@@ -13,7 +13,7 @@ import pytest
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
-from planner.api import Problem, load_problem, predict
+from planner.api import Problem, load_problem, predict, predict_problem
 from planner.estimator.load import Protocol
 from planner.find_rate import find_rate
 from planner.prediction import Prediction, predict_config
@@ -204,6 +204,19 @@ def test_written_requests_say_what_the_metrics_say(served: Prediction, tmp_path:
     for row in rows[:50]:
         assert len(row["itl_ms"]) == row["osl"] - 1
         assert row["ttft_ms"] + sum(row["itl_ms"]) == pytest.approx(row["e2el_ms"], rel=0.02)
+
+
+def test_an_order_that_the_engine_lacks_is_compared_and_marked(chat: Problem) -> None:
+    config = replace(chat.default_config, enable_chunked_prefill=True, max_batch_size=32)
+    demand = workload_demand(chat.workload).at_rate(30.0)
+    fair, short = (
+        predict_problem(chat, config, {"queue_order": order}, demand=demand)
+        for order in ("FIRST_COME_FIRST_SERVED", "SHORTEST_JOB_FIRST")
+    )
+    assert not fair[1]
+    assert [violation.knob for violation in short[1]] == ["queue_order"]
+    assert short[0].value("e2el_ms.mean") < 0.8 * fair[0].value("e2el_ms.mean")
+    assert short[0].value("e2el_ms.p99") > 1.5 * fair[0].value("e2el_ms.p99")
 
 
 def test_time_by_operator_adds_up_to_the_time_that_the_engine_worked(served: Prediction) -> None:
