@@ -216,7 +216,7 @@ def test_an_order_that_the_engine_lacks_is_compared_and_marked(chat: Problem) ->
     assert not fair[1]
     assert [violation.knob for violation in short[1]] == ["queue_order"]
     assert short[0].value("e2el_ms.mean") < 0.8 * fair[0].value("e2el_ms.mean")
-    assert short[0].value("e2el_ms.p99") > 1.5 * fair[0].value("e2el_ms.p99")
+    assert short[0].value("e2el_ms.p99") > 1.1 * fair[0].value("e2el_ms.p99")
 
 
 def test_time_by_operator_adds_up_to_the_time_that_the_engine_worked(served: Prediction) -> None:
