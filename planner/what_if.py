@@ -18,7 +18,7 @@ from planner.api import PlanRequest, Problem, plan_problem, predict_problem, sea
 from planner.evaluator import Evaluator
 from planner.knobs import TYPES
 from planner.planning import Plan
-from planner.prediction import Prediction
+from planner.prediction import Prediction, predict_config
 from planner.workload import LARGEST_TOKENS, LengthDistribution, RequestTrace, Workload
 
 EXPERT_KNOBS = frozenset({"moe_expert_parallel_size", "moe_backend"})
@@ -71,8 +71,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The prediction of a configuration, and why it could not be deployed."""
+    """The prediction of a changed configuration, and why it could not be deployed."""
 
+    base: Prediction
+    """Of the unchanged one; both in closed form, so that they compare."""
     prediction: Prediction
     not_deployable: tuple[str, ...]
 
@@ -95,7 +97,11 @@ def ask(problem: Problem, config: EngineConfig, settings: Mapping[str, str]) -> 
         ConfigError: A knob has a value that cannot be computed.
     """
     prediction, violations = predict_problem(problem, config, settings)
-    return Answer(prediction=prediction, not_deployable=tuple(str(v) for v in violations))
+    return Answer(
+        base=predict_config(problem.evaluator, config),
+        prediction=prediction,
+        not_deployable=tuple(str(v) for v in violations),
+    )
 
 
 def knobs_of(problem: Problem) -> tuple[str, ...]:

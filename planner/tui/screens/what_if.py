@@ -179,7 +179,7 @@ class WhatIfScreen(PlannerScreen):
             return
         self.answer = event.answer
         changed = event.answer.prediction
-        found = differences(self.shown.plan.recommended, changed)
+        found = differences(event.answer.base, changed)
         self.query_one("#differences", Static).update(self._words(found, event.answer))
         self.query_one(MemoryBar).show(changed.memory)
         self.query_one("#prediction", Static).update(prediction_view(changed))

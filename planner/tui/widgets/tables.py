@@ -86,6 +86,7 @@ def rate_table(prediction: Prediction) -> Table:
 def prediction_view(prediction: Prediction) -> Group:
     """Return everything that is predicted but memory."""
     provenance = prediction.metrics["ttft_ms.mean"].provenance
+    source = "Simulated" if prediction.simulation else "Closed form"
     return Group(
         latency_table(prediction),
         Text(),
@@ -93,7 +94,7 @@ def prediction_view(prediction: Prediction) -> Group:
         rate_table(prediction),
         Text(),
         Text(f"Binding limit: {prediction.binding_limit}", style="bold"),
-        Text(f"Closed form, {provenance}; intervals hold 90 %", style="dim"),
+        Text(f"{source}, {provenance}; intervals hold 90 %", style="dim"),
     )
 
 

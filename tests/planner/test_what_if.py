@@ -1,0 +1,26 @@
+"""What if: a change is compared with the same configuration unchanged, like with like."""
+
+from __future__ import annotations
+
+from planner.api import PlanRequest, plan_problem, requested_problem
+from planner.what_if import ask, differences
+
+
+def test_no_change_makes_no_difference() -> None:
+    request = PlanRequest(gpu="h100", workload="chat", trials=0)
+    problem = requested_problem(request)
+    recommended = plan_problem(problem, request).recommended
+    answer = ask(problem, recommended.config, {})
+    assert dict(answer.base.metrics) == dict(answer.prediction.metrics)
+    assert all(
+        "no difference" in str(found) for found in differences(answer.base, answer.prediction)
+    )
+
+
+def test_fewer_bits_show_as_more_room_for_the_cache() -> None:
+    request = PlanRequest(gpu="h100", workload="chat", trials=0)
+    problem = requested_problem(request)
+    config = plan_problem(problem, request).recommended.config
+    answer = ask(problem, config, {"quantization": "bf16"})
+    assert answer.prediction.value("kv_cache_tokens") < answer.base.value("kv_cache_tokens")
+    assert answer.prediction.value("tpot_ms.mean") > answer.base.value("tpot_ms.mean")
