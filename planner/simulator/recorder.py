@@ -33,7 +33,8 @@ class RequestRecorder:
         self.refused = array("b", [0]) * count
         self.pauses_s = array("d")
         """Gaps between two tokens of a request that lay in a pause."""
-        self._paused_s: dict[int, float] = {}
+        self._paused_s: dict[int, list[float]] = {}
+        """When each was paused, oldest first: a token may still be on its way at the next pause."""
 
     def arrive(self, index: int, time_s: float) -> None:
         """The client sends the request."""
@@ -54,7 +55,10 @@ class RequestRecorder:
         if self.first_s[index] != self.first_s[index]:
             self.first_s[index] = time_s
         elif index in self._paused_s:
-            self.pauses_s.append(time_s - self._paused_s.pop(index))
+            pauses = self._paused_s[index]
+            self.pauses_s.append(time_s - pauses.pop(0))
+            if not pauses:
+                del self._paused_s[index]
 
     def last_token(self, index: int, time_s: float) -> None:
         """The client has the last token."""
@@ -66,4 +70,4 @@ class RequestRecorder:
 
     def pause(self, index: int, time_s: float) -> None:
         """A decoding request stops after its token of that time; the next one counts from here."""
-        self._paused_s.setdefault(index, time_s)
+        self._paused_s.setdefault(index, []).append(time_s)

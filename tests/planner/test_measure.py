@@ -127,7 +127,7 @@ def test_a_failure_is_exit_status_3_and_a_run(
     ("arguments", "words"),
     [
         (("--backend", "tgi"), "backend 'tgi' is unknown"),
-        (("--backend", "vllm", "--store", "/nonexistent/x.db"), "its folder exists"),
+        (("--backend", "vllm", "--store", "few.json/x.db"), "its folder exists"),
         (("--backend", "vllm", "--time-budget", "nan"), "must be above 0"),
         (("--backend", "vllm", "--set", "max_batch=3"), "max_batch"),
         (("plan.json", "--backend", "vllm"), "plan.json"),
