@@ -7,7 +7,7 @@ PlannerError
 └── MeasurementError    hardware or an engine failed while it was being measured
 
 "Does not fit" and "misses the SLO" are answers, not errors: see
-`cost_models.memory.MemoryPlan.shortfall_bytes` and `planner.planning.Plan.status`.
+`cost_models.memory.MemoryPlan.shortfall_bytes` and `planner.plans.plan.Plan.status`.
 """
 
 from __future__ import annotations

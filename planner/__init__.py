@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest, plan, predict
-    from planner.validation import validate
+    from planner.validation.validate import validate
 
 __all__ = ["PlanRequest", "plan", "predict", "validate"]
 
@@ -16,7 +16,7 @@ _HOMES = {
     "PlanRequest": "planner.api",
     "plan": "planner.api",
     "predict": "planner.api",
-    "validate": "planner.validation",
+    "validate": "planner.validation.validate",
 }
 
 

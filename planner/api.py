@@ -17,15 +17,15 @@ from cost_models.model import ModelSpec
 from cost_models.precision import kv_dtype, quantization
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.weights import check_divides
-from planner.evaluator import Evaluator
 from planner.knobs import apply_settings, parse_limits
-from planner.planning import Plan, make_plan
-from planner.prediction import Prediction, predict_config
-from planner.runs import ENGINE_DEFAULTS
+from planner.measuring.runs import ENGINE_DEFAULTS
+from planner.plans.plan import Plan, make_plan
+from planner.prediction.evaluator import Evaluator
+from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.simulation import Demand, workload_demand
 from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchOptions
-from planner.simulation import Demand, workload_demand
-from planner.workload import OBJECTIVES, Workload, check_slo, load_workload
+from planner.workloads.workload import OBJECTIVES, Workload, check_slo, load_workload
 
 MAX_GPUS = 8
 """One node."""

@@ -15,11 +15,11 @@ import numpy as np
 from cost_models.engine import KNOBS, EngineConfig
 from cost_models.errors import ConfigError, PlannerError
 from planner.api import PlanRequest, Problem, plan_problem, predict_problem, search_space
-from planner.evaluator import Evaluator
 from planner.knobs import TYPES
-from planner.planning import Plan
-from planner.prediction import Prediction, predict_config
-from planner.workload import LARGEST_TOKENS, LengthDistribution, RequestTrace, Workload
+from planner.plans.plan import Plan
+from planner.prediction.evaluator import Evaluator
+from planner.prediction.predict import Prediction, predict_config
+from planner.workloads.workload import LARGEST_TOKENS, LengthDistribution, RequestTrace, Workload
 
 EXPERT_KNOBS = frozenset({"moe_expert_parallel_size", "moe_backend"})
 """Knobs without meaning for a model without experts."""

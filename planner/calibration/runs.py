@@ -22,8 +22,8 @@ from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import fitted_constants, with_constants
 from planner.files import write_text
-from planner.runs import MeasuredRun, read_runs
-from planner.validation import (
+from planner.measuring.runs import MeasuredRun, read_runs
+from planner.validation.validate import (
     FRONT_END_LIMITED,
     Row,
     Validation,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimator.load import Load, Protocol
-from planner.evaluator import Evaluation, Slice
+from planner.prediction.evaluator import Evaluation, Slice
 
 FloatArray = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from cost_models.engine import EngineConfig
 from cost_models.engine_rules import EngineRules
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
-from planner.evaluator import INNER_KNOBS, Slice
+from planner.prediction.evaluator import INNER_KNOBS, Slice
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 TOKEN_BUDGETS = (1024, 2048, 4096, 8192, 16384)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
-from planner.evaluator import Evaluation, Evaluator, Slice
+from planner.prediction.evaluator import Evaluation, Evaluator, Slice
 from planner.search.objective import handicapped, score, violation
 from planner.search.space import OUTER_KNOBS, SearchSpace
 

@@ -83,7 +83,7 @@ def _models() -> list[Entry]:
 
 
 def _workloads() -> list[Entry]:
-    from planner.workload import list_workloads, load_workload  # noqa: PLC0415
+    from planner.workloads.workload import list_workloads, load_workload  # noqa: PLC0415
 
     entries = []
     for name in list_workloads():

@@ -9,12 +9,12 @@ from textual.message import Message
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest, Problem
-    from planner.planning import Plan
-    from planner.prediction import Prediction
+    from planner.plans.plan import Plan
+    from planner.prediction.predict import Prediction
     from planner.search.study import Candidate
     from planner.tui.catalogue import Catalogue
     from planner.tui.question import Question
-    from planner.validation import Validation
+    from planner.validation.validate import Validation
     from planner.what_if import Answer, SensitivityPoint
 
 

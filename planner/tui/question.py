@@ -63,7 +63,7 @@ def check(question: Question) -> Checked:
 
 def _readers(question: Question) -> dict[str, Callable[[], Any]]:
     from cost_models.profile_io import load_gpu, load_model  # noqa: PLC0415  first paint
-    from planner.workload import load_workload  # noqa: PLC0415
+    from planner.workloads.workload import load_workload  # noqa: PLC0415
 
     q = question
     return {
@@ -133,7 +133,7 @@ def _number(text: str) -> float | None:
 
 
 def _objective(text: str) -> str:
-    from planner.workload import OBJECTIVES  # noqa: PLC0415
+    from planner.workloads.workload import OBJECTIVES  # noqa: PLC0415
 
     if text and text not in OBJECTIVES:
         raise ConfigError(f"{text!r} is unknown", hint=f"known: {', '.join(OBJECTIVES)}")
@@ -142,7 +142,7 @@ def _objective(text: str) -> str:
 
 def _slo(text: str) -> dict[str, float]:
     from planner.knobs import parse_assignments  # noqa: PLC0415
-    from planner.workload import check_slo  # noqa: PLC0415
+    from planner.workloads.workload import check_slo  # noqa: PLC0415
 
     limits = {}
     for metric, limit in parse_assignments(text.replace(",", " ").split(), "SLO").items():

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from planner.api import load_problem
 from planner.estimator.load import Protocol
-from planner.evaluator import Slice
-from planner.prediction import single
-from planner.simulation import Demand, simulate_config, workload_demand
+from planner.prediction.evaluator import Slice
+from planner.prediction.predict import single
+from planner.prediction.simulation import Demand, simulate_config, workload_demand
 from planner.simulator import SimulationResult, offline_arrivals
-from planner.workload import list_workloads, load_workload
+from planner.workloads.workload import list_workloads, load_workload
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 REQUESTS = 1500

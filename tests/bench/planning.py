@@ -27,7 +27,7 @@ def closed_form_rate() -> tuple[int, float]:
 
 def command_seconds(*arguments: str) -> float:
     """Return the median wall time of a `planner` command, start-up included."""
-    program = "import sys; from planner.cli import main; sys.argv[0] = 'planner'; main()"
+    program = "import sys; from planner.cli.main import main; sys.argv[0] = 'planner'; main()"
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from planner.api import load_problem
-from planner.evaluator import Slice
-from planner.prediction import single
-from planner.simulation import Demand, simulate_config, workload_demand
-from planner.workload import load_workload
+from planner.prediction.evaluator import Slice
+from planner.prediction.predict import single
+from planner.prediction.simulation import Demand, simulate_config, workload_demand
+from planner.workloads.workload import load_workload
 
 AZURE = Path(__file__).parents[2].parent / "shared/traces/azure2023_AzureLLMInferenceTrace_conv.csv"
 MILLION = 1_000_000

@@ -13,8 +13,8 @@ import argparse
 import numpy as np
 
 from planner.calibration.runs import calibrated, fit_constants
-from planner.runs import MeasuredRun, read_runs
-from planner.validation import predict_run_with
+from planner.measuring.runs import MeasuredRun, read_runs
+from planner.validation.validate import predict_run_with
 
 FIT_ON = "h200_vllm_bf16_c1,h200_vllm_bf16_c8,h200_vllm_bf16_c32"
 

@@ -18,7 +18,7 @@ from cost_models.kv_cache import expected_block_waste, kv_layout
 from cost_models.memory import plan_memory
 from cost_models.profile_io import list_models, load_model
 from cost_models.weights import parameter_count, weight_bytes
-from planner.validation import validate
+from planner.validation.validate import validate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "kv_bytes_per_token.csv"
 

@@ -17,7 +17,7 @@ from cost_models.errors import MeasurementError
 from cost_models.tables import read_table
 from executor.microbench.points import Point, Schedule, Speed, all_points
 from executor.microbench.run import CPU_SPEED, microbench, write_tables
-from planner.operator_validation import validate_operators
+from planner.validation.operators import validate_operators
 
 ROOT = Path(__file__).parents[2]
 

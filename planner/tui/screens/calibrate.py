@@ -13,7 +13,7 @@ from textual.widgets import Input, Static
 
 from planner.tui.messages import RunsValidated
 from planner.tui.screens.runs_base import RunsFileScreen
-from planner.validation import MetricError
+from planner.validation.validate import MetricError
 
 
 class CalibrateScreen(RunsFileScreen):

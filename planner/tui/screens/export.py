@@ -46,7 +46,7 @@ class ExportScreen(ModalScreen[None]):
     @work(thread=True, exclusive=True, group="export", exit_on_error=False)
     def write(self, folder: str) -> None:
         """Write the files."""
-        from planner.artifacts import write_plan_files  # noqa: PLC0415  first paint
+        from planner.plans.artifacts import write_plan_files  # noqa: PLC0415  first paint
 
         at = self.plan_session
         try:

@@ -34,7 +34,7 @@ from planner.tui.widgets.field import Field
 
 if TYPE_CHECKING:
     from planner.api import Problem
-    from planner.prediction import Prediction
+    from planner.prediction.predict import Prediction
     from planner.search.study import Candidate
 
 DEBOUNCE_S = 0.25

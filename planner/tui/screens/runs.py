@@ -13,7 +13,7 @@ from textual.widgets import DataTable, Input, Static
 from planner.tui.messages import RunsValidated
 from planner.tui.screens.runs_base import RunsFileScreen
 from planner.tui.text import number
-from planner.validation import Row
+from planner.validation.validate import Row
 
 OVERVIEW = (
     ("TPOT ms", "tpot_ms.mean"),

@@ -39,7 +39,7 @@ class RunsFileScreen(PlannerScreen):
     @work(thread=True, exclusive=True, group="validation", exit_on_error=False)
     def validate(self, path: str) -> None:
         """Predict every run of a file."""
-        from planner.validation import validate  # noqa: PLC0415  only here
+        from planner.validation.validate import validate  # noqa: PLC0415  only here
 
         try:
             self.post_message(RunsValidated(path, validate(path)))

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cost_models.engine import EngineConfig
-from planner.planning import Plan
-from planner.prediction import Prediction
-from planner.report import LATENCIES, RATES
+from planner.cli.report import LATENCIES, RATES
+from planner.plans.plan import Plan
+from planner.prediction.predict import Prediction
 from planner.tui.text import bound, milliseconds, number, short_split
 
 SHOWN_STATISTICS = ("p50", "p90", "p99")

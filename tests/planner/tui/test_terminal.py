@@ -12,7 +12,7 @@ import pytest
 pexpect = pytest.importorskip("pexpect")
 pyte = pytest.importorskip("pyte")
 
-PROGRAM = "import sys; from planner.cli import main; sys.argv[0] = 'planner'; main()"
+PROGRAM = "import sys; from planner.cli.main import main; sys.argv[0] = 'planner'; main()"
 
 
 class Terminal:

@@ -207,7 +207,7 @@ def check_slo(slo: Mapping[str, float], where: str) -> dict[str, float]:
 def _read_workload(path: Path) -> Workload:
     from pydantic import ValidationError  # noqa: PLC0415  not needed to show help
 
-    from planner.workload_schema import WorkloadProfile  # noqa: PLC0415
+    from planner.workloads.schema import WorkloadProfile  # noqa: PLC0415
 
     data = read_json_object(path)
     try:

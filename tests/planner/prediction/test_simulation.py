@@ -15,13 +15,13 @@ from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from planner.api import Problem, load_problem, predict, predict_problem
 from planner.estimator.load import Protocol
-from planner.find_rate import find_rate
-from planner.prediction import Prediction, predict_config
-from planner.simulation import Demand, out_of_step, workload_demand
-from planner.simulation_files import write_requests, write_timeline
+from planner.prediction.find_rate import find_rate
+from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.simulation import Demand, out_of_step, workload_demand
+from planner.prediction.simulation_files import write_requests, write_timeline
 from planner.simulator import Requests, offline_arrivals
-from planner.validation import validate
-from planner.workload import list_workloads, load_workload
+from planner.validation.validate import validate
+from planner.workloads.workload import list_workloads, load_workload
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,18 @@ import pytest
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_model
 from executor.protocols import ClosedLoop, OfflineBurst, OpenLoop
-from planner.cases import model_source, plan_configs, traffic_of
-from planner.workload import load_workload
+from planner.measuring.cases import model_source, plan_configs, traffic_of
+from planner.workloads.workload import load_workload
 from tests.executor.conftest import DATA, STAND_INS, TINY_LLAMA
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 WORKLOAD: dict[str, Any] = json.loads((DATA / "few.json").read_text())
 
 
 def planner(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(STAND_INS), str(Path(sys.executable).parent), os.environ["PATH"]])
-    program = "from planner.cli import main; main()"
+    program = "from planner.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""Commands that measure: thin over `planner.measure`. stdout is data, stderr is talk."""
+"""Commands that measure: thin over `planner.measuring.measure`. stdout is data, stderr is talk."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def measure_command(
     **options: Any,
 ) -> int:
     """Run a plan, or a configuration, on real hardware and keep what was measured."""
-    from planner.cases import MeasureRequest  # noqa: PLC0415  help must not wait
     from planner.knobs import parse_assignments  # noqa: PLC0415
-    from planner.measure import measure_request, measurement_to_json  # noqa: PLC0415
+    from planner.measuring.cases import MeasureRequest  # noqa: PLC0415  help must not wait
+    from planner.measuring.measure import measure_request, measurement_to_json  # noqa: PLC0415
 
     if plan and options["config"]:
         raise click.UsageError("give a plan or --config, not both")
@@ -110,7 +110,7 @@ def runs_group() -> None:
 @JSON_OPTION
 def runs_list(store: str, as_json: bool) -> int:
     """List the runs of a store, oldest first."""
-    from planner.measure import list_runs  # noqa: PLC0415
+    from planner.measuring.measure import list_runs  # noqa: PLC0415
 
     runs = list_runs(store)
     if as_json:
@@ -131,7 +131,7 @@ def runs_list(store: str, as_json: bool) -> int:
 @JSON_OPTION
 def runs_show(run: str, store: str, as_json: bool) -> int:
     """Show one run; the beginning of its id is enough."""
-    from planner.measure import show_run  # noqa: PLC0415
+    from planner.measuring.measure import show_run  # noqa: PLC0415
 
     found = show_run(store, run)
     if as_json:
@@ -147,7 +147,7 @@ def runs_show(run: str, store: str, as_json: bool) -> int:
 @STORE_OPTION
 def runs_export(out: str, run: tuple[str, ...], store: str) -> int:
     """Write runs (default: all good ones) and their requests to OUT, for `planner validate`."""
-    from planner.measure import export_runs  # noqa: PLC0415
+    from planner.measuring.measure import export_runs  # noqa: PLC0415
 
     click.echo(str(export_runs(store, out, run)))
     return 0
@@ -160,7 +160,7 @@ def runs_export(out: str, run: tuple[str, ...], store: str) -> int:
 @JSON_OPTION
 def runs_compare(first: str, second: str, store: str, as_json: bool) -> int:
     """Set two runs beside each other: metrics, and the knobs in which they differ."""
-    from planner.measure import compare_runs, show_run  # noqa: PLC0415
+    from planner.measuring.measure import compare_runs, show_run  # noqa: PLC0415
 
     one, two = show_run(store, first), show_run(store, second)
     rows, knobs = compare_runs(one, two), _differences(one, two)
@@ -183,7 +183,7 @@ def runs_compare(first: str, second: str, store: str, as_json: bool) -> int:
 def doctor_command(as_json: bool) -> int:
     """Say what is installed, which backends can run here, and what is missing."""
     from executor.machine import NvmlReader, git_revision  # noqa: PLC0415
-    from planner.measure import doctor  # noqa: PLC0415
+    from planner.measuring.measure import doctor  # noqa: PLC0415
 
     identity, states = NvmlReader().identity(), doctor()
     if as_json:
@@ -222,7 +222,7 @@ def microbench_command(
     out: str, gpu: str, time_budget: float, device: str | None, as_json: bool
 ) -> int:
     """Time kernels on the local GPU and write their tables to the folder OUT."""
-    from planner.measure import run_microbench  # noqa: PLC0415
+    from planner.measuring.measure import run_microbench  # noqa: PLC0415
 
     if not time_budget > 0:
         raise click.UsageError(f"--time-budget {time_budget}: it must be above 0")
@@ -271,8 +271,8 @@ def _print_measurement(result: Measurement) -> None:
 
 
 def _print_run(record: Mapping[str, Any]) -> None:
-    from planner.cases import COMPARED_METRICS  # noqa: PLC0415
-    from planner.runs import flat_metrics  # noqa: PLC0415
+    from planner.measuring.cases import COMPARED_METRICS  # noqa: PLC0415
+    from planner.measuring.runs import flat_metrics  # noqa: PLC0415
 
     click.echo(f"{record['run_id']}: {record['status']}")
     for name in ("notes", "error"):

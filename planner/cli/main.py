@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cost_models.errors import ConfigError, PlannerError, ProfileError
-from planner.cli_measure import COMMANDS
+from planner.cli.measure import COMMANDS
 
 if TYPE_CHECKING:
     from planner.api import PlanRequest
-    from planner.prediction import Prediction
+    from planner.prediction.predict import Prediction
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -141,13 +141,13 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
     with _progress("searching", shown=not as_json) as progress:
         result = plan_problem(problem, replace(request, progress=progress))
     if out:
-        from planner.artifacts import write_plan_files  # noqa: PLC0415
+        from planner.plans.artifacts import write_plan_files  # noqa: PLC0415
 
         write_plan_files(result, problem=problem, folder=Path(out), seed=request.seed)
     if as_json:
         _print_json(result.to_json())
     else:
-        from planner.report import print_plan  # noqa: PLC0415
+        from planner.cli.report import print_plan  # noqa: PLC0415
 
         print_plan(result, gpu=request.gpu, workload=request.workload)
         if out:
@@ -195,8 +195,8 @@ def predict_command(  # noqa: PLR0913  one argument for each output
         config_from_options,
         parse_assignments,
     )
-    from planner.prediction import predict_config  # noqa: PLC0415
-    from planner.simulation import workload_demand  # noqa: PLC0415
+    from planner.prediction.predict import predict_config  # noqa: PLC0415
+    from planner.prediction.simulation import workload_demand  # noqa: PLC0415
 
     options["slo"] = _slo(options["slo"])
     problem = load_problem(**options)
@@ -209,7 +209,7 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     extra["not_deployable"] = [str(violation) for violation in violations]
     demand = workload_demand(problem.workload, seed=seed)
     if find_rate:
-        from planner.find_rate import find_rate as find  # noqa: PLC0415
+        from planner.prediction.find_rate import find_rate as find  # noqa: PLC0415
 
         found = find(problem.evaluator, config, demand)
         extra["found_rate_per_s"] = found.rate_per_s
@@ -220,7 +220,7 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     if as_json:
         _print_json(prediction.to_json() | extra)
     else:
-        from planner.report import print_prediction  # noqa: PLC0415
+        from planner.cli.report import print_prediction  # noqa: PLC0415
 
         print_prediction(prediction, notes=extra)
     return 0 if prediction.fits else 1
@@ -232,7 +232,7 @@ def _write_simulation(
     """Write what was asked of the simulation behind a prediction."""
     if not requests_out and not timeline:
         return
-    from planner.simulation_files import write_requests, write_timeline  # noqa: PLC0415
+    from planner.prediction.simulation_files import write_requests, write_timeline  # noqa: PLC0415
 
     if prediction.simulation is None:
         raise ConfigError("nothing was simulated: the configuration does not fit")
@@ -256,10 +256,10 @@ def validate_command(runs: str | None, operators: str, calibration: str, as_json
     """Predict every measured run of a file (or operator of a table) and print the error."""
     if bool(runs) == bool(operators):
         raise click.UsageError("give a runs file, or --operators FILE")
-    from planner import report  # noqa: PLC0415
+    from planner.cli import report  # noqa: PLC0415
 
     if operators:
-        from planner.operator_validation import validate_operators  # noqa: PLC0415
+        from planner.validation.operators import validate_operators  # noqa: PLC0415
 
         errors = validate_operators(operators)
         if as_json:
@@ -267,7 +267,7 @@ def validate_command(runs: str | None, operators: str, calibration: str, as_json
         else:
             report.print_operator_errors(errors)
         return 0
-    from planner.validation import validate  # noqa: PLC0415
+    from planner.validation.validate import validate  # noqa: PLC0415
 
     with _progress("predicting runs") as progress:
         result = validate(str(runs), calibration=calibration, progress=progress)
@@ -336,7 +336,7 @@ def profiles_group() -> None:
 @profiles_group.command("list")
 def profiles_list() -> int:
     """List every shipped profile."""
-    from planner.report import print_profiles  # noqa: PLC0415
+    from planner.cli.report import print_profiles  # noqa: PLC0415
 
     print_profiles()
     return 0
@@ -355,7 +355,7 @@ def profiles_show(name: str) -> int:
 def profiles_check(file: str) -> int:
     """Read a profile file as the planner would, and say what it holds."""
     from cost_models.profile_io import load_gpu, load_model  # noqa: PLC0415
-    from planner.workload import load_workload  # noqa: PLC0415
+    from planner.workloads.workload import load_workload  # noqa: PLC0415
 
     path = Path(file)
     if not path.exists():
@@ -432,7 +432,7 @@ def _shipped_file(name: str) -> Path:
     from importlib.resources import files  # noqa: PLC0415
 
     from cost_models.profile_io import list_gpus, list_models, load_gpu, load_model  # noqa: PLC0415
-    from planner.workload import list_workloads  # noqa: PLC0415
+    from planner.workloads.workload import list_workloads  # noqa: PLC0415
 
     root = Path(str(files("profiles")))
     if name in list_workloads():

@@ -8,7 +8,13 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from planner.workload import LARGEST_TOKENS, Arrival, LengthDistribution, Workload, check_slo
+from planner.workloads.workload import (
+    LARGEST_TOKENS,
+    Arrival,
+    LengthDistribution,
+    Workload,
+    check_slo,
+)
 
 Tokens = Annotated[float, Field(ge=1, le=LARGEST_TOKENS, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]

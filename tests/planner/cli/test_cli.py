@@ -10,14 +10,16 @@ from pathlib import Path
 import optuna
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 CHAT = ("plan", "--gpu", "h100", "--workload", "chat")
 PREDICT = ("predict", "--gpu", "h100", "--workload", "chat")
 
 
 def run(*arguments: str, command: str = "main") -> subprocess.CompletedProcess[str]:
-    program = f"import sys; from planner.cli import {command}; sys.argv[0] = 'planner'; {command}()"
+    program = (
+        f"import sys; from planner.cli.main import {command}; sys.argv[0] = 'planner'; {command}()"
+    )
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=ROOT,

@@ -6,7 +6,7 @@ import pytest
 
 from planner import PlanRequest, plan
 from planner.api import load_problem, search_space
-from planner.planning import Plan
+from planner.plans.plan import Plan
 from planner.search.objective import handicapped, score, violation
 
 SMALL = {

@@ -19,11 +19,16 @@ from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError
 from cost_models.profile_io import load_model
 from planner.api import PlanRequest, load_problem, plan
-from planner.artifacts import deployment_files, llm_api_options, option_problems, write_plan_files
 from planner.knobs import config_from_options
-from planner.workload import load_workload
+from planner.plans.artifacts import (
+    deployment_files,
+    llm_api_options,
+    option_problems,
+    write_plan_files,
+)
+from planner.workloads.workload import load_workload
 
-STAND_INS = Path(__file__).parents[1] / "stand_ins"
+STAND_INS = Path(__file__).parents[2] / "stand_ins"
 
 CONFIGS = [
     ("llama-3.1-8b", EngineConfig(max_seq_len=4096)),

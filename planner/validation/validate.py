@@ -17,12 +17,12 @@ from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
-from planner.bench_limits import tuned_limits
 from planner.estimator.load import Lengths, Load, Protocol
-from planner.evaluator import Evaluator
-from planner.prediction import predict_config
-from planner.runs import MeasuredRun, read_runs
-from planner.simulation import run_demand
+from planner.measuring.bench_limits import tuned_limits
+from planner.measuring.runs import MeasuredRun, read_runs
+from planner.prediction.evaluator import Evaluator
+from planner.prediction.predict import predict_config
+from planner.prediction.simulation import run_demand
 
 REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}
 """Fewest requests of a run from which a percentile is scored."""

@@ -9,9 +9,9 @@ import numpy as np
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from planner.estimator.load import Protocol
-from planner.evaluator import Evaluator
-from planner.prediction import Prediction, predict_config
-from planner.simulation import Demand
+from planner.prediction.evaluator import Evaluator
+from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.simulation import Demand
 
 TOLERANCE = 0.01
 """Relative width of the last bracket."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.validation import validate
+from planner.validation.validate import validate
 
 RUN = {
     "schema_version": 1,
@@ -116,11 +116,9 @@ def test_a_run_that_cannot_be_predicted_is_skipped_with_the_reason(tmp_path: Pat
     assert "abacus" in result.skipped[0][1]
 
 
-@pytest.mark.parametrize(
-    ("metric", "bound"),
-    [("tpot_ms.mean", 6.0), ("output_tok_per_s_per_gpu", 6.0), ("ttft_ms.mean", 20.0)],
-)
-def test_accuracy_on_tensorrt_llm_runs(shared: Path, metric: str, bound: float) -> None:
+def test_accuracy_on_tensorrt_llm_runs(shared: Path) -> None:
+    bounds = {"tpot_ms.mean": 6.0, "output_tok_per_s_per_gpu": 6.0, "ttft_ms.mean": 20.0}
     result = validate(shared / "runs" / "trtllm_e2e.jsonl").without_front_end_limited()
     for group in result.groups:
-        assert group.metrics[metric].mape_pct < bound
+        for metric, bound in bounds.items():
+            assert group.metrics[metric].mape_pct < bound

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cost_models.engine import EngineConfig
-from planner.prediction import Prediction
-from planner.simulation import SimulationSummary
+from planner.prediction.predict import Prediction
+from planner.prediction.simulation import SimulationSummary
 
 if TYPE_CHECKING:
-    from planner.operator_validation import OperatorError
-    from planner.planning import Neighbour, Plan
-    from planner.validation import MetricError, Validation
+    from planner.plans.plan import Neighbour, Plan
+    from planner.validation.operators import OperatorError
+    from planner.validation.validate import MetricError, Validation
 
 GIB = 2**30
 
@@ -111,7 +111,7 @@ def print_profiles() -> None:
     from cost_models.calibration_io import calibrated_gpus  # noqa: PLC0415
     from cost_models.engine_profile_io import list_engines  # noqa: PLC0415
     from cost_models.profile_io import list_gpus, list_models, load_gpu  # noqa: PLC0415
-    from planner.workload import list_workloads  # noqa: PLC0415
+    from planner.workloads.workload import list_workloads  # noqa: PLC0415
 
     console, fitted = _console(), calibrated_gpus()
     table = _table("GPU", "memory GiB", "HBM TB/s", "BF16 TFLOP/s", "USD/h", "operators")

@@ -24,8 +24,8 @@ from planner.knobs import flattened
 
 if TYPE_CHECKING:
     from planner.api import Problem
-    from planner.planning import Plan
-    from planner.workload import Workload
+    from planner.plans.plan import Plan
+    from planner.workloads.workload import Workload
 
 DATASET_REQUESTS = 500
 """Requests in dataset.jsonl, fewer where prompts are long."""

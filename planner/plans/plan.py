@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.engine import EngineConfig
-from planner.evaluator import Evaluator
-from planner.prediction import Prediction, config_to_json, predict_config
+from planner.prediction.evaluator import Evaluator
+from planner.prediction.predict import Prediction, config_to_json, predict_config
+from planner.prediction.simulation import Demand
 from planner.search.objective import KV_HANDICAP, QUALITY_HANDICAP
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchOptions, SearchResult, evaluated, search
-from planner.simulation import Demand
 
 NUM_ALTERNATIVES = 5
 

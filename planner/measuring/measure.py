@@ -22,8 +22,8 @@ from executor.measure import Measurement, MeasureOptions, PhaseLimits, Tools, me
 from executor.microbench.run import Microbench, microbench, write_tables
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
-from planner.cases import COMPARED_METRICS, MeasureRequest, cases_of, local_gpu
-from planner.runs import flat_metrics
+from planner.measuring.cases import COMPARED_METRICS, MeasureRequest, cases_of, local_gpu
+from planner.measuring.runs import flat_metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

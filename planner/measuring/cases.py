@@ -20,8 +20,8 @@ from executor.measure import Case
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_settings, config_from_options
-from planner.runs import ENGINE_DEFAULTS
-from planner.workload import Workload, load_workload
+from planner.measuring.runs import ENGINE_DEFAULTS
+from planner.workloads.workload import Workload, load_workload
 
 CPU = "cpu"
 """The `gpu` of runs without one."""
@@ -190,7 +190,7 @@ def deployment_of(
     engine_options: dict[str, Any] = {}
     build_script = ""
     if request.backend.startswith("trtllm"):
-        from planner.artifacts import deployment_files, llm_api_options  # noqa: PLC0415
+        from planner.plans.artifacts import deployment_files, llm_api_options  # noqa: PLC0415
 
         engine_options = llm_api_options(config, spec)
         build_script = deployment_files(config, spec, workload).get("quantize.sh", "")

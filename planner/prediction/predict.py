@@ -16,14 +16,14 @@ from cost_models.memory import MemoryPlan
 from cost_models.precision import kv_dtype, quantization
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
-from planner.evaluator import (
+from planner.prediction.evaluator import (
     Evaluation,
     Evaluator,
     Slice,
     lanes_per_replica,
     with_chunk_gaps,
 )
-from planner.simulation import (
+from planner.prediction.simulation import (
     Demand,
     SimulationSummary,
     operator_seconds,

@@ -16,8 +16,8 @@ from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
 from cost_models.step import StepBatch, StepModel
 from planner.estimator.load import Load, Protocol
-from planner.evaluator import Evaluator, lanes_per_replica
-from planner.runs import MeasuredRun
+from planner.measuring.runs import MeasuredRun
+from planner.prediction.evaluator import Evaluator, lanes_per_replica
 from planner.simulator import (
     Arrivals,
     EngineLimits,
@@ -30,7 +30,7 @@ from planner.simulator import (
 )
 from planner.simulator.results import merged
 from planner.simulator.statistics import requests_needed
-from planner.workload import RequestTrace, Workload
+from planner.workloads.workload import RequestTrace, Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""Measured runs: how they are read, and how new ones are made."""

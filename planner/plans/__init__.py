@@ -1,0 +1,1 @@
+"""The recommendation, its reasons and the files that deploy it."""
