@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cost_models.errors import MeasurementError
+from planner.cli.options import print_json
 
 if TYPE_CHECKING:
     from executor.measure import Measurement
@@ -93,7 +93,7 @@ def measure_command(
     )
     results = measure_request(request)
     if as_json:
-        _print_json({"cases": [measurement_to_json(result) for result in results]})
+        print_json({"cases": [measurement_to_json(result) for result in results]})
     else:
         for result in results:
             _print_measurement(result)
@@ -114,7 +114,7 @@ def runs_list(store: str, as_json: bool) -> int:
 
     runs = list_runs(store)
     if as_json:
-        _print_json({"runs": [dict(run.record) for run in runs]})
+        print_json({"runs": [dict(run.record) for run in runs]})
         return 0
     for run in runs:
         measured = run.record.get("measured") or {}
@@ -135,7 +135,7 @@ def runs_show(run: str, store: str, as_json: bool) -> int:
 
     found = show_run(store, run)
     if as_json:
-        _print_json(dict(found.record))
+        print_json(dict(found.record))
     else:
         _print_run(found.record)
     return 0
@@ -166,7 +166,7 @@ def runs_compare(first: str, second: str, store: str, as_json: bool) -> int:
     rows, knobs = compare_runs(one, two), _differences(one, two)
     if as_json:
         metrics = {name: {"first": a, "second": b} for name, a, b in rows}
-        _print_json({"first": one.run_id, "second": two.run_id, "metrics": metrics, **knobs})
+        print_json({"first": one.run_id, "second": two.run_id, "metrics": metrics, **knobs})
         return 0
     click.echo(f"first   {one.run_id}\nsecond  {two.run_id}\n")
     for part, values in knobs.items():
@@ -197,7 +197,7 @@ def doctor_command(as_json: bool) -> int:
             for state in states
         }
         facts = {"python": sys.version.split()[0], "git_revision": git_revision()}
-        _print_json({**facts, "gpu": identity, "backends": backends})
+        print_json({**facts, "gpu": identity, "backends": backends})
         return 0
     click.echo(f"python {sys.version.split()[0]}")
     click.echo(f"GPU    {_gpu_line(identity)}")
@@ -232,7 +232,7 @@ def microbench_command(
     )
     if as_json:
         failures = [{"point": point, "reason": reason} for point, reason in result.failures]
-        _print_json({"rows": [dict(row) for row in result.rows], "failures": failures})
+        print_json({"rows": [dict(row) for row in result.rows], "failures": failures})
         return 0
     click.echo(f"{len(result.rows)} of {result.num_points} points, {len(result.failures)} failed")
     for point, reason in result.failures:
@@ -301,7 +301,3 @@ def _gpu_line(identity: Mapping[str, Any]) -> str:
     if not identity:
         return "none found: `transformers` runs on the CPU, `endpoint` measures other machines"
     return f"{identity['gpu_name']} x {identity['num_gpus_seen']}, {identity['driver_version']}"
-
-
-def _print_json(data: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(data, indent=2, allow_nan=False))

@@ -1,0 +1,93 @@
+"""What several commands share: options, how they are read, progress and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def common_options(function: Any) -> Any:
+    """Options that say what is served on what."""
+    options = (
+        click.option(
+            "--gpu", required=True, help="GPU profile or alias (h100), a YAML file, or auto."
+        ),
+        click.option(
+            "--workload", required=True, help="Shipped name, JSON file, or a trace (CSV, JSONL)."
+        ),
+        click.option(
+            "--model",
+            default="",
+            help="Model name, config.json or folder; overrides the workload's.",
+        ),
+        click.option(
+            "--engine",
+            default="trtllm",
+            show_default=True,
+            help="Engine to plan for: trtllm or vllm.",
+        ),
+        click.option(
+            "--slo",
+            multiple=True,
+            metavar="METRIC=LIMIT",
+            help="For example ttft_ms.p99=500; repeatable.",
+        ),
+        click.option(
+            "--calibration", default="", metavar="FILE", help="A calibration of your own."
+        ),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def at_least(value: Any, least: float, option: str) -> Any:
+    """Return a number of an option, or refuse it as wrong usage."""
+    # `not >=` also refuses NaN.
+    if not value >= least or value == float("inf"):
+        raise click.UsageError(f"{option} {value}: it must be at least {least}")
+    return value
+
+
+def read_slo(texts: tuple[str, ...]) -> dict[str, float]:
+    """Read `--slo METRIC=LIMIT`; limits in the metric's own unit."""
+    from planner.knobs import parse_assignments  # noqa: PLC0415
+
+    limits = {}
+    for metric, text in parse_assignments(texts, "--slo").items():
+        try:
+            limits[metric] = float(text)
+        except ValueError:
+            raise click.UsageError(f"--slo {metric}={text}: the limit is not a number") from None
+    return limits
+
+
+@contextmanager
+def progress_bar(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar with the time left on stderr while the block runs, if a person watches."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415  help must not wait
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, in_all: bar.update(task, completed=done, total=in_all)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Write one JSON document to stdout."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False))

@@ -1,0 +1,87 @@
+"""`planner plan`, whose short name is `plan`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli.options import (
+    CONTEXT,
+    at_least,
+    common_options,
+    print_json,
+    progress_bar,
+    read_slo,
+)
+
+if TYPE_CHECKING:
+    from planner.api import PlanRequest
+
+
+@click.command("plan", context_settings=CONTEXT)
+@common_options
+@click.option("--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8.")
+@click.option(
+    "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
+)
+@click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
+@click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
+@click.option("--trials", default=120, show_default=True, help="Optuna trials after the screening.")
+@click.option("--time-budget", default=10.0, show_default=True, help="Seconds for the search.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same plan.")
+@click.option(
+    "--storage", default="", metavar="URL", help="Optuna storage, to keep and resume the study."
+)
+@click.option(
+    "--usd-per-hour", type=float, default=None, help="Your price of one GPU for one hour."
+)
+@click.option(
+    "--out", default="", metavar="DIR", help="Write plan.json and the TensorRT-LLM files here."
+)
+def plan_command(as_json: bool, out: str, **options: Any) -> int:
+    """Recommend a configuration for a workload on a GPU, with the reasons."""
+    from planner.api import plan_problem, requested_problem  # noqa: PLC0415  help must not wait
+
+    request = _plan_request(options)
+    problem = requested_problem(request)
+    with progress_bar("searching", shown=not as_json) as progress:
+        result = plan_problem(problem, replace(request, progress=progress))
+    if out:
+        from planner.plans.artifacts import write_plan_files  # noqa: PLC0415
+
+        write_plan_files(result, problem=problem, folder=Path(out), seed=request.seed)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        from planner.cli.report import print_plan  # noqa: PLC0415
+
+        print_plan(result, gpu=request.gpu, workload=request.workload)
+        if out:
+            click.echo(f"Wrote the plan and its TensorRT-LLM files to {out}", err=True)
+    return 0 if result.status == "feasible" else 1
+
+
+def _plan_request(options: dict[str, Any]) -> PlanRequest:
+    from planner.api import PlanRequest  # noqa: PLC0415
+    from planner.knobs import parse_assignments  # noqa: PLC0415
+
+    return PlanRequest(
+        gpu=options["gpu"],
+        workload=options["workload"],
+        model=options["model"],
+        engine=options["engine"],
+        num_gpus=options["num_gpus"],
+        slo=read_slo(options["slo"]),
+        objective=options["objective"],
+        pins=parse_assignments(options["pin"], "--pin"),
+        limits=parse_assignments(options["limit"], "--limit"),
+        trials=at_least(options["trials"], 0, "--trials"),
+        time_budget_s=at_least(options["time_budget"], 0.1, "--time-budget"),
+        seed=options["seed"],
+        storage=options["storage"],
+        calibration=options["calibration"],
+        usd_per_hour=options["usd_per_hour"],
+    )

@@ -1,0 +1,101 @@
+"""`planner predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cost_models.errors import ConfigError
+from planner.cli.options import common_options, print_json, read_slo
+
+if TYPE_CHECKING:
+    from planner.prediction.predict import Prediction
+
+
+@click.command("predict")
+@common_options
+@click.option(
+    "--set", "settings", multiple=True, metavar="KNOB=VALUE", help="Change a knob; repeatable."
+)
+@click.option(
+    "--config",
+    "config_file",
+    default="",
+    metavar="FILE",
+    help="TensorRT-LLM YAML (--config of trtllm-serve).",
+)
+@click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
+@click.option("--find-rate", is_flag=True, help="Find the highest rate that meets the SLO.")
+@click.option(
+    "--requests-out", default="", metavar="FILE", help="Write the simulated requests (JSONL)."
+)
+@click.option("--itl", is_flag=True, help="Add every gap between tokens to --requests-out.")
+@click.option(
+    "--timeline", default="", metavar="FILE", help="Write steps, queue and KV use for Perfetto."
+)
+def predict_command(  # noqa: PLR0913  one argument for each output
+    *,
+    as_json: bool,
+    settings: tuple[str, ...],
+    config_file: str,
+    seed: int,
+    find_rate: bool,
+    requests_out: str,
+    itl: bool,
+    timeline: str,
+    **options: Any,
+) -> int:
+    """Say what one configuration would do; without --set or --config, the engine's defaults."""
+    from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
+    from planner.knobs import (  # noqa: PLC0415
+        apply_settings,
+        config_from_options,
+        parse_assignments,
+    )
+    from planner.prediction.predict import predict_config  # noqa: PLC0415
+    from planner.prediction.simulation import workload_demand  # noqa: PLC0415
+
+    options["slo"] = read_slo(options["slo"])
+    problem = load_problem(**options)
+    config = problem.default_config
+    extra: dict[str, Any] = {"ignored_options": []}
+    if config_file:
+        config, extra["ignored_options"] = config_from_options(options_file(config_file), config)
+    config = apply_settings(config, parse_assignments(settings, "--set"))
+    violations = check_runnable(problem, config)
+    extra["not_deployable"] = [str(violation) for violation in violations]
+    demand = workload_demand(problem.workload, seed=seed)
+    if find_rate:
+        from planner.prediction.find_rate import find_rate as find  # noqa: PLC0415
+
+        found = find(problem.evaluator, config, demand)
+        extra["found_rate_per_s"] = found.rate_per_s
+        prediction = found.prediction
+    else:
+        prediction = predict_config(problem.evaluator, config, demand)
+    _write_simulation(prediction, requests_out=requests_out, itl=itl, timeline=timeline)
+    if as_json:
+        print_json(prediction.to_json() | extra)
+    else:
+        from planner.cli.report import print_prediction  # noqa: PLC0415
+
+        print_prediction(prediction, notes=extra)
+    return 0 if prediction.fits else 1
+
+
+def _write_simulation(
+    prediction: Prediction, *, requests_out: str, itl: bool, timeline: str
+) -> None:
+    """Write what was asked of the simulation behind a prediction."""
+    if not requests_out and not timeline:
+        return
+    from planner.prediction.simulation_files import write_requests, write_timeline  # noqa: PLC0415
+
+    if prediction.simulation is None:
+        raise ConfigError("nothing was simulated: the configuration does not fit")
+    if requests_out:
+        write_requests(prediction.simulation, Path(requests_out), with_itl=itl)
+    if timeline:
+        write_timeline(prediction.simulation, Path(timeline))
