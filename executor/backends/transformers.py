@@ -17,7 +17,7 @@ from executor.process import free_port
 INSTALL = "pip install 'trtllm-planner[transformers]'"
 
 OLDEST = (5, 17)
-"""The first version whose `ContinuousBatchingConfig` has `page_size`."""
+"""The first version that this has been run with."""
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -101,7 +101,6 @@ def server_settings(deployment: Deployment, port: int) -> dict[str, Any]:
     if model.has_random_weights:
         folder = write_config_folder(model, deployment.workdir)
     batching: dict[str, Any] = {
-        "page_size": config.tokens_per_block,
         "max_batch_tokens": config.max_num_tokens,
         "max_requests_per_batch": config.max_batch_size,
         "max_memory_percent": config.free_gpu_memory_fraction,
@@ -123,6 +122,7 @@ def server_settings(deployment: Deployment, port: int) -> dict[str, Any]:
         "device": options.get("device", ""),
         "attention": options.get("attention", ""),
         "max_seq_len": deployment.max_seq_len,
+        "tokens_per_block": config.tokens_per_block,
         "cpu_num_blocks": cpu_num_blocks(deployment),
         "continuous_batching": batching,
     }

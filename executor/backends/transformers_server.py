@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def serve() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     model = load_model(settings)
     manager = start_batching(model, settings)
-    print(FACTS_PREFIX + json.dumps(facts(model, manager)), flush=True)  # noqa: T201  the log
+    print(FACTS_PREFIX + json.dumps(facts(model, manager, settings)), flush=True)  # noqa: T201  the log
     asyncio.run(CompletionServer(manager, settings).serve())
 
 
@@ -68,6 +69,9 @@ def start_batching(model: Any, settings: Mapping[str, Any]) -> Any:
     from transformers import ContinuousBatchingConfig, GenerationConfig  # noqa: PLC0415
 
     batching = dict(settings["continuous_batching"])
+    # Version 5.17 and 5.23 name it differently.
+    names = {field.name for field in fields(ContinuousBatchingConfig)}
+    batching["page_size" if "page_size" in names else "block_size"] = settings["tokens_per_block"]
     if model.device.type == "cpu":
         batching.setdefault("num_blocks", settings["cpu_num_blocks"])
     manager = model.init_continuous_batching(
@@ -79,12 +83,12 @@ def start_batching(model: Any, settings: Mapping[str, Any]) -> Any:
     return manager
 
 
-def facts(model: Any, manager: Any) -> dict[str, float]:
+def facts(model: Any, manager: Any, settings: Mapping[str, Any]) -> dict[str, float]:
     """Return capacity and weights in the names of a run's `measured`."""
-    batching = manager.continuous_batching_config
+    num_blocks = manager.continuous_batching_config.num_blocks
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
-        "kv_cache_tokens": float(batching.num_blocks * batching.page_size),
+        "kv_cache_tokens": float(num_blocks * settings["tokens_per_block"]),
         "weight_bytes_per_gpu": float(weights),
     }
 

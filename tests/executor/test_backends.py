@@ -250,7 +250,7 @@ class TestTransformers(ServingContract):
         config = replace(deployment.config, cuda_graph_max_batch_size=0, enable_block_reuse=False)
         settings = server_settings(replace(deployment, config=config), 1)
         batching = settings["continuous_batching"]
-        assert batching["page_size"] == 16
+        assert settings["tokens_per_block"] == 16
         assert batching["num_blocks"] == 64
         assert batching["max_batch_tokens"] == 128
         assert batching["max_requests_per_batch"] == 4
