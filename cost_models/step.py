@@ -112,7 +112,8 @@ class StepModel:
         scaled = families.scaled(self.calibration.step.family_scale)
         self._add_floor(scaled, sequences, tokens)
         step = self.calibration.step
-        scaled["host"] = step.host_s + step.host_per_sequence_s * (sequences + prompts)
+        mixed_s = np.where(tokens > 0, step.mixed_step_s, 0.0)
+        scaled["host"] = step.host_s + step.host_per_sequence_s * (sequences + prompts) + mixed_s
         return StepCost(by_family=scaled)
 
     def seconds(self, batch: StepBatch) -> FloatArray:

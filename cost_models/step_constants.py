@@ -33,6 +33,8 @@ class StepConstants:
     """Per fused element-wise kernel."""
     eager_sequence_s: float = 0.0
     """Host time per decoding sequence of an eager step, on top of the launch."""
+    mixed_step_s: float = 0.0
+    """Per step that takes prompt tokens: the host makes its inputs while the GPU waits."""
     piecewise_layer_s: float = 0.0
     """Per layer: launching a step whose layers are captured in graphs piece by piece."""
     piecewise_max_tokens: int = 0

@@ -25,6 +25,9 @@ THROTTLE_REASONS: Mapping[int, str] = {
 }
 """Bits of `nvmlDeviceGetCurrentClocksEventReasons` that lower the clocks (nvml.h)."""
 
+POWER_CAP = "sw_power_cap"
+"""No fault: under a language model's load a data-centre GPU runs at its power limit."""
+
 THROTTLED_FRACTION = 0.01
 """Share of the samples with a reason to lower clocks above which a run counts as throttled."""
 
@@ -194,7 +197,9 @@ def telemetry_section(samples: Sequence[GpuSample]) -> dict[str, Any]:
         for bit, name in THROTTLE_REASONS.items()
     }
     section["throttle_fraction"] = {name: share for name, share in reasons.items() if share}
-    section["throttled"] = any(share > THROTTLED_FRACTION for share in reasons.values())
+    lowered = {name for name, share in reasons.items() if share > THROTTLED_FRACTION}
+    section["power_capped"] = POWER_CAP in lowered
+    section["throttled"] = bool(lowered - {POWER_CAP})
     return section
 
 

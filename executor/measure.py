@@ -6,6 +6,7 @@ left, and the GPU's memory is seen to be free again.
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from executor.backend import (
     check_can_run,
 )
 from executor.drive import Driven, drive, failure_message, interrupts_as_errors, verdict
-from executor.load_generator import TimeLimits
+from executor.load_generator import Prompt, TimeLimits
 from executor.machine import (
     GpuReader,
     Telemetry,
@@ -45,8 +46,8 @@ Progress = Callable[[str, float], None]
 
 LEAST_PHASE_S = 1.0
 
-WARM_UP_SEED = 1 << 32
-"""Far from the seeds of runs: a warm-up must not fill a prefix cache with their prompts."""
+CACHED_FRACTION = 0.02
+"""Share of the prompt tokens that may come from a prefix cache by chance and block rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +224,39 @@ class _Session:
             self._say("start")
             with self._serving(backend, deployment) as server:
                 self._say("warm up")
-                _warm_up(server, self.case, options, limit_s=self._within(limits.warm_up_s))
+                self._warm_up(server)
                 self._repeat(lambda number: self._load(server, number))
+
+    def _warm_up(self, server: Server) -> None:
+        """Send what makes the engine compile, capture and tune all that the runs will need.
+
+        Raises:
+            ServerFailedError: The server fails under it.
+        """
+        config, options = self.case.deployment.config, self.tools.options
+        until_s = time.monotonic() + self._within(options.limits.warm_up_s)
+        rounds = warm_up_rounds(
+            self.case.traffic,
+            max_batch_size=config.max_batch_size,
+            max_num_tokens=config.max_num_tokens,
+        )
+        for number, part in enumerate(rounds):
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            prompts = random_prompts(
+                part.isl,
+                part.osl,
+                vocab_size=self.case.deployment.model.vocab_size,
+                seed=_seed(self.key, options.seed, f"warm-up {number}"),
+            )
+            driven = drive(
+                server,
+                prompts,
+                protocol=ClosedLoop(concurrency=part.concurrency),
+                limits=_time_limits(options.limits, left_s),
+            )
+            _raise_if_broken(driven, server)
 
     @contextmanager
     def _serving(self, backend: ServingBackend, deployment: Deployment) -> Iterator[Server]:
@@ -271,9 +303,7 @@ class _Session:
     def _load(self, server: Server, number: int) -> Outcome:
         """Send the whole traffic once."""
         case, options = self.case, self.tools.options
-        prompts = case.traffic.prompts(
-            vocab_size=case.deployment.model.vocab_size, seed=options.seed + number
-        )
+        prompts = self._prompts(number)
         limits = _time_limits(options.limits, self._within(options.limits.run_s))
         before = server.counters()
         with Telemetry(self.tools.reader) as telemetry:
@@ -285,13 +315,17 @@ class _Session:
                 tick=lambda: self._say(f"run {number + 1} goes on"),
             )
         counted = {k: v - before.get(k, 0.0) for k, v in server.counters().items()}
-        return _outcome(driven, server, counted=counted, telemetry=telemetry.summary())
+        return _outcome(
+            driven,
+            server,
+            counted=counted,
+            telemetry=telemetry.summary(),
+            was_cached=_was_cached(counted, case.traffic),
+        )
 
     def _benchmark(self, backend: BenchmarkBackend, deployment: Deployment, number: int) -> Outcome:
         """Let the engine's own program measure the traffic once."""
-        prompts = self.case.traffic.prompts(
-            vocab_size=deployment.model.vocab_size, seed=self.tools.options.seed + number
-        )
+        prompts = self._prompts(number)
         with Telemetry(self.tools.reader) as telemetry:
             result = backend.benchmark(
                 deployment,
@@ -308,6 +342,12 @@ class _Session:
             command=result.command,
             notes=result.notes,
         )
+
+    def _prompts(self, number: int) -> list[Prompt]:
+        """Return a run's prompts: no two cases share any, or a prefix cache would answer."""
+        seed = _seed(self.key, self.tools.options.seed, f"run {number}")
+        vocab_size = self.case.deployment.model.vocab_size
+        return self.case.traffic.prompts(vocab_size=vocab_size, seed=seed)
 
     def _within(self, limit_s: float) -> float:
         """Return a phase's limit, or what is left of the time budget where that is less."""
@@ -359,33 +399,9 @@ class _Session:
             yield "random weights"
 
 
-def _warm_up(server: Server, case: Case, options: MeasureOptions, *, limit_s: float) -> None:
-    """Send what makes the engine compile, capture and tune all that the runs will need.
-
-    Raises:
-        ServerFailedError: The server fails under it.
-    """
-    config, until_s = case.deployment.config, time.monotonic() + limit_s
-    rounds = warm_up_rounds(
-        case.traffic, max_batch_size=config.max_batch_size, max_num_tokens=config.max_num_tokens
-    )
-    for number, part in enumerate(rounds):
-        left_s = until_s - time.monotonic()
-        if left_s <= 0:
-            return
-        prompts = random_prompts(
-            part.isl,
-            part.osl,
-            vocab_size=case.deployment.model.vocab_size,
-            seed=WARM_UP_SEED + options.seed + number,
-        )
-        driven = drive(
-            server,
-            prompts,
-            protocol=ClosedLoop(concurrency=part.concurrency),
-            limits=_time_limits(options.limits, left_s),
-        )
-        _raise_if_broken(driven, server)
+def _seed(*parts: object) -> int:
+    """Return a seed of its own for each case, run and warm-up."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
 
 def _raise_if_broken(driven: Driven, server: Server) -> None:
@@ -403,6 +419,7 @@ def _outcome(
     *,
     counted: Mapping[str, float],
     telemetry: Mapping[str, Any],
+    was_cached: bool,
 ) -> Outcome:
     result = driven.result
     status, error = verdict(driven, server)
@@ -417,6 +434,7 @@ def _outcome(
     reasons = {
         "client_limited": result.lag.limits_the_run,
         "stalled": stall_s > 0,
+        "cached_prompts": was_cached,
         "approximate_lengths": not server.endpoint.exact_lengths,
     }
     return Outcome(
@@ -430,6 +448,13 @@ def _outcome(
         notes=server.notes,
         flags=tuple(name for name, holds in reasons.items() if holds),
     )
+
+
+def _was_cached(counted: Mapping[str, float], traffic: Traffic) -> bool:
+    """Whether the engine had prompts in its cache beyond the prefix that they share."""
+    found = counted.get("num_prefix_cache_hit_tokens", 0.0)
+    shared = traffic.shared_prefix_tokens * len(traffic.isl)
+    return found - shared > CACHED_FRACTION * sum(traffic.isl)
 
 
 def _failed(error: ServerFailedError) -> Outcome:

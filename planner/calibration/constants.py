@@ -50,6 +50,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "eager_layer_s": _step(2e-4, 0.7, 1e-5, 2e-3),
     "eager_layer_tp_s": _step(3e-4, 0.7, 1e-5, 2e-3),
     "eager_sequence_s": _step(5e-5, 0.7, 1e-6, 3e-4),
+    "mixed_step_s": _step(2e-3, 1.0, 1e-5, 2e-2),
     "piecewise_layer_s": _step(2e-4, 0.7, 1e-5, 2e-3),
     "elementwise_efficiency": _step(0.8, 0.3, 0.3, 1.0),
     "elementwise_launch_s": _step(1.5e-6, 0.5, 2e-7, 5e-6),

@@ -20,7 +20,7 @@ from executor.measure import Case
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_settings, config_from_options
-from planner.measuring.runs import ENGINE_DEFAULTS
+from planner.measuring.runs import ENGINE_DEFAULTS, as_run
 from planner.workloads.workload import Workload, load_workload
 
 CPU = "cpu"
@@ -216,7 +216,11 @@ def prediction_of(
         return {}
     try:
         prediction = predict(
-            gpu=gpu, workload=request.workload, model=model, engine=engine, config=config
+            gpu=gpu,
+            workload=request.workload,
+            model=model,
+            engine=engine,
+            config=as_run(config, engine),
         )
     except PlannerError:
         return {}

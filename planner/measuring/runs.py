@@ -11,7 +11,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,16 @@ ENGINE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """What an engine does when a run does not say; TensorRT-LLM's are `EngineConfig`'s own."""
+
+
+def as_run(config: EngineConfig, engine: str) -> EngineConfig:
+    """Return a configuration in the planner's terms where an engine's are others.
+
+    vLLM's `--quantization fp8` finds activation scales at run time.
+    """
+    if engine == "vllm" and config.quantization == "fp8":
+        return replace(config, quantization="fp8_dynamic")
+    return config
 
 
 def lengths_of(tokens: NDArray[Any]) -> Lengths:

@@ -19,7 +19,7 @@ from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
 from planner.estimator.load import Lengths, Load, Protocol
 from planner.measuring.bench_limits import tuned_limits
-from planner.measuring.runs import MeasuredRun, read_runs
+from planner.measuring.runs import MeasuredRun, as_run, read_runs
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import predict_config
 from planner.prediction.simulation import run_demand
@@ -205,10 +205,7 @@ def run_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator
     """Return what predicts a run, and the configuration that it ran."""
     load = _capacity_load(run) if run.protocol == "capacity" else run.load()
     model, gpu = _model(run.model), _gpu(run.gpu)
-    config = run.engine_config()
-    if run.engine == "vllm" and config.quantization == "fp8":
-        # vLLM's online FP8 finds activation scales at run time.
-        config = replace(config, quantization="fp8_dynamic")
+    config = as_run(run.engine_config(), run.engine)
     if run.engine == "trtllm":
         config = _with_unstated_limits(run, config, load)
     evaluator = Evaluator(model=model, gpu=gpu, calibration=calibration, load=load, slo={})

@@ -24,6 +24,8 @@ class OpenAiServer(CompletionServer):
     """`dies`, `runs_out_of_memory` or `hangs`."""
     breaks_all: bool = False
     """Break every connection in the middle of its reply from now on."""
+    cached_tokens: int = 0
+    """What each prompt is said to have found in the prefix cache."""
     num_completions: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -45,7 +47,7 @@ class OpenAiServer(CompletionServer):
         pages = {
             "/health": "",
             "/v1/models": json.dumps({"data": [{"id": "m"}]}),
-            "/metrics": f'vllm:num_preemptions_total{{engine="0"}} {self.num_completions}.0\n',
+            "/metrics": self._metrics(),
         }
         path = request.pop("path")
         if path in pages:
@@ -57,6 +59,13 @@ class OpenAiServer(CompletionServer):
             self.bodies.append(request)
             request.setdefault("prompt", [1])
             await self._complete(request, reader, writer)
+
+    def _metrics(self) -> str:
+        hits = self.num_completions * self.cached_tokens
+        return (
+            f'vllm:num_preemptions_total{{engine="0"}} {self.num_completions}.0\n'
+            f'vllm:prefix_cache_hits_total{{engine="0"}} {hits}.0\n'
+        )
 
     def _problem(self, path: str, request: dict[str, Any]) -> str:
         kinds = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}

@@ -118,7 +118,8 @@ class TestVllm(ServingContract):
         assert facts["cuda_graph_bytes_per_gpu"] == pytest.approx(0.59 * 2**30)
         # The number of blocks is overridden, so what was available was not taken.
         assert "kv_cache_bytes_per_gpu" not in facts
-        assert server.counters() == {"num_preemptions": 4.0}
+        counters = {"num_preemptions": 4.0, "num_prefix_cache_hit_tokens": 0.0}
+        assert server.counters() == counters
 
     def test_a_start_that_fails_leaves_nothing(
         self, deployment: Deployment, monkeypatch: pytest.MonkeyPatch

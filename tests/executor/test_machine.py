@@ -64,6 +64,8 @@ def test_a_gpu_that_lowers_its_clocks_is_flagged() -> None:
     hot = [GpuSample(throttle_bits=0x40)] * 2 + [GpuSample()] * 8
     assert telemetry_section(hot)["throttle_fraction"] == {"hw_thermal_slowdown": 0.2}
     assert telemetry_section(hot)["throttled"] is True
+    capped = telemetry_section([GpuSample(throttle_bits=0x4)])
+    assert (capped["power_capped"], capped["throttled"]) == (True, False)
     # An idle GPU (0x1) has low clocks for want of work.
     assert telemetry_section([GpuSample(throttle_bits=0x1)])["throttled"] is False
 

@@ -260,6 +260,31 @@ def test_a_throttled_and_shared_gpu_is_flagged(case: Case, store: RunStore) -> N
     assert measurement.records[0]["machine"]["throttle_fraction"] == {"hw_slowdown": 1.0}
 
 
+def test_prompts_from_a_cache_are_flagged(
+    case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "cached_prompts" not in measure(case, tools(store)).records[0].get("flags", ())
+    monkeypatch.setenv("STAND_IN_CACHED_TOKENS", "4")
+    shared = replace(TRAFFIC, shared_prefix_tokens=4)
+    for traffic, is_flagged in ((TRAFFIC, True), (shared, False)):
+        wanted = replace(case, traffic=replace(traffic, workload={"of": str(is_flagged)}))
+        record = measure(wanted, tools(store)).records[0]
+        assert ("cached_prompts" in record.get("flags", ())) is is_flagged
+
+
+def test_cases_behind_one_server_share_no_prompt(case: Case, store: RunStore) -> None:
+    server = OpenAiServer()
+    with served(server) as url:
+        alive = replace(case, deployment=replace(case.deployment, options={"url": url}))
+        for clients in (2, 4):
+            workload = {**TRAFFIC.workload, "concurrency": clients}
+            traffic = replace(TRAFFIC, workload=workload)
+            measure(replace(alive, traffic=traffic), tools(store, backend=EndpointBackend()))
+    prompts = [tuple(body["prompt"]) for body in server.bodies if len(body["prompt"]) == 8]
+    assert len(prompts) >= 4 * len(TRAFFIC.isl)
+    assert len(set(prompts)) == len(prompts)
+
+
 def test_the_engines_own_benchmark_is_measured_too(
     case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
