@@ -65,7 +65,8 @@ def write_timeline(result: SimulationResult, path: Path) -> None:
 
 
 def _events(trace: EngineTrace, pid: int) -> Iterator[dict[str, Any]]:
-    log, capacity = trace.log, trace.pool.capacity
+    log = trace.log
+    used, wasted = log.used_units / trace.pool.capacity, trace.wasted_fraction
     yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": f"engine {pid}"}}
     for row in range(len(log.steps)):
         start_us = float(log.start_s[row]) * MICROSECONDS
@@ -87,7 +88,10 @@ def _events(trace: EngineTrace, pid: int) -> Iterator[dict[str, Any]]:
         }
         counters = (
             ("sequences", {"decoding": decoding, "waiting": int(log.waiting[row])}),
-            ("KV cache used %", {"used": round(100 * float(log.used_units[row]) / capacity, 2)}),
+            ("KV cache used %", {"used": round(100 * float(used[row]), 2)}),
+            ("KV cache wasted %", {"wasted": round(100 * float(wasted[row]), 2)}),
         )
         for name, values in counters:
+            if any(math.isnan(value) for value in values.values()):
+                continue
             yield {"ph": "C", "pid": pid, "name": name, "ts": round(start_us, 1), "args": values}

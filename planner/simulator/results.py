@@ -25,6 +25,7 @@ from planner.simulator.statistics import percentile_error, warm_up_length
 from planner.simulator.step_log import StepLog
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 
 
@@ -39,6 +40,34 @@ class EngineTrace:
     max_seq_len: int
     shares_prefixes: bool = False
     """Whether sequences read blocks in common, so that their tokens do not add up to blocks."""
+
+    @property
+    def can_count_waste(self) -> BoolArray:
+        """Rows of the log in which blocks and cached tokens can be compared.
+
+        Not while a prompt is computed, nor where sequences share blocks or keep a window.
+        """
+        alone = self.pool.windows == () and not self.shares_prefixes
+        return (self.log.prompts == 0) & alone
+
+    @property
+    def held_tokens(self) -> FloatArray:
+        """Block space that sequences hold, row by row, in tokens."""
+        pool = self.pool
+        return self.log.used_units / max(pool.full_units, 1) * float(pool.tokens_per_block)
+
+    @property
+    def cached_tokens(self) -> FloatArray:
+        """Tokens in that space, where nothing prefills."""
+        return (self.log.context_tokens - self.log.decoding).astype(np.float64)
+
+    @property
+    def wasted_fraction(self) -> FloatArray:
+        """Share of the pool that is held with no token in it, row by row; NaN if not countable."""
+        capacity_tokens = self.pool.capacity / max(self.pool.full_units, 1)
+        capacity_tokens *= self.pool.tokens_per_block
+        wasted = (self.held_tokens - self.cached_tokens) / capacity_tokens
+        return np.where(self.can_count_waste, wasted, np.nan)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -251,13 +280,12 @@ def _kv_rows(trace: EngineTrace) -> tuple[FloatArray, ...]:
     """
     log, pool = trace.log, trace.pool
     counted = (log.prompts == 0) & (pool.windows == ())
-    held = log.used_units / max(pool.full_units, 1) * pool.tokens_per_block
-    filled = (log.context_tokens - log.decoding).astype(np.float64)
     contiguous = log.decoding.astype(np.float64) * trace.max_seq_len
     busy_s = log.end_s - log.start_s
     counted_s = np.where(counted, busy_s, 0.0)
-    private_s = counted_s * (not trace.shares_prefixes)
-    return busy_s, counted_s, private_s, log.used_units / pool.capacity, held, filled, contiguous
+    private_s = np.where(trace.can_count_waste, busy_s, 0.0)
+    share = log.used_units / pool.capacity
+    return busy_s, counted_s, private_s, share, trace.held_tokens, trace.cached_tokens, contiguous
 
 
 def _ratio(part: float, whole: float, *, empty: float = 0.0) -> float:

@@ -51,7 +51,9 @@ def compared(folder: Path) -> Iterator[tuple[str, str, str, int, float, float]]:
 
 def main() -> None:
     """Print the table."""
-    print(f"{'family':20} {'dtype':10} {'kernel takes':14} {'n':>4} {'model/meas.':>12} {'MAPE %':>7}")
+    print(
+        f"{'family':20} {'dtype':10} {'kernel takes':14} {'n':>4} {'model/meas.':>12} {'MAPE %':>7}"
+    )
     for family, dtype, label, count, middle, miss in compared(Path(sys.argv[1])):
         print(f"{family:20} {dtype:10} {label:14} {count:4} {middle:12.2f} {miss:7.1f}")
 

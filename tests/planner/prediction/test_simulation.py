@@ -236,6 +236,9 @@ def test_the_timeline_is_a_trace_of_every_step(served: Prediction, tmp_path: Pat
     assert all(a["ts"] + a["dur"] <= b["ts"] + 0.2 for a, b in itertools.pairwise(steps))
     used = [e["args"]["used"] for e in events if e["name"] == "KV cache used %"]
     assert 0 < max(used) <= 100
+    wasted = [e["args"]["wasted"] for e in events if e["name"] == "KV cache wasted %"]
+    # Every sequence leaves part of its last block empty, never more than one block.
+    assert 0 < max(wasted) < max(used)
 
 
 def test_measured_arrivals_enter_open_loops_only(tmp_path: Path) -> None:
