@@ -48,7 +48,8 @@ class EngineTrace:
         Not while a prompt is computed, nor where sequences share blocks or keep a window.
         """
         alone = self.pool.windows == () and not self.shares_prefixes
-        return (self.log.prompts == 0) & alone
+        nothing_prefills: BoolArray = self.log.prompts == 0
+        return nothing_prefills & alone
 
     @property
     def held_tokens(self) -> FloatArray:
