@@ -112,8 +112,7 @@ class StepModel:
         scaled = families.scaled(self.calibration.step.family_scale)
         self._add_floor(scaled, sequences, tokens)
         step = self.calibration.step
-        mixed_s = np.where(tokens > 0, step.mixed_step_s, 0.0)
-        scaled["host"] = step.host_s + step.host_per_sequence_s * (sequences + prompts) + mixed_s
+        scaled["host"] = step.host_s + step.host_per_sequence_s * (sequences + prompts)
         return StepCost(by_family=scaled)
 
     def seconds(self, batch: StepBatch) -> FloatArray:
@@ -122,8 +121,9 @@ class StepModel:
 
     def gemm(self, tokens: FloatArray, n: int, k: int, *, dtype: str = "") -> FloatArray:
         """Return the time of one linear layer, from its curve over token counts."""
-        table = dtype or self.linear_dtype
-        wide_s = self.calibration.step.fp8_wide_gemm_s if table == "fp8" else 0.0
+        table, step = dtype or self.linear_dtype, self.calibration.step
+        wide_s = step.fp8_wide_gemm_s if table == "fp8" else 0.0
+        row_excess = step.fp8_gemm_row_excess if table == "fp8" else step.gemm_row_excess
         dynamic = quantization(self.config.quantization).dynamic_activation_scale
         curve = _gemm_curve(
             self.gpu,
@@ -132,6 +132,7 @@ class StepModel:
             static_scales=bool(wide_s) or not dynamic,
         )
         seconds = np.interp(tokens, TOKEN_KNOTS, curve)
+        seconds = seconds + row_excess * np.maximum(seconds - curve[0], 0.0)
         seconds = seconds + np.where(tokens > FP8_NARROW_ROWS, wide_s, 0.0)
         return np.where(tokens > 0, seconds, 0.0)
 

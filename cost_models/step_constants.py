@@ -33,8 +33,6 @@ class StepConstants:
     """Per fused element-wise kernel."""
     eager_sequence_s: float = 0.0
     """Host time per decoding sequence of an eager step, on top of the launch."""
-    mixed_step_s: float = 0.0
-    """Per step that takes prompt tokens: the host makes its inputs while the GPU waits."""
     piecewise_layer_s: float = 0.0
     """Per layer: launching a step whose layers are captured in graphs piece by piece."""
     piecewise_max_tokens: int = 0
@@ -48,6 +46,14 @@ class StepConstants:
     """The same for an FP8 cache."""
     attention_decode_launch_s: float = 0.0
     """Fixed time of that kernel."""
+    gemm_row_excess: float = 0.0
+    """Share by which the rows of a GEMM beyond the first take longer than in the table.
+
+    Tables are measured in short bursts; a server runs into the power limit, and the clock of
+    what is bound by arithmetic falls, while what reads weights does not feel it.
+    """
+    fp8_gemm_row_excess: float = 0.0
+    """The same for FP8, whose kernel may also be the engine's own."""
     fp8_wide_gemm_s: float = 0.0
     """What the engine's own FP8 GEMM takes over the table's, above `FP8_NARROW_ROWS` rows.
 
