@@ -81,26 +81,27 @@ class DecodeSpan:
     that any split of the steps adds up to the same.
     """
 
-    __slots__ = ("_kv_len", "_origin", "_start", "_table")
+    __slots__ = ("_first_s", "_room", "_slope_s", "_start", "_table")
 
     def __init__(self, table: CurveTable, kv_len: float) -> None:
         self._table = table
-        self._kv_len = kv_len
         self._start = kv_len - 0.5
-        self._origin = table.integral(self._start)
+        # Most spans stay on one straight piece of the table: it need not be asked again.
+        self._first_s, self._slope_s, self._room = table.segment(self._start)
 
     def seconds(self, steps: int) -> float:
         """Return the time of the first `steps` steps."""
-        return self._table.integral(self._start + steps) - self._origin
+        if steps <= self._room:
+            return steps * (self._first_s + 0.5 * self._slope_s * steps)
+        return self._table.integral(self._start + steps) - self._table.integral(self._start)
 
     def steps_until(self, wait_s: float) -> int:
         """Return the least number of steps that end at `wait_s` or later."""
         if wait_s <= 0:
             return 0
-        table = self._table
-        steps = max(int(wait_s / table(self._kv_len)), 1)
+        steps = max(int(wait_s / self._first_s), 1)
         while (short_s := wait_s - self.seconds(steps)) > 0:
-            steps += max(int(short_s / table(self._start + steps)), 1)
+            steps += max(int(short_s / self._table(self._start + steps)), 1)
         while steps > 1 and self.seconds(steps - 1) >= wait_s:
             steps -= 1
         return steps

@@ -6,6 +6,7 @@ from plain Python, where a NumPy call costs more than the whole simulated event.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 
@@ -93,6 +94,13 @@ class CurveTable:
         """Return the value at `x`."""
         i = bisect_right(self._inner, x)
         return self._values[i] + self._slopes[i] * (x - self._knots[i])
+
+    def segment(self, x: float) -> tuple[float, float, float]:
+        """Return the value and the slope at `x`, and how far that slope goes on."""
+        i = bisect_right(self._inner, x)
+        d, slope = x - self._knots[i], self._slopes[i]
+        room = self._inner[i] - x if i < len(self._inner) else math.inf
+        return self._values[i] + slope * d, slope, room
 
     def integral(self, x: float) -> float:
         """Return the integral from the first knot to `x`."""
