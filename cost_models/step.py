@@ -122,8 +122,9 @@ class StepModel:
     def gemm(self, tokens: FloatArray, n: int, k: int, *, dtype: str = "") -> FloatArray:
         """Return the time of one linear layer, from its curve over token counts."""
         table, step = dtype or self.linear_dtype, self.calibration.step
-        wide_s = step.fp8_wide_gemm_s if table == "fp8" else 0.0
-        row_excess = step.fp8_gemm_row_excess if table == "fp8" else step.gemm_row_excess
+        wide_s, row_excess = 0.0, step.gemm_row_excess
+        if table == "fp8":
+            wide_s, row_excess = step.fp8_wide_gemm_s, row_excess + step.fp8_gemm_row_excess
         dynamic = quantization(self.config.quantization).dynamic_activation_scale
         curve = _gemm_curve(
             self.gpu,
@@ -294,16 +295,15 @@ class _Layer:
     def _decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
         params = self.operators.attention_decode[self.step.kv_table].params
         constants = self.step.calibration.step
-        fp8 = self.step.kv_table == "fp8"
-        efficiency = (
-            constants.attention_decode_fp8_efficiency
-            if fp8
-            else constants.attention_decode_efficiency
-        )
+        if self.step.kv_table == "fp8":
+            efficiency = constants.attention_decode_fp8_efficiency
+            launch_s = constants.attention_decode_fp8_launch_s
+        else:
+            efficiency = constants.attention_decode_efficiency
+            launch_s = constants.attention_decode_launch_s
         if efficiency:
             read_bytes = cache_bytes(self._heads(), sequences, kv_len, params=params)
-            rate = efficiency * self.step.gpu.hbm_bytes_per_s
-            return constants.attention_decode_launch_s + read_bytes / rate
+            return launch_s + read_bytes / (efficiency * self.step.gpu.hbm_bytes_per_s)
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )

@@ -46,6 +46,8 @@ class StepConstants:
     """The same for an FP8 cache."""
     attention_decode_launch_s: float = 0.0
     """Fixed time of that kernel."""
+    attention_decode_fp8_launch_s: float = 0.0
+    """The same for an FP8 cache, the quantization of the query included."""
     gemm_row_excess: float = 0.0
     """Share by which the rows of a GEMM beyond the first take longer than in the table.
 
@@ -53,7 +55,7 @@ class StepConstants:
     what is bound by arithmetic falls, while what reads weights does not feel it.
     """
     fp8_gemm_row_excess: float = 0.0
-    """The same for FP8, whose kernel may also be the engine's own."""
+    """The same in addition for FP8, where the kernel is the engine's own."""
     fp8_wide_gemm_s: float = 0.0
     """What the engine's own FP8 GEMM takes over the table's, above `FP8_NARROW_ROWS` rows.
 

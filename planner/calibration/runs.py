@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +84,7 @@ def calibrate_runs(
     runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
     if not runs:
         raise ProfileError(f"{names}: no usable run of engine {engine!r}")
-    folds = len(set(_folds(runs)))
-    show = progress or _silent
-    show(0, folds + 1)
-    constants = fit_constants(runs)
-    left_out = []
-    for done, rows in enumerate(cross_validated(runs), 1):
-        show(done, folds + 1)
-        left_out += rows
+    constants, left_out = fitted_and_left_out(runs, progress=progress)
     fitted = replace(
         with_constants(load_calibration(load_gpu(runs[0].gpu), engine), constants),
         intervals=residual_intervals(left_out),
@@ -185,21 +181,42 @@ def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
     return with_constants(shipped, values, kept=differs.get("front_end", {}))
 
 
-def _silent(done: int, in_all: int) -> None:
-    """Nobody watches."""
-
-
-def cross_validated(runs: Sequence[MeasuredRun]) -> Iterator[list[Row]]:
-    """Predict each model's runs with constants fitted on the other models' runs.
+def fitted_and_left_out(
+    runs: Sequence[MeasuredRun], *, progress: Callable[[int, int], None] | None = None
+) -> tuple[dict[str, float], list[Row]]:
+    """Fit on all runs, and predict each model's runs with constants fitted on the others'.
 
     With one model, its tensor-parallel sizes, then its runs, are left out in turn.
+
+    Returns:
+        The constants fitted on all, and the predictions of what was left out.
     """
     folds = _folds(runs)
-    for fold in sorted(set(folds)):
-        rest = [run for run, own in zip(runs, folds, strict=True) if own != fold]
-        values = fit_constants(rest)
-        left = [run for run, own in zip(runs, folds, strict=True) if own == fold]
-        yield [predict_run_with(run, calibrated(run, values)) for run in left]
+    names = sorted(set(folds))
+    rests = [[run for run, own in zip(runs, folds, strict=True) if own != name] for name in names]
+    constants, *partial = _fits([runs, *(rest for rest in rests if rest)], progress=progress)
+    fitted_without = dict(
+        zip((n for n, rest in zip(names, rests, strict=True) if rest), partial, strict=True)
+    )
+    left_out = [
+        predict_run_with(run, calibrated(run, fitted_without[own]))
+        for run, own in zip(runs, folds, strict=True)
+        if own in fitted_without
+    ]
+    return constants, left_out
+
+
+def _fits(
+    samples: Sequence[Sequence[MeasuredRun]], *, progress: Callable[[int, int], None] | None
+) -> list[dict[str, float]]:
+    """Fit constants on each sample, as many at a time as there are cores."""
+    workers = min(len(samples), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        fits = [pool.submit(fit_constants, list(sample)) for sample in samples]
+        for done, _ in enumerate(as_completed(fits), 1):
+            if progress is not None:
+                progress(done, len(fits))
+        return [fit.result() for fit in fits]
 
 
 def residual_intervals(rows: Sequence[Row]) -> dict[str, ErrorQuantiles]:
