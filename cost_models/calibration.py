@@ -51,6 +51,11 @@ class ErrorQuantiles:
     log_q95: float
 
 
+def interval_key(metric: str, protocol: str = "") -> str:
+    """Return the name of a metric's interval; with a protocol, of that under this kind of load."""
+    return f"{protocol}/{metric}" if protocol else metric
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What is known of one engine on one GPU."""
@@ -64,7 +69,7 @@ class Calibration:
     memory: MemoryConstants
     front_end: FrontEndConstants = field(default_factory=FrontEndConstants)
     intervals: Mapping[str, ErrorQuantiles] = field(default_factory=dict)
-    """Cross-validated error by metric, for example `tpot_ms`."""
+    """Cross-validated error by `interval_key`."""
     borrowed: frozenset[str] = frozenset()
     """`family/dtype` of the operators that come from another GPU's tables."""
     sources: tuple[str, ...] = ()

@@ -95,7 +95,7 @@ def load_calibration(
         step=StepConstants(**shared["step"]),
         memory=MemoryConstants(**shared["memory"]),
         front_end=FrontEndConstants(**shared["front_end"] | differs.get("front_end", {})),
-        intervals={k: ErrorQuantiles(**v) for k, v in shared["intervals"].items()},
+        intervals=_intervals(shared["intervals"]),
         borrowed=borrowed,
         sources=tuple(shared["sources"]),
     )
@@ -221,9 +221,14 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
         step=replace(calibration.step, **data.get("step", {})),
         memory=replace(calibration.memory, **data.get("memory", {})),
         front_end=replace(calibration.front_end, **data.get("front_end", {})),
+        intervals={**calibration.intervals, **_intervals(data.get("intervals", {}))},
         provenance=Provenance.CALIBRATED,
         sources=(*calibration.sources, str(path)),
     )
+
+
+def _intervals(data: Mapping[str, Mapping[str, float]]) -> dict[str, ErrorQuantiles]:
+    return {key: ErrorQuantiles(**quantiles) for key, quantiles in data.items()}
 
 
 def _fit_to_json(fit: OperatorFit[Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from cost_models.calibration import Calibration, ErrorQuantiles
+from cost_models.calibration import Calibration
 from cost_models.calibration_io import (
     engine_constants_to_json,
     load_calibration,
@@ -24,6 +24,7 @@ from cost_models.calibration_io import (
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import fitted_constants, with_constants
+from planner.calibration.intervals import left_out_coverage, residual_intervals
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import (
@@ -57,10 +58,13 @@ LARGEST_LOG_ERROR = 0.6
 MOST_RUNS = 32
 """Runs on which constants are fitted; of more, those are taken that differ most."""
 
-ITERATIONS = 8
+ITERATIONS = 6
 
 SMALLEST_STEP = 0.05
 """Change of a constant, in its prior's standard deviations, by which its effect is measured."""
+
+NOT_TOLD = 0.9
+"""Standard error, as a share of the prior's, from which runs count as silent on a constant."""
 
 OUTLIER = 3.0
 """Expected errors beyond which a metric's pull grows no more."""
@@ -84,23 +88,30 @@ def calibrate_runs(
     runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
     if not runs:
         raise ProfileError(f"{names}: no usable run of engine {engine!r}")
-    constants, left_out = fitted_and_left_out(runs, progress=progress)
+    fit, left_out = fitted_and_left_out(runs, progress=progress)
     fitted = replace(
-        with_constants(load_calibration(load_gpu(runs[0].gpu), engine), constants),
+        with_constants(load_calibration(load_gpu(runs[0].gpu), engine), fit.values),
         intervals=residual_intervals(left_out),
         sources=(f"{len(runs)} runs of {names}",),
     )
-    versions = read_engine_file(engine)["versions"]
-    content = engine_constants_to_json(fitted) | {"versions": versions}
+    content = engine_constants_to_json(fitted) | {
+        "versions": read_engine_file(engine)["versions"],
+        "relative_errors": {name: round(error, 4) for name, error in fit.relative_errors.items()},
+        "not_told": list(fit.not_told),
+        "runs": [run.run_id for run in runs],
+    }
     write_text(Path(out), json.dumps(content, indent=1) + "\n")
-    lines = [f"{name} = {value:.4g}" for name, value in constants.items()]
-    lines += _left_out_errors(left_out)
-    for name, quantiles in fitted.intervals.items():
-        lines.append(
-            f"{name}: 90 % of left-out errors between {100 * math.expm1(quantiles.log_q05):+.1f} % "
-            f"and {100 * math.expm1(quantiles.log_q95):+.1f} %"
-        )
-    return lines
+    return [*fit.lines(), *_left_out_errors(left_out), *_coverage_lines(left_out)]
+
+
+def _coverage_lines(left_out: Sequence[Row]) -> list[str]:
+    """Say how often intervals from other models' runs held a measurement."""
+    folds = _folds([row.run for row in left_out])
+    coverage = left_out_coverage(left_out, folds) if len(set(folds)) > 1 else {}
+    return [
+        f"{name}: {100 * share:.0f} % of {count} measurements inside the 90 % interval of others"
+        for name, (count, share) in coverage.items()
+    ]
 
 
 def _left_out_errors(rows: Sequence[Row]) -> list[str]:
@@ -114,36 +125,116 @@ def _left_out_errors(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def fit_constants(runs: Sequence[MeasuredRun]) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Constants fitted on runs, and how well the runs tell them."""
+
+    values: Mapping[str, float]
+    relative_errors: Mapping[str, float]
+    """Standard error of each as a share of it."""
+    not_told: tuple[str, ...]
+    """Constants of which the runs say next to nothing: they stay near their prior."""
+
+    def lines(self) -> list[str]:
+        """Say each constant with its error, and which the runs cannot tell."""
+        lines = [
+            f"{name} = {value:.4g} +- {100 * self.relative_errors[name]:.0f} %"
+            + (" (not told by these runs)" if name in self.not_told else "")
+            for name, value in self.values.items()
+        ]
+        if self.not_told:
+            lines.append(
+                "What tells more: runs with a large batch, prompts of many lengths, an open loop, "
+                "and the precisions and parallel sizes that are wanted."
+            )
+        return lines
+
+
+def fit_constants(runs: Sequence[MeasuredRun]) -> Fit:
     """Return the constants nearest to the runs, held by a prior where runs say nothing."""
     chosen = most_different(runs, MOST_RUNS)
     table = fitted_constants(read_engine_file(runs[0].engine))
     names = list(table)
     prior, low, high = np.log([[c.prior, c.low, c.high] for c in table.values()]).T
     log_sd = np.array([c.log_sd for c in table.values()])
-
-    def misses(z: FloatArray) -> FloatArray:
-        values = dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True))
-        return np.array([m for run in chosen for m in _misses(run, calibrated(run, values))])
-
-    told = _told(misses, np.zeros(prior.size))
     z = np.zeros(prior.size)
 
-    def residuals(free: FloatArray) -> FloatArray:
-        z[told] = free
-        return np.concatenate([misses(z), free])
+    def values_at(z: FloatArray) -> dict[str, float]:
+        return dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True))
 
-    fit = least_squares(
-        residuals,
-        z[told],
-        bounds=((low - prior)[told] / log_sd[told], (high - prior)[told] / log_sd[told]),
-        loss="soft_l1",
-        f_scale=OUTLIER,
-        diff_step=SMALLEST_STEP,
-        max_nfev=ITERATIONS,
-    )
+    with _Workers(chosen) as workers:
+
+        def misses(z: FloatArray) -> FloatArray:
+            return workers.misses(values_at(z))
+
+        told = _told(misses, np.zeros(prior.size))
+
+        def residuals(free: FloatArray) -> FloatArray:
+            z[told] = free
+            return np.concatenate([misses(z), free])
+
+        fit = least_squares(
+            residuals,
+            z[told],
+            bounds=((low - prior)[told] / log_sd[told], (high - prior)[told] / log_sd[told]),
+            loss="soft_l1",
+            f_scale=OUTLIER,
+            diff_step=SMALLEST_STEP,
+            max_nfev=ITERATIONS,
+        )
     z[told] = fit.x
-    return dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True))
+    # The prior is part of the residuals, so 1 is its own standard deviation.
+    deviations = np.ones(prior.size)
+    deviations[told] = np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
+    return Fit(
+        values=values_at(z),
+        relative_errors=dict(zip(names, (log_sd * deviations).tolist(), strict=True)),
+        not_told=tuple(n for n, d in zip(names, deviations, strict=True) if d > NOT_TOLD),
+    )
+
+
+class _Workers:
+    """Processes that predict runs, one run a task: all cores work, and none outlives a task.
+
+    Args:
+        runs: What is predicted; sent to each process once.
+    """
+
+    def __init__(self, runs: Sequence[MeasuredRun]) -> None:
+        self._num_runs = len(runs)
+        self._pool = ProcessPoolExecutor(
+            min(len(runs), os.cpu_count() or 1),
+            mp_context=get_context("spawn"),
+            initializer=_receive_runs,
+            initargs=(list(runs),),
+        )
+
+    def __enter__(self) -> _Workers:
+        """Return itself; the processes start with the first task."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def misses(self, values: Mapping[str, float]) -> FloatArray:
+        """Return the misses of all runs under these constants, in order."""
+        tasks = [(index, dict(values)) for index in range(self._num_runs)]
+        return np.concatenate(list(self._pool.map(_misses_of_task, tasks)))
+
+
+_worker_runs: list[MeasuredRun] = []
+"""In a worker process, and only there: the runs that tasks name by their number."""
+
+
+def _receive_runs(runs: Sequence[MeasuredRun]) -> None:
+    _worker_runs.extend(runs)
+
+
+def _misses_of_task(task: tuple[int, dict[str, float]]) -> list[float]:
+    index, values = task
+    run = _worker_runs[index]
+    return _misses(run, calibrated(run, values))
 
 
 def _told(misses: Callable[[FloatArray], FloatArray], start: FloatArray) -> NDArray[np.bool_]:
@@ -183,7 +274,7 @@ def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
 
 def fitted_and_left_out(
     runs: Sequence[MeasuredRun], *, progress: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, float], list[Row]]:
+) -> tuple[Fit, list[Row]]:
     """Fit on all runs, and predict each model's runs with constants fitted on the others'.
 
     With one model, its tensor-parallel sizes, then its runs, are left out in turn.
@@ -193,49 +284,22 @@ def fitted_and_left_out(
     """
     folds = _folds(runs)
     names = sorted(set(folds))
-    rests = [[run for run, own in zip(runs, folds, strict=True) if own != name] for name in names]
-    constants, *partial = _fits([runs, *(rest for rest in rests if rest)], progress=progress)
-    fitted_without = dict(
-        zip((n for n, rest in zip(names, rests, strict=True) if rest), partial, strict=True)
-    )
-    left_out = [
-        predict_run_with(run, calibrated(run, fitted_without[own]))
-        for run, own in zip(runs, folds, strict=True)
-        if own in fitted_without
-    ]
-    return constants, left_out
+    show = progress or _silent
+    show(0, len(names) + 1)
+    fit = fit_constants(runs)
+    left_out = []
+    for done, name in enumerate(names, 1):
+        show(done, len(names) + 1)
+        rest = [run for run, own in zip(runs, folds, strict=True) if own != name]
+        if rest:
+            values = fit_constants(rest).values
+            left = [run for run, own in zip(runs, folds, strict=True) if own == name]
+            left_out += [predict_run_with(run, calibrated(run, values)) for run in left]
+    return fit, left_out
 
 
-def _fits(
-    samples: Sequence[Sequence[MeasuredRun]], *, progress: Callable[[int, int], None] | None
-) -> list[dict[str, float]]:
-    """Fit constants on each sample, as many at a time as there are cores."""
-    workers = min(len(samples), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        fits = [pool.submit(fit_constants, list(sample)) for sample in samples]
-        for done, _ in enumerate(as_completed(fits), 1):
-            if progress is not None:
-                progress(done, len(fits))
-        return [fit.result() for fit in fits]
-
-
-def residual_intervals(rows: Sequence[Row]) -> dict[str, ErrorQuantiles]:
-    """Return the 5th and 95th percentile of log(measured / predicted) by metric."""
-    errors: dict[str, list[float]] = {}
-    for row in rows:
-        if row.front_end_share >= FRONT_END_LIMITED:
-            continue
-        for name in row.scored():
-            error = math.log(row.run.measured[name] / row.predicted[name])
-            errors.setdefault(name, []).append(error)
-    return {
-        name: ErrorQuantiles(
-            log_q05=round(float(np.quantile(values, 0.05)), 4),
-            log_q95=round(float(np.quantile(values, 0.95)), 4),
-        )
-        for name, values in sorted(errors.items())
-        if len(values) >= 4
-    }
+def _silent(done: int, in_all: int) -> None:
+    """Nobody watches."""
 
 
 def _folds(runs: Sequence[MeasuredRun]) -> list[str]:

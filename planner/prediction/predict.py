@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.calibration import Calibration, Provenance
+from cost_models.calibration import Calibration, Provenance, interval_key
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
@@ -287,7 +287,12 @@ def _metrics(
         name: Metric(
             value=value,
             interval_90=interval_90(
-                name, value, calibration, provenance, chance=chance.get(name, 0.0)
+                name,
+                value,
+                calibration,
+                provenance,
+                protocol=str(evaluator.load.protocol),
+                chance=chance.get(name, 0.0),
             ),
             provenance=provenance,
         )
@@ -301,27 +306,30 @@ def interval_90(
     calibration: Calibration,
     provenance: Provenance,
     *,
+    protocol: str = "",
     chance: float = 0.0,
 ) -> tuple[float, float]:
     """Return the interval that held 90 % of cross-validated measurements of this metric.
 
-    A statistic that no run has checked takes its metric's mean, wider.
+    Those under the same kind of load, where there are enough. A statistic that no run has
+    checked takes its metric's mean, wider.
 
     Args:
         name: Metric.
         value: Its prediction.
         calibration: Whose residuals are known.
+        protocol: How requests come.
         provenance: Whether the operators are the GPU's own.
         chance: Standard error of a simulated percentile over its value; added in quadrature.
     """
-    low, high = _log_interval(name, calibration)
+    low, high = _log_interval(name, calibration, protocol)
     if provenance is Provenance.DATASHEET and name not in MEMORY_METRICS:
         low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
     low, high = (math.hypot(side, NORMAL_Q95 * chance) for side in (min(low, 0.0), max(high, 0.0)))
     return value * math.exp(-low), value * math.exp(high)
 
 
-def _log_interval(name: str, calibration: Calibration) -> tuple[float, float]:
+def _log_interval(name: str, calibration: Calibration, protocol: str) -> tuple[float, float]:
     if name in MEMORY_METRICS:
         return -MEMORY_METRICS[name], MEMORY_METRICS[name]
     metric = name.split(".", maxsplit=1)[0]
@@ -330,9 +338,10 @@ def _log_interval(name: str, calibration: Calibration) -> tuple[float, float]:
         (f"{metric}.mean", UNCHECKED_WIDENING),
         (SAME_ERROR_AS.get(metric, ""), UNCHECKED_WIDENING),
     ):
-        if known in calibration.intervals:
-            quantiles = calibration.intervals[known]
-            return quantiles.log_q05 * widening, quantiles.log_q95 * widening
+        for key in (interval_key(known, protocol), interval_key(known)):
+            if key in calibration.intervals:
+                quantiles = calibration.intervals[key]
+                return quantiles.log_q05 * widening, quantiles.log_q95 * widening
     return -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
 
 

@@ -9,6 +9,7 @@ Takes about a minute.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -32,13 +33,13 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = [run for run, _, _ in read_runs(arguments.runs) if run is not None]
     seen = [run for run in runs if run.run_id in arguments.fit_on.split(",")]
-    values = fit_constants(seen)
+    values = fit_constants(seen).values
     print(f"{'left out':34}" + "".join(f"{name:>17}" for name in METRICS))  # noqa: T201
     rows = [_errors(run, values) for run in runs if run not in seen and run.protocol != "capacity"]
     print(f"{'mean of absolute errors':34}" + _cells(np.abs(rows).mean(axis=0)))  # noqa: T201
 
 
-def _errors(run: MeasuredRun, values: dict[str, float]) -> list[float]:
+def _errors(run: MeasuredRun, values: Mapping[str, float]) -> list[float]:
     row = predict_run_with(run, calibrated(run, values))
     errors = [100 * (row.predicted[name] / run.measured[name] - 1) for name in METRICS]
     print(f"{run.run_id:34}" + _cells(errors))  # noqa: T201

@@ -1,0 +1,94 @@
+"""Intervals from what was left out of a fit: by metric, and by kind of load where runs suffice.
+
+A left-out run errs by what its constants and the form of the model err together, so these
+residuals hold the uncertainty of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from scipy.stats import t
+
+from cost_models.calibration import ErrorQuantiles, interval_key
+from planner.validation.validate import FRONT_END_LIMITED, Row
+
+TAIL = 0.05
+"""Probability beyond each end of an interval."""
+
+FEWEST_POOLED = 4
+"""Residuals without which a metric has no interval of its own."""
+
+FEWEST_OF_A_LOAD = 8
+"""Residuals without which a kind of load shares the interval of all."""
+
+
+def residual_intervals(rows: Sequence[Row]) -> dict[str, ErrorQuantiles]:
+    """Return the ends of the 90 % interval of log(measured / predicted) by metric.
+
+    Keys are those of `cost_models.calibration.interval_key`: a metric, and a metric under a
+    protocol where enough runs were measured under it.
+    """
+    residuals: dict[str, list[float]] = {}
+    for row in rows:
+        for name, error in _log_errors(row):
+            residuals.setdefault(interval_key(name), []).append(error)
+            residuals.setdefault(interval_key(name, row.run.protocol), []).append(error)
+    return {
+        key: quantiles(errors)
+        for key, errors in sorted(residuals.items())
+        if len(errors) >= (FEWEST_OF_A_LOAD if "/" in key else FEWEST_POOLED)
+    }
+
+
+def quantiles(errors: Sequence[float]) -> ErrorQuantiles:
+    """Return bounds that the next residual keeps with 90 % probability.
+
+    Of n exchangeable residuals the k-th smallest is above the next one with probability
+    k / (n + 1) (split conformal prediction: Lei et al., JASA 2018). Below 19 residuals no rank
+    bounds a tail of 5 %; there the normal prediction interval does.
+    """
+    ordered, n = sorted(errors), len(errors)
+    rank = math.floor(TAIL * (n + 1))
+    if rank:
+        low, high = ordered[rank - 1], ordered[n - rank]
+    else:
+        mean = math.fsum(ordered) / n
+        sd = math.sqrt(math.fsum((e - mean) ** 2 for e in ordered) / (n - 1))
+        reach = float(t.ppf(1 - TAIL, n - 1)) * sd * math.sqrt(1 + 1 / n)
+        low, high = mean - reach, mean + reach
+    return ErrorQuantiles(log_q05=round(low, 4), log_q95=round(high, 4))
+
+
+def left_out_coverage(rows: Sequence[Row], folds: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Return how many residuals each metric has, and which share its interval held.
+
+    The interval comes from the other folds' residuals, so that no run judges itself.
+    """
+    inside: dict[str, list[bool]] = {}
+    for fold in sorted(set(folds)):
+        others = [row for row, own in zip(rows, folds, strict=True) if own != fold]
+        intervals = residual_intervals(others)
+        for row in (row for row, own in zip(rows, folds, strict=True) if own == fold):
+            for name, error in _log_errors(row):
+                found = find_interval(intervals, name, row.run.protocol)
+                if found is not None:
+                    held = min(found.log_q05, 0.0) <= error <= max(found.log_q95, 0.0)
+                    inside.setdefault(name, []).append(held)
+    return {name: (len(held), sum(held) / len(held)) for name, held in sorted(inside.items())}
+
+
+def find_interval(
+    intervals: Mapping[str, ErrorQuantiles], name: str, protocol: str
+) -> ErrorQuantiles | None:
+    """Return the interval of a metric under a protocol, else of the metric, else None."""
+    return intervals.get(interval_key(name, protocol)) or intervals.get(interval_key(name))
+
+
+def _log_errors(row: Row) -> Iterator[tuple[str, float]]:
+    """Yield metric and log(measured / predicted), where the front end does not hide the GPU."""
+    if row.front_end_share >= FRONT_END_LIMITED:
+        return
+    for name in row.scored():
+        yield name, math.log(row.run.measured[name] / row.predicted[name])
