@@ -1,0 +1,87 @@
+"""Intervals keep what they promise: on ranks, on small samples, and never judge themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from planner.calibration.intervals import left_out_coverage, quantiles, residual_intervals
+
+
+@dataclass
+class StandInRow:
+    """As much of a predicted run as intervals read."""
+
+    error: float
+    protocol: str = "closed_loop"
+    front_end_share: float = 0.0
+    predicted: dict[str, float] = field(default_factory=lambda: {"tpot_ms.mean": 10.0})
+
+    @property
+    def run(self) -> Any:
+        measured = {"tpot_ms.mean": 10.0 * math.exp(self.error)}
+        return SimpleNamespace(measured=measured, protocol=self.protocol)
+
+    def scored(self) -> list[str]:
+        return ["tpot_ms.mean"]
+
+
+def rows(errors: Any, **changes: Any) -> list[Any]:
+    return [StandInRow(error=float(error), **changes) for error in errors]
+
+
+def test_from_19_residuals_on_the_ends_are_ranks() -> None:
+    errors = np.linspace(-1, 1, 99)
+    found = quantiles(errors.tolist())
+    # k = floor(0.05 * 100) = 5: the fifth from either end.
+    assert found.log_q05 == pytest.approx(errors[4], abs=1e-4)
+    assert found.log_q95 == pytest.approx(errors[-5], abs=1e-4)
+    assert quantiles(list(range(19))).log_q95 == 18
+
+
+def test_few_residuals_take_the_normal_prediction_interval() -> None:
+    found = quantiles([-0.1, 0.0, 0.1])
+    # Mean 0, sd 0.1, t(0.95; 2) = 2.919986, sqrt(1 + 1/3) = 1.154701.
+    assert found.log_q95 == pytest.approx(2.919986 * 0.1 * 1.154701, abs=1e-4)
+    assert found.log_q05 == -found.log_q95
+
+
+@pytest.mark.parametrize("count", [4, 12, 30, 100])
+def test_the_next_residual_is_inside_in_nine_of_ten_cases(count: int) -> None:
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(2000):
+        errors = rng.normal(0.02, 0.05, count + 1)
+        found = quantiles(errors[:-1].tolist())
+        held += found.log_q05 <= errors[-1] <= found.log_q95
+    assert 0.88 < held / 2000 < 0.955
+
+
+def test_a_kind_of_load_has_an_interval_of_its_own_where_runs_suffice() -> None:
+    found = residual_intervals(
+        [*rows([0.01] * 10), *rows([0.2] * 8, protocol="open_loop"), *rows([0.5] * 3)]
+    )
+    assert found["open_loop/tpot_ms.mean"].log_q95 == pytest.approx(0.2)
+    assert found["tpot_ms.mean"].log_q95 > 0.3
+    few = residual_intervals([*rows([0.0] * 10), *rows([0.2] * 7, protocol="open_loop")])
+    assert "open_loop/tpot_ms.mean" not in few
+
+
+def test_what_the_front_end_hides_says_nothing() -> None:
+    hidden = rows([0.9] * 10, front_end_share=0.95)
+    assert residual_intervals([*rows([0.0] * 10), *hidden])["tpot_ms.mean"].log_q95 == 0.0
+
+
+def test_no_fold_judges_itself() -> None:
+    """One model that errs by 50 % is outside the others' interval, however many its runs."""
+    good, bad = rows(np.linspace(-0.02, 0.02, 20)), rows([0.5] * 20)
+    coverage = left_out_coverage([*good, *bad], ["good"] * 20 + ["bad"] * 20)
+    count, share = coverage["tpot_ms.mean"]
+    # The bad one's interval reaches from 0 to 0.5: it holds half of the good.
+    assert count == 40
+    assert share == pytest.approx(0.25)

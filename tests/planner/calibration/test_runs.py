@@ -1,0 +1,129 @@
+"""Fitting serving runs: known constants come back, one run wrecks nothing, silence is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cost_models.calibration_io import read_engine_file
+from planner.calibration.runs import Fit, calibrated, fit_constants
+from planner.measuring.runs import MeasuredRun, read_runs
+from planner.validation.validate import predict_run, predict_run_with, validate
+
+MEASURED = ("tpot_ms", "itl_ms", "output_tok_per_s", "e2el_ms", "ttft_ms")
+
+SLOW = {"host_s": 1.5e-3, "gemm_row_excess": 0.3}
+"""Constants of a machine with a slow host whose clock falls under load."""
+
+
+def _run(number: int, workload: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "schema_version": 1, "run_id": f"run-{number}", "gpu": "h200", "num_gpus": 1,
+        "engine": "vllm", "engine_version": "0.25.1", "model": "llama-3.1-8b",
+        "config": {"quantization": "bf16", "kv_cache_dtype": "bf16", "max_num_tokens": 4096},
+        "workload": {"num_requests": 24, "osl": 48, **workload}, "measured": {"tpot_ms.mean": 1.0},
+    }  # fmt: skip
+
+
+WORKLOADS = (
+    {"protocol": "closed_loop", "concurrency": 2, "isl": 64},
+    {"protocol": "closed_loop", "concurrency": 8, "isl": 1500},
+    {"protocol": "closed_loop", "concurrency": 12, "isl": 600},
+    {"protocol": "open_loop", "rate_per_s": 20.0, "isl": 900},
+)
+
+
+def write(path: Path, runs: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs as the slow machine would have measured them: the model's own words."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [_run(number, workload) for number, workload in enumerate(WORKLOADS)]
+    asked = list(_read(write(folder / "asked.jsonl", runs)))
+    shipped = read_engine_file("vllm")["step"]
+    values = {**{name: shipped[name] for name in SLOW}, **SLOW}
+    for run, read in zip(runs, asked, strict=True):
+        predicted = predict_run_with(read, calibrated(read, values)).predicted
+        measured: dict[str, Any] = {}
+        for name, value in predicted.items():
+            metric, _, statistic = name.partition(".")
+            if metric in MEASURED and statistic:
+                measured.setdefault(metric, {})[statistic] = value
+            elif metric in MEASURED:
+                measured[metric] = value
+        run["measured"] = measured
+    return write(folder / "runs.jsonl", runs)
+
+
+def _read(path: Path) -> list[MeasuredRun]:
+    return [run for run, _, _ in read_runs(path) if run is not None]
+
+
+@pytest.fixture(scope="module")
+def fitted(runs_file: Path) -> Fit:
+    return fit_constants(_read(runs_file))
+
+
+def test_constants_of_another_machine_come_back(fitted: Fit, runs_file: Path) -> None:
+    assert fitted.values["host_s"] == pytest.approx(SLOW["host_s"], rel=0.3)
+    assert fitted.relative_errors["host_s"] < 0.3
+    before = validate(runs_file).overall["tpot_ms.mean"].mape_pct
+    after = [
+        abs(row.predicted["tpot_ms.mean"] / row.run.measured["tpot_ms.mean"] - 1)
+        for row in (predict_run_with(r, calibrated(r, fitted.values)) for r in _read(runs_file))
+    ]
+    assert before > 8
+    assert max(after) < 0.03
+
+
+def test_what_runs_cannot_tell_stays_and_is_said(fitted: Fit) -> None:
+    """BF16 runs on one GPU are silent on FP8, on tensor parallelism and on experts."""
+    silent = {"tp_gap_s", "moe", "attention_decode_fp8_efficiency", "fp8_wide_gemm_s"}
+    assert silent <= set(fitted.not_told)
+    assert "host_s" not in fitted.not_told
+    assert fitted.values["moe"] == pytest.approx(1.0)
+    assert any("not told by these runs" in line for line in fitted.lines())
+
+
+def test_one_strange_run_wrecks_nothing(runs_file: Path, tmp_path: Path) -> None:
+    """A run that took ten times as long moves the prediction of another load by little."""
+    strange = json.loads(runs_file.read_text().splitlines()[0])
+    for metric in ("tpot_ms", "itl_ms", "e2el_ms", "ttft_ms"):
+        strange["measured"][metric] = {k: 10 * v for k, v in strange["measured"][metric].items()}
+    strange["measured"]["output_tok_per_s"] /= 10
+    [odd] = _read(write(tmp_path / "odd.jsonl", [strange]))
+    values = fit_constants([odd]).values
+    other = _read(runs_file)[1]
+    usual = predict_run(other).predicted["tpot_ms.mean"]
+    moved = predict_run_with(other, calibrated(other, values)).predicted["tpot_ms.mean"]
+    assert moved < 2.5 * usual
+
+
+def test_the_command_writes_a_file_that_the_others_read(runs_file: Path, tmp_path: Path) -> None:
+    few = write(tmp_path / "few.jsonl", [json.loads(x) for x in runs_file.open()][:2])
+    out = tmp_path / "mine.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "planner", "calibrate", "--runs", str(few), "--engine", "vllm",
+         "--out", str(out)],
+        capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "left out, tpot_ms.mean" in done.stdout
+    written = json.loads(out.read_text())
+    assert written["runs"] == ["run-0", "run-1"]
+    assert "tp_gap_s" in written["not_told"]
+    assert set(written["relative_errors"]) >= {"host_s", "gemm"}
+    shipped = validate(runs_file).overall["tpot_ms.mean"].mape_pct
+    own = validate(runs_file, calibration=str(out)).overall["tpot_ms.mean"].mape_pct
+    assert own < shipped
