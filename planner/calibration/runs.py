@@ -10,12 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from cost_models.calibration import Calibration
+from cost_models.calibration import Calibration, ErrorQuantiles
 from cost_models.calibration_io import (
     engine_constants_to_json,
     load_calibration,
@@ -89,19 +90,64 @@ def calibrate_runs(
     if not runs:
         raise ProfileError(f"{names}: no usable run of engine {engine!r}")
     fit, left_out = fitted_and_left_out(runs, progress=progress)
+    shipped = load_calibration(load_gpu(runs[0].gpu), engine)
     fitted = replace(
-        with_constants(load_calibration(load_gpu(runs[0].gpu), engine), fit.values),
-        intervals=residual_intervals(left_out),
+        with_constants(shipped, fit.values),
+        intervals=_laid_over(shipped.intervals, residual_intervals(left_out)),
         sources=(f"{len(runs)} runs of {names}",),
     )
     content = engine_constants_to_json(fitted) | {
         "versions": read_engine_file(engine)["versions"],
         "relative_errors": {name: round(error, 4) for name, error in fit.relative_errors.items()},
         "not_told": list(fit.not_told),
-        "runs": [run.run_id for run in runs],
+        "data": _data(runs),
     }
     write_text(Path(out), json.dumps(content, indent=1) + "\n")
-    return [*fit.lines(), *_left_out_errors(left_out), *_coverage_lines(left_out)]
+    return [
+        *fit.lines(),
+        *_outlier_lines(runs, fit),
+        *_left_out_errors(left_out),
+        *_coverage_lines(left_out),
+    ]
+
+
+def _laid_over(
+    shipped: Mapping[str, ErrorQuantiles], own: Mapping[str, ErrorQuantiles]
+) -> dict[str, ErrorQuantiles]:
+    """Intervals of one's own, and the shipped ones of metrics that they do not know."""
+    known = {key.rpartition("/")[2] for key in own}
+    rest = {key: found for key, found in shipped.items() if key.rpartition("/")[2] not in known}
+    return {**rest, **own}
+
+
+def _data(runs: Sequence[MeasuredRun]) -> dict[str, Any]:
+    """What the constants rest on: runs, versions, and the range that they cover."""
+    loads = [run.load() for run in runs]
+    clients = [load.concurrency for load in loads if load.concurrency]
+    prompts = [load.isl.mean for load in loads]
+    return {
+        "runs": [run.run_id for run in runs],
+        "gpus": sorted({run.gpu for run in runs}),
+        "engine_versions": sorted({str(run.engine_version) for run in runs}),
+        "models": sorted({run.model for run in runs}),
+        "quantizations": sorted({str(run.config.get("quantization")) for run in runs}),
+        "protocols": sorted({run.protocol for run in runs}),
+        "concurrency": [min(clients), max(clients)] if clients else [],
+        "mean_isl": [min(prompts), max(prompts)],
+    }
+
+
+def _outlier_lines(runs: Sequence[MeasuredRun], fit: Fit) -> list[str]:
+    """Name the runs that no constants explain; their pull was bounded."""
+    worst = {
+        run.run_id: max(map(abs, _misses(run, calibrated(run, fit.values))), default=0.0)
+        for run in runs
+    }
+    return [
+        f"{run_id}: outlier, off by up to {miss:.1f} expected errors; its pull was bounded"
+        for run_id, miss in sorted(worst.items(), key=lambda item: -item[1])
+        if miss > OUTLIER
+    ]
 
 
 def _coverage_lines(left_out: Sequence[Row]) -> list[str]:
