@@ -24,7 +24,7 @@ from executor.backend import (
     check_can_run,
 )
 from executor.drive import Driven, drive, failure_message, interrupts_as_errors, verdict
-from executor.load_generator import TimeLimits
+from executor.load_generator import LoadView, TimeLimits
 from executor.machine import (
     GpuReader,
     Telemetry,
@@ -33,6 +33,7 @@ from executor.machine import (
     memory_used_bytes,
     wait_until_free,
 )
+from executor.observe import Observe, Observer
 from executor.protocols import ClosedLoop
 from executor.records import MeasuredRequest, RunRecord, measured_section
 from executor.repeats import RepeatRule
@@ -127,6 +128,8 @@ class Tools:
     reader: GpuReader
     options: MeasureOptions = field(default_factory=MeasureOptions)
     progress: Progress = lambda _what, _left_s: None
+    observe: Observe | None = None
+    """Told twice a second what can be seen; from a thread beside the measurement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +186,7 @@ class _Session:
         self.num_stored = tools.store.count(self.stem)
         self.until_s = time.monotonic() + tools.options.time_budget_s
         self.memory_before = memory_used_bytes(tools.reader)
+        self.observer = Observer(tools.observe, tools.reader)
 
     @property
     def measurement(self) -> Measurement:
@@ -202,7 +206,7 @@ class _Session:
     def run(self) -> None:
         """Bring the backend up, measure, and turn every failure into a stored run."""
         try:
-            with interrupts_as_errors():
+            with interrupts_as_errors(), self.observer:
                 self._measure()
         except ServerFailedError as error:
             self._keep(_failed(error))
@@ -223,7 +227,9 @@ class _Session:
             self._say("start")
             with self._serving(backend, deployment) as server:
                 self._say("warm up")
-                _warm_up(server, self.case, options, limit_s=self._within(limits.warm_up_s))
+                with self._seen(server) as view:
+                    limit_s = self._within(limits.warm_up_s)
+                    _warm_up(server, self.case, options, limit_s=limit_s, view=view)
                 self._repeat(lambda number: self._load(server, number))
 
     @contextmanager
@@ -276,16 +282,27 @@ class _Session:
         )
         limits = _time_limits(options.limits, self._within(options.limits.run_s))
         before = server.counters()
-        with Telemetry(self.tools.reader) as telemetry:
+        with Telemetry(self.tools.reader) as telemetry, self._seen(server) as view:
             driven = drive(
                 server,
                 prompts,
                 protocol=case.traffic.protocol,
                 limits=limits,
                 tick=lambda: self._say(f"run {number + 1} goes on"),
+                view=view,
             )
         counted = {k: v - before.get(k, 0.0) for k, v in server.counters().items()}
         return _outcome(driven, server, counted=counted, telemetry=telemetry.summary())
+
+    @contextmanager
+    def _seen(self, server: Server) -> Iterator[LoadView]:
+        """Let the observer see the load that is sent meanwhile."""
+        view = LoadView()
+        self.observer.watch_load(view, server)
+        try:
+            yield view
+        finally:
+            self.observer.watch_load(None, None)
 
     def _benchmark(self, backend: BenchmarkBackend, deployment: Deployment, number: int) -> Outcome:
         """Let the engine's own program measure the traffic once."""
@@ -314,7 +331,9 @@ class _Session:
         return max(min(limit_s, self.left_s), LEAST_PHASE_S)
 
     def _say(self, what: str) -> None:
-        self.tools.progress(what, max(self.left_s, 0.0))
+        left_s = max(self.left_s, 0.0)
+        self.observer.enter_phase(what, left_s)
+        self.tools.progress(what, left_s)
 
     def _keep(self, outcome: Outcome) -> None:
         """Store a run in the moment that it ends."""
@@ -359,7 +378,9 @@ class _Session:
             yield "random weights"
 
 
-def _warm_up(server: Server, case: Case, options: MeasureOptions, *, limit_s: float) -> None:
+def _warm_up(
+    server: Server, case: Case, options: MeasureOptions, *, limit_s: float, view: LoadView
+) -> None:
     """Send what makes the engine compile, capture and tune all that the runs will need.
 
     Raises:
@@ -384,6 +405,7 @@ def _warm_up(server: Server, case: Case, options: MeasureOptions, *, limit_s: fl
             prompts,
             protocol=ClosedLoop(concurrency=part.concurrency),
             limits=_time_limits(options.limits, left_s),
+            view=view,
         )
         _raise_if_broken(driven, server)
 

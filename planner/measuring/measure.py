@@ -59,6 +59,7 @@ def measure_request(request: MeasureRequest) -> list[Measurement]:
                 reader=NvmlReader(case.deployment.config.num_gpus),
                 options=_options(request, left_s / (len(cases) - number)),
                 progress=_progress(request, f"{number + 1}/{len(cases)}"),
+                observe=request.observe,
             )
             results.append(measure(case, tools))
     finally:

@@ -13,6 +13,7 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.widget import AwaitMount
 
+from planner.tui.calibrating import own_calibrations
 from planner.tui.catalogue import Catalogue, read_catalogue
 from planner.tui.messages import CatalogueRead, RunsValidated, Session, WorkerFailed
 from planner.tui.screens.base import SCREENS, PlannerScreen
@@ -37,9 +38,23 @@ class PlannerApp(App[int]):
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
-    def __init__(self, *, state_file: Path, given: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        state_file: Path,
+        given: Mapping[str, str] | None = None,
+        search_effort: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the application.
+
+        Args:
+            state_file: What is kept between two runs; the user's calibrations lie beside it.
+            given: Fields of the form, over those that were kept.
+            search_effort: `trials` and `time_budget_s` of a search; else the defaults of `plan`.
+        """
         super().__init__()
         self.state_file = state_file
+        self.search_effort = dict(search_effort or {})
         self.state, self.state_notice = load_state(state_file)
         stated = {name: value for name, value in (given or {}).items() if value}
         if stated.get("workload") and "model" not in stated:
@@ -89,6 +104,15 @@ class PlannerApp(App[int]):
         self.notify(
             f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
         )
+
+    @property
+    def calibration_folder(self) -> Path:
+        """Where the user's own calibrations lie."""
+        return self.state_file.parent / "calibrations"
+
+    def own_calibrations(self) -> dict[str, str]:
+        """Return the user's own calibration files by engine."""
+        return own_calibrations(self.calibration_folder)
 
     def remember(self, **changes: Any) -> None:
         """Keep part of the state for the next time; written when the program ends."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from planner.api import PlanRequest, Problem
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
-    from planner.search.study import Candidate
     from planner.tui.catalogue import Catalogue
+    from planner.tui.jobs import SearchSeen
     from planner.tui.question import Question
     from planner.validation.validate import Validation
     from planner.what_if import Answer, SensitivityPoint
@@ -26,6 +26,8 @@ class Session:
     problem: Problem
     request: PlanRequest
     plan: Plan
+    calibration: str = ""
+    """The user's own calibration file that it rests on; empty where there is none."""
 
 
 @dataclass
@@ -46,16 +48,15 @@ class FieldsRefused(Message):
 class FieldsAccepted(Message):
     """Every field of the form can be planned with; the search begins."""
 
-    problem: Problem
+    defaults: dict[str, str]
+    """What an empty field stands for."""
 
 
 @dataclass
 class SearchProgressed(Message):
     """A search goes on."""
 
-    evaluated: int
-    expected: int
-    best: Candidate | None
+    seen: SearchSeen
 
 
 @dataclass
