@@ -163,6 +163,10 @@ def _builder(app: PlannerApp, mode: str) -> Callable[[], Screen[Any]]:
             from planner.tui.screens.profiles import ProfilesScreen  # noqa: PLC0415
 
             return ProfilesScreen()
+        if mode == "measure":
+            from planner.tui.screens.measure import MeasureScreen  # noqa: PLC0415
+
+            return MeasureScreen()
         if mode == "runs":
             from planner.tui.screens.runs import RunsScreen  # noqa: PLC0415
 

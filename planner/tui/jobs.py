@@ -92,9 +92,10 @@ def simulate(
 
 
 def measure(link: Link, request: MeasureRequest) -> list[Measurement]:
-    """Measure; reports each `Observation`. A stop, or the screen's end, ends every server.
+    """Measure; reports each observation with the end of the newest log.
 
-    What was measured before a stop is stored; it is then an empty list that is returned.
+    A stop, or the screen's end, ends every server; what was measured by then is stored, and
+    nothing is returned.
     """
     from planner.measuring.measure import measure_request  # noqa: PLC0415
 
@@ -102,8 +103,9 @@ def measure(link: Link, request: MeasureRequest) -> list[Measurement]:
 
     def observe(seen: Observation) -> None:
         with lock:
-            link.report(seen)
+            link.report((seen, newest_log_tail(Path(request.workdir), since_s)))
 
+    since_s = time.time()
     ended = interrupt_when(link.is_stopped)
     try:
         return measure_request(replace(request, observe=observe))
@@ -111,6 +113,22 @@ def measure(link: Link, request: MeasureRequest) -> list[Measurement]:
         return []
     finally:
         ended.set()
+
+
+def newest_log_tail(folder: Path, since_s: float) -> str:
+    """Return the end of the log that a folder's newest server writes, or nothing.
+
+    Args:
+        folder: The work directory of a measurement.
+        since_s: Logs last written before are those of earlier servers; seconds since 1970.
+    """
+    from executor.process import tail  # noqa: PLC0415
+
+    logs = [(path.stat().st_mtime, path) for path in folder.glob("*.log")]
+    written = [entry for entry in logs if entry[0] >= since_s]
+    if not written:
+        return ""
+    return tail(max(written)[1].read_text("utf-8", "replace"))
 
 
 def validate(link: Link, path: str, calibrations: Mapping[str, str]) -> Validation:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 if TYPE_CHECKING:
+    from executor.measure import Measurement
+    from executor.observe import Observation
     from planner.api import PlanRequest, Problem
+    from planner.measuring.measure import BackendState
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
     from planner.tui.catalogue import Catalogue
-    from planner.tui.jobs import SearchSeen
+    from planner.tui.jobs import SearchSeen, Simulated
     from planner.tui.question import Question
     from planner.validation.validate import Validation
     from planner.what_if import Answer, SensitivityPoint
@@ -83,6 +86,14 @@ class ChangeAnswered(Message):
 
 
 @dataclass
+class ChangeSimulated(Message):
+    """A changed configuration was simulated."""
+
+    settings: dict[str, str]
+    simulated: Simulated
+
+
+@dataclass
 class ChangeRefused(Message):
     """A changed knob cannot be computed."""
 
@@ -96,6 +107,29 @@ class SensitivityKnown(Message):
 
     knob: str
     points: tuple[SensitivityPoint, ...]
+
+
+@dataclass
+class BackendsKnown(Message):
+    """Which backends there are, and whether they can run here."""
+
+    states: tuple[BackendState, ...]
+
+
+@dataclass
+class MeasurementSeen(Message):
+    """A measurement goes on."""
+
+    seen: Observation
+    log_tail: str
+
+
+@dataclass
+class MeasurementEnded(Message):
+    """A measurement is done, or was stopped."""
+
+    measurements: list[Measurement]
+    was_stopped: bool
 
 
 @dataclass

@@ -120,6 +120,22 @@ def _stated(text: str, hint: str) -> str:
     return text
 
 
+def whole_number(text: str, low: int, high: int) -> int:
+    """Return a whole number in some bounds.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        hint = f"accepted: {low} to {high}"
+        raise ConfigError(f"{text!r} is not a whole number in range", hint=hint)
+    return value
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)
