@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.engine import KNOBS, EngineConfig
-from cost_models.errors import ConfigError, PlannerError
+from cost_models.errors import PlannerError
 from planner.api import PlanRequest, Problem, plan_problem, predict_problem, search_space
 from planner.knobs import TYPES
 from planner.plans.plan import Plan

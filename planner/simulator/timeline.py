@@ -92,5 +92,7 @@ def _steps(trace: EngineTrace, at_s: FloatArray) -> tuple[FloatArray, NDArray[np
     log = trace.log
     rows, works = _rows(trace, at_s)
     length_s = (log.end_s[rows] - log.start_s[rows]) / log.steps[rows]
-    kind = np.where(log.prompts[rows] == 0, DECODE, np.where(log.decoding[rows] > 0, MIXED, PREFILL))
+    kind = np.where(
+        log.prompts[rows] == 0, DECODE, np.where(log.decoding[rows] > 0, MIXED, PREFILL)
+    )
     return np.where(works, length_s, np.nan), np.where(works, kind, IDLE)

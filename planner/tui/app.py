@@ -114,6 +114,11 @@ class PlannerApp(App[int]):
         """Return the user's own calibration files by engine."""
         return own_calibrations(self.calibration_folder)
 
+    def calibration_in_force(self, engine: str) -> tuple[str, float]:
+        """Return the user's own file for an engine and when it was written, in s since 1970."""
+        path = self.own_calibrations().get(engine, "")
+        return path, Path(path).stat().st_mtime if path else 0.0
+
     def remember(self, **changes: Any) -> None:
         """Keep part of the state for the next time; written when the program ends."""
         self.state = replace(self.state, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +28,35 @@ def accept(candidate: Path, folder: Path, engine: str) -> Path:
     return path
 
 
+def discard_own(folder: Path) -> None:
+    """Set the user's calibrations aside, so that the shipped ones are in force."""
+    for path in folder.glob("*.json"):
+        path.replace(path.with_suffix(".json.old"))
+
+
+def runs_file(source: str) -> str:
+    """Return a runs file: the source itself, or what a store exports to a new folder.
+
+    Raises:
+        ProfileError: There is no such file, or the store holds no run that ended well.
+    """
+    from cost_models.errors import ProfileError  # noqa: PLC0415
+
+    path = Path(source).expanduser()
+    if "://" not in source and not path.is_file():
+        raise ProfileError(f"{source}: no such file")
+    if "://" not in source and path.suffix not in (".db", ".sqlite"):
+        return str(path)
+    from planner.measuring.measure import export_runs, store_url  # noqa: PLC0415  SQLAlchemy
+
+    return str(export_runs(store_url(source), tempfile.mkdtemp(prefix="planner-runs-")))
+
+
 def fit(path: str, *, engine: str, out: str, progress: Progress) -> list[str]:
     """Fit an engine's constants on the runs of a file and return what was found, in words."""
     from planner.calibration.runs import calibrate_runs  # noqa: PLC0415  SciPy
 
-    return calibrate_runs([path], engine=engine, out=out, progress=progress)
+    return calibrate_runs([runs_file(path)], engine=engine, out=out, progress=progress)
 
 
 def validated(
@@ -43,7 +68,7 @@ def validated(
     from planner.validation.validate import Validation, predict_run  # noqa: PLC0415
 
     rows, skipped = [], []
-    runs = list(read_runs(path))
+    runs = list(read_runs(runs_file(path)))
     for done, (run, run_id, reason) in enumerate(runs):
         progress(done, len(runs))
         if run is None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from executor.measure import Measurement
     from executor.observe import Observation
     from planner.api import PlanRequest, Problem
@@ -130,6 +132,35 @@ class MeasurementEnded(Message):
 
     measurements: list[Measurement]
     was_stopped: bool
+
+
+@dataclass
+class RunsValidating(Message):
+    """Runs are being predicted."""
+
+    done: int
+    in_all: int
+
+
+@dataclass
+class FitProgressed(Message):
+    """A fit goes on; it has so many parts."""
+
+    done: int
+    in_all: int
+
+
+@dataclass
+class FitMade(Message):
+    """An engine's constants were fitted; nothing is in force yet."""
+
+    engine: str
+    candidate: Path
+    """The file that would be put into force."""
+    lines: tuple[str, ...]
+    """What was found, in words."""
+    after: Validation
+    """The runs under the new constants."""
 
 
 @dataclass

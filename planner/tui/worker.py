@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -55,6 +54,15 @@ class Worker:
         """Bring the process up, so that the first work need not wait for it."""
         with self._lock:
             self._ready()
+
+    def close(self) -> None:
+        """End the process; the next work starts another. Work at hand is waited for."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+            if self._process is not None:
+                self._process.wait()
 
     def run(
         self,
@@ -106,10 +114,13 @@ class Worker:
         return f"its process ended with status {status}"
 
 
-@cache
+_workers: dict[str, Worker] = {}
+"""By name; they outlive a screen, and end with the program."""
+
+
 def worker(name: str) -> Worker:
     """Return the worker of a kind of work: `search`, `simulate`, `measure` or `calibrate`."""
-    return Worker()
+    return _workers.setdefault(name, Worker())
 
 
 def _answer(

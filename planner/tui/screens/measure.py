@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -282,7 +282,7 @@ class MeasureScreen(PlannerScreen):
         from planner.measuring.cases import MeasureRequest  # noqa: PLC0415
         from planner.measuring.measure import store_url  # noqa: PLC0415
 
-        readers = {
+        readers: dict[str, Callable[[], Any]] = {
             "settings": lambda: parse_assignments(self._text("settings").split(), "knob"),
             "options": lambda: parse_assignments(self._text("options").split(), "option"),
             "requests": lambda: whole_number(self._text("requests") or "0", 0, 1_000_000),
@@ -389,9 +389,7 @@ def _readings(gpu: GpuSample) -> list[str]:
     return ["–" if v is None else f"{v * factor:,.{digits}f}" for v, factor, digits in scaled]
 
 
-def _beside(
-    runs: Sequence[Mapping[str, Any]], predicted: tuple[str, Mapping[str, float]]
-) -> Table:
+def _beside(runs: Sequence[Mapping[str, Any]], predicted: tuple[str, Mapping[str, float]]) -> Table:
     from planner.measuring.runs import flat_metrics  # noqa: PLC0415
 
     gpu, values = predicted

@@ -83,6 +83,7 @@ class PlanScreen(PlannerScreen):
         self.question = question
         self._debounce: Timer | None = None
         self._stop = threading.Event()
+        self._searched_with: tuple[str, float] | None = None
 
     def compose_body(self) -> ComposeResult:
         """Lay out the form, the middle and the right side."""
@@ -119,6 +120,11 @@ class PlanScreen(PlannerScreen):
         self.query_one("#centre").mount(FrontPlot(), MemoryBar(id="memory"))
         self.start_search()
 
+    def on_screen_resume(self) -> None:
+        """Search again where another calibration is in force by now."""
+        if self._searched_with not in (None, self.planner_app.calibration_in_force(ENGINE)):
+            self.start_search()
+
     @on(Input.Changed)
     def ask_again(self, event: Input.Changed) -> None:
         """Search again once the typing pauses."""
@@ -141,6 +147,7 @@ class PlanScreen(PlannerScreen):
         self._stop.set()
         self._stop = threading.Event()
         self.planner_app.remember(question=self.question)
+        self._searched_with = self.planner_app.calibration_in_force(ENGINE)
         self.search(self.question, self._stop)
 
     def action_stop(self) -> None:

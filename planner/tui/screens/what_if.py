@@ -295,9 +295,7 @@ class WhatIfScreen(PlannerScreen):
             seen = self.simulated.timeline if self.simulated else None
             self.query_one(SimulationPlot).show(seen, self.view)
 
-    def _show_effect(
-        self, found: tuple[Difference, ...], changed: Prediction, source: str
-    ) -> None:
+    def _show_effect(self, found: tuple[Difference, ...], changed: Prediction, source: str) -> None:
         self.query_one("#differences", Static).update(self._words(found, changed, source))
         self.query_one("#prediction", Static).update(prediction_view(changed))
 
