@@ -174,10 +174,10 @@ class CalibrateScreen(RunsFileScreen):
         else:
             self.say("There is nothing to discard.")
 
-    def show_failure(self, event: WorkerFailed) -> None:
-        """Say what went wrong."""
+    @on(WorkerFailed)
+    def end_fit(self) -> None:
+        """Let another fit begin; what went wrong is said by the screens' common part."""
         self.is_fitting = False
-        super().show_failure(event)
 
     def _close_fit(self, words: str) -> None:
         self.fit = None

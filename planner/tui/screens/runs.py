@@ -61,15 +61,13 @@ class RunsScreen(RunsFileScreen):
         self.query_one("#runs-detail").display = False
         self.query_one("#runs-file").focus()
 
-    @on(Input.Submitted, "#runs-file")
-    def open_file(self, event: Input.Submitted) -> None:
+    def open_source(self, path: str) -> None:
         """Add a plan, or predict every run of a file."""
-        path = Path(event.value.strip()).expanduser()
-        if path.suffix != ".json":
-            super().open_file(event)
+        if not path.endswith(".json"):
+            super().open_source(path)
             return
         try:
-            record = record_of_plan(path)
+            record = record_of_plan(Path(path).expanduser())
         except PlannerError as error:
             self.say(f"✗ {error}")
             return

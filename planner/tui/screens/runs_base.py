@@ -26,8 +26,11 @@ class RunsFileScreen(PlannerScreen):
 
     @on(Input.Submitted, "#runs-file")
     def open_file(self, event: Input.Submitted) -> None:
-        """Predict every run of the file."""
-        path = event.value.strip()
+        """Open what is named."""
+        self.open_source(event.value.strip())
+
+    def open_source(self, path: str) -> None:
+        """Predict every run of a file or a store."""
         if not path:
             self.say("✗ name a file of measured runs (JSON lines), or a store")
         else:
