@@ -14,12 +14,13 @@ from textual.screen import Screen
 from textual.widget import AwaitMount
 
 from planner.tui.calibrating import own_calibrations
-from planner.tui.catalogue import Catalogue, read_catalogue
+from planner.tui.catalogue import Catalogue
 from planner.tui.messages import CatalogueRead, RunsValidated, Session, WorkerFailed
 from planner.tui.screens.base import SCREENS, PlannerScreen
 from planner.tui.screens.help import HelpScreen
 from planner.tui.state import load_state, save_state
 from planner.tui.themes import DEFAULT_THEME, THEMES
+from planner.tui.worker import abandon_work, worker
 
 
 class PlannerApp(App[int]):
@@ -80,13 +81,16 @@ class PlannerApp(App[int]):
         self.switch_mode(self.state.screen if self.state.screen in self._modes else "plan")
         if self.state_notice:
             self.notify(self.state_notice, severity="warning", markup=False)
-        self.read_profiles()
+        # The frame first: what fills it comes after the first paint.
+        self.call_after_refresh(self.read_profiles)
 
     @work(thread=True, group="catalogue", exit_on_error=False)
     def read_profiles(self) -> None:
-        """Read what is shipped."""
+        """Let another process read what is shipped."""
+        from planner.tui import jobs  # noqa: PLC0415  first paint
+
         try:
-            self.post_message(CatalogueRead(read_catalogue()))
+            self.post_message(CatalogueRead(worker("simulate").run(jobs.read_profiles)))
         except Exception as error:  # noqa: BLE001  the worker's edge
             self.post_message(WorkerFailed("Reading the profiles", str(error) or repr(error)))
 
@@ -124,7 +128,8 @@ class PlannerApp(App[int]):
         self.state = replace(self.state, **changes)
 
     def on_unmount(self) -> None:
-        """Write the state."""
+        """Write the state, and end what goes on; a measurement ends its server by itself."""
+        abandon_work("search", "simulate", "calibrate")
         save_state(self.state_file, replace(self.state, theme=self.theme))
 
     def switch_mode(self, mode: str) -> AwaitMount:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from planner.prediction.predict import Prediction
     from planner.search.study import Candidate
     from planner.simulator.timeline import Timeline
+    from planner.tui.catalogue import Catalogue
     from planner.validation.validate import Validation
 
 PROGRESS_S = 0.1
@@ -46,6 +47,14 @@ class Simulated:
     prediction: Prediction
     timeline: Timeline | None
     """None where nothing could be simulated."""
+
+
+def read_profiles(link: Link) -> Catalogue:
+    """Read every shipped profile."""
+    from planner.tui.catalogue import read_catalogue  # noqa: PLC0415
+
+    del link
+    return read_catalogue()
 
 
 def search(

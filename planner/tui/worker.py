@@ -55,6 +55,11 @@ class Worker:
         with self._lock:
             self._ready()
 
+    def abandon(self) -> None:
+        """End the process if it works; whoever waits for it is told that it died."""
+        if self._lock.locked() and self._process is not None:
+            self._process.kill()
+
     def close(self) -> None:
         """End the process; the next work starts another. Work at hand is waited for."""
         with self._lock:
@@ -121,6 +126,13 @@ _workers: dict[str, Worker] = {}
 def worker(name: str) -> Worker:
     """Return the worker of a kind of work: `search`, `simulate`, `measure` or `calibrate`."""
     return _workers.setdefault(name, Worker())
+
+
+def abandon_work(*names: str) -> None:
+    """End what some workers do: the program ends, and nobody waits for it any more."""
+    for name in names:
+        if name in _workers:
+            _workers[name].abandon()
 
 
 def _answer(

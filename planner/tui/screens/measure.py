@@ -197,6 +197,11 @@ class MeasureScreen(PlannerScreen):
             self._stop.set()
             self._say("Stopping: the server is being ended …")
 
+    def on_unmount(self) -> None:
+        """Leave no server behind."""
+        if self._stop is not None:
+            self._stop.set()
+
     def action_log(self) -> None:
         """Go to the log."""
         self.query_one("#measuring").focus()

@@ -30,7 +30,7 @@ def test_a_gpu_that_vanishes_is_noticed() -> None:
     live = Live()
     here = GpuSample(memory_used_bytes=1e9, power_w=300.0)
     live.add(Observation(phase="run 1", left_s=1.0, gpus=(here, here)))
-    assert live.lost_gpus == ()
+    assert not live.lost_gpus
     live.add(Observation(phase="run 1", left_s=1.0, gpus=(here, GpuSample())))
     assert live.lost_gpus == (1,)
     live.add(Observation(phase="run 1", left_s=1.0))
