@@ -82,6 +82,7 @@ async def _write(pilot: Pilot[int], path: Path) -> None:
     # Long names and spelled-out blanks make up half of the file.
     svg = re.sub(r"terminal-\d+", "t", pilot.app.export_screenshot(title="planner tui"))
     svg = re.sub(r'\s*clip-path="url\(#t-line-\d+\)"', "", svg)
+    svg = re.sub(r'<clipPath id="t-line-\d+">.*?</clipPath>', "", svg, flags=re.DOTALL)
     svg = svg.replace("&#160;", "\N{NO-BREAK SPACE}")
     path.write_text(re.sub(r">\s+<", "><", svg), encoding="utf-8")
     print(f"{path} {path.stat().st_size / 1024:.0f} KB")  # noqa: T201  a program's output

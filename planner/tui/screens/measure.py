@@ -116,11 +116,11 @@ class MeasureScreen(PlannerScreen):
             with VerticalScroll(id="measuring", can_focus=True):
                 yield Static("", id="measure-words", markup=False)
                 yield CandidateList()
+                yield Static("", id="beside")
                 with Vertical(id="live"):
                     yield Static("", id="figures")
                     yield RatePlot()
                     yield Static("", id="gpus")
-                yield Static("", id="beside")
                 yield Static("", id="log", markup=False)
 
     def on_mount(self) -> None:

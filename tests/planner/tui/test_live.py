@@ -32,9 +32,9 @@ def test_a_gpu_that_vanishes_is_noticed() -> None:
     live.add(Observation(phase="run 1", left_s=1.0, gpus=(here, here)))
     assert not live.lost_gpus
     live.add(Observation(phase="run 1", left_s=1.0, gpus=(here, GpuSample())))
-    assert live.lost_gpus == (1,)
+    assert list(live.lost_gpus) == [1]
     live.add(Observation(phase="run 1", left_s=1.0))
-    assert live.lost_gpus == (0, 1)
+    assert list(live.lost_gpus) == [0, 1]
 
 
 def test_percentiles() -> None:

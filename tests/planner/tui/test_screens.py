@@ -14,7 +14,14 @@ from textual.pilot import Pilot
 from planner.tui.screens.measure import MeasureScreen
 from planner.tui.screens.what_if import WhatIfScreen
 from tests.planner.tui.driving import (
-    SMALL, WIDE, app_of, planned, planner_at, problem_at, shown, until,
+    SMALL,
+    WIDE,
+    app_of,
+    planned,
+    planner_at,
+    problem_at,
+    shown,
+    until,
 )  # fmt: skip
 
 pytestmark = pytest.mark.asyncio
