@@ -37,13 +37,13 @@ class CalibrateScreen(RunsFileScreen):
         "Name a file of measured runs (JSON lines) or a store and press Enter: errors in percent "
         "by GPU, engine, model, metric and regime, and how many measurements the 90 % interval "
         "holds. Ctrl+R fits the engine's constants anew; ○ is before, • after. Ctrl+A puts the "
-        "fit into force for your plans, Ctrl+D discards it; without a fit at hand Ctrl+D returns "
-        "to what is shipped."
+        "fit into force for your plans, Ctrl+D discards it, Ctrl+O returns to what is shipped."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("ctrl+r", "recalibrate", "Recalibrate"),
         Binding("ctrl+a", "accept", "Accept", priority=True),
         Binding("ctrl+d", "discard", "Discard", priority=True),
+        Binding("ctrl+o", "shipped", "Shipped"),
         Binding("ctrl+n", "metric", "Metric"),
     ]
 
@@ -164,15 +164,20 @@ class CalibrateScreen(RunsFileScreen):
         self._close_fit(f"✓ In force: {path}. Plans and predictions use it from now on.")
 
     def action_discard(self) -> None:
-        """Forget the fit; without one, return to what is shipped."""
-        if self.fit is not None:
-            self.fit.candidate.unlink(missing_ok=True)
-            self._close_fit("Discarded; what was in force stays in force.")
-        elif self.planner_app.own_calibrations():
-            discard_own(self.planner_app.calibration_folder)
-            self._close_fit("Your calibration is set aside (*.json.old); the shipped is in force.")
-        else:
-            self.say("There is nothing to discard.")
+        """Forget the fit."""
+        if self.fit is None:
+            self.say("There is no fit to discard.")
+            return
+        self.fit.candidate.unlink(missing_ok=True)
+        self._close_fit("Discarded; what was in force stays in force.")
+
+    def action_shipped(self) -> None:
+        """Return to what is shipped."""
+        if not self.planner_app.own_calibrations():
+            self.say("What is shipped is in force.")
+            return
+        discard_own(self.planner_app.calibration_folder)
+        self._close_fit("Your calibration is set aside (*.json.old); the shipped is in force.")
 
     @on(WorkerFailed)
     def end_fit(self) -> None:

@@ -83,7 +83,7 @@ async def test_plan_measure_calibrate_and_plan_again(
         assert after.calibration == app_of(pilot).own_calibrations()["trtllm"]
         slower = after.plan.recommended.value("tpot_ms.mean")
         assert slower > 1.05 * before.plan.recommended.value("tpot_ms.mean")
-        await pilot.press("f7", "ctrl+d")
+        await pilot.press("f7", "ctrl+o")
         assert not app_of(pilot).own_calibrations()
 
 
