@@ -83,6 +83,8 @@ async def _write(pilot: Pilot[int], path: Path) -> None:
     svg = re.sub(r"terminal-\d+", "t", pilot.app.export_screenshot(title="planner tui"))
     svg = re.sub(r'\s*clip-path="url\(#t-line-\d+\)"', "", svg)
     svg = re.sub(r'<clipPath id="t-line-\d+">.*?</clipPath>', "", svg, flags=re.DOTALL)
+    svg = svg.replace(' shape-rendering="crispEdges"', "")
+    svg = svg.replace("<svg ", '<svg shape-rendering="crispEdges" ', 1)
     svg = svg.replace("&#160;", "\N{NO-BREAK SPACE}")
     path.write_text(re.sub(r">\s+<", "><", svg), encoding="utf-8")
     print(f"{path} {path.stat().st_size / 1024:.0f} KB")  # noqa: T201  a program's output
