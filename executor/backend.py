@@ -124,6 +124,10 @@ class Server(ABC):
         """Return the engine's running counters, as `num_preemptions`."""
         return {}
 
+    def kv_used_fraction(self) -> float | None:
+        """Return which share of its KV cache is in use, or None where it does not tell."""
+        return None
+
     def failure(self) -> ServerFailedError | None:
         """Return why the server has ended, or None while it lives."""
         return None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from executor.backend import Failure, Server, ServerFailedError
-from executor.load_generator import LoadResult, Prompt, TimeLimits, run_load
+from executor.load_generator import LoadResult, LoadView, Prompt, TimeLimits, run_load
 from executor.process import OUT_OF_MEMORY
 from executor.protocols import LoadProtocol
 from executor.records import RequestStatus
@@ -49,6 +49,7 @@ def drive(
     protocol: LoadProtocol,
     limits: TimeLimits,
     tick: Callable[[], None] = lambda: None,
+    view: LoadView | None = None,
 ) -> Driven:
     """Send a load; the server's end and an interrupt end it early, with what is there.
 
@@ -58,12 +59,14 @@ def drive(
         protocol: When it is sent.
         limits: How long it may take.
         tick: Called every few seconds while it goes on.
+        view: Lets another thread see the requests while they run.
 
     Raises:
         ServerFailedError: The server takes no connection.
     """
     try:
-        return asyncio.run(_driven(server, prompts, protocol=protocol, limits=limits, tick=tick))
+        work = _driven(server, prompts, protocol=protocol, limits=limits, tick=tick, view=view)
+        return asyncio.run(work)
     except OSError as error:
         failure = _wait_for_failure(server)
         raise failure or ServerFailedError(
@@ -78,6 +81,7 @@ async def _driven(
     protocol: LoadProtocol,
     limits: TimeLimits,
     tick: Callable[[], None],
+    view: LoadView | None,
 ) -> Driven:
     stop, interrupts = asyncio.Event(), asyncio.Event()
 
@@ -98,7 +102,7 @@ async def _driven(
     with _on_interrupt(interrupt):
         try:
             result = await run_load(
-                server.endpoint, prompts, protocol=protocol, limits=limits, stop=stop
+                server.endpoint, prompts, protocol=protocol, limits=limits, stop=stop, view=view
             )
         finally:
             watching.cancel()

@@ -160,16 +160,20 @@ async def run_load(
     protocol: LoadProtocol,
     limits: TimeLimits | None = None,
     stop: asyncio.Event | None = None,
+    view: LoadView | None = None,
 ) -> LoadResult:
     """Send all prompts as the protocol says and return what was seen.
 
     A request that fails is a result with its status. Setting `stop` ends the run with what is
-    there; cancelling drops all connections and returns nothing.
+    there; cancelling drops all connections and returns nothing. A `view` lets another thread see
+    the requests while they run.
 
     Raises:
         OSError: The server takes no connection at the start.
     """
     run = _Run(endpoint=endpoint, prompts=prompts, limits=limits or TimeLimits())
+    if view is not None:
+        run.view = view
     try:
         await run.pool.open_ahead(protocol.connections(len(prompts)))
         with _no_garbage_collection():
@@ -179,7 +183,7 @@ async def run_load(
 
 
 @dataclass(slots=True)
-class _Exchange:
+class Exchange:
     """One request on its way; what is in it when it ends, well or badly, is its result."""
 
     due_s: float
@@ -187,6 +191,23 @@ class _Exchange:
     reply: Reply | None = None
     status: RequestStatus = RequestStatus.OK
     error: str = ""
+    has_ended: bool = False
+
+
+@dataclass(slots=True)
+class LoadView:
+    """The requests of a running load, open to the eyes of another thread."""
+
+    num_prompts: int = 0
+    exchanges: list[Exchange] = field(default_factory=list)
+    """In the order of sending; only ever grows."""
+    start_s: float = 0.0
+    """On the clock of `time.perf_counter`; 0 before the start."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start_s if self.start_s else 0.0
 
 
 class _Run:
@@ -202,13 +223,15 @@ class _Run:
         self.exact_lengths = endpoint.exact_lengths
         self.limits = limits
         self.payloads = [endpoint.http_request(prompt) for prompt in prompts]
-        self.exchanges: dict[int, _Exchange] = {}
+        self.exchanges: dict[int, Exchange] = {}
         self.active: set[StreamConnection] = set()
+        self.view = LoadView()
 
     async def measure(self, protocol: LoadProtocol, stop: asyncio.Event) -> LoadResult:
         """Drive the whole run."""
         watch = _LoopWatch(self.active, self.limits.silence_s)
         start_s, start_cpu_s = time.perf_counter(), time.thread_time()
+        self.view.num_prompts, self.view.start_s = len(self.prompts), start_s
         watching = asyncio.create_task(watch.run())
         driving = asyncio.create_task(protocol.drive(len(self.prompts), self.send))
         try:
@@ -237,7 +260,8 @@ class _Run:
 
     async def send(self, index: int, due_s: float) -> None:
         """Send request `index` and keep what comes of it."""
-        exchange = self.exchanges[index] = _Exchange(due_s=due_s)
+        exchange = self.exchanges[index] = Exchange(due_s=due_s)
+        self.view.exchanges.append(exchange)
         try:
             async with asyncio.timeout(self.limits.request_s):
                 await self._carry_out(self.payloads[index], exchange)
@@ -249,8 +273,10 @@ class _Run:
             exchange.error = str(timeout) or f"took over {self.limits.request_s:g} s"
         except (OSError, ConnectionLostError, ProtocolViolationError) as failure:
             exchange.status, exchange.error = RequestStatus.LOST, str(failure)
+        finally:
+            exchange.has_ended = True
 
-    async def _carry_out(self, payload: bytes, exchange: _Exchange) -> None:
+    async def _carry_out(self, payload: bytes, exchange: Exchange) -> None:
         while True:
             connection = await self.pool.acquire()
             is_reused = connection.num_exchanges > 0
@@ -287,14 +313,14 @@ async def _done_before(work: asyncio.Task[None], stop: asyncio.Event, limit_s: f
     return is_complete
 
 
-def _unsent(end_s: float) -> _Exchange:
-    return _Exchange(
+def _unsent(end_s: float) -> Exchange:
+    return Exchange(
         due_s=end_s, status=RequestStatus.CANCELLED, error="the run ended before it was sent"
     )
 
 
 def _measured(
-    exchange: _Exchange, prompt: Prompt, *, start_s: float, exact_lengths: bool
+    exchange: Exchange, prompt: Prompt, *, start_s: float, exact_lengths: bool
 ) -> MeasuredRequest:
     """Return the record of a request; only a complete reply can be well."""
     stream, reply = exchange.stream, exchange.reply

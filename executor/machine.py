@@ -88,7 +88,7 @@ class NvmlReader:
         facts = {
             "gpu_name": _text(self._ask("nvmlDeviceGetName", first)),
             "num_gpus_seen": len(self._handles),
-            "driver_version": _text(nvml.nvmlSystemGetDriverVersion()),
+            "driver_version": _text(self._ask("nvmlSystemGetDriverVersion")),
             "gpu_memory_bytes": memory and int(memory.total),
             "power_limit_w": limit_mw and limit_mw / 1e3,
             "max_sm_clock_mhz": self._ask("nvmlDeviceGetMaxClockInfo", first, nvml.NVML_CLOCK_SM),

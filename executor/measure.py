@@ -25,7 +25,7 @@ from executor.backend import (
     check_can_run,
 )
 from executor.drive import Driven, drive, failure_message, interrupts_as_errors, verdict
-from executor.load_generator import Prompt, TimeLimits
+from executor.load_generator import LoadView, Prompt, TimeLimits
 from executor.machine import (
     GpuReader,
     Telemetry,
@@ -34,6 +34,7 @@ from executor.machine import (
     memory_used_bytes,
     wait_until_free,
 )
+from executor.observe import Observe, Observer
 from executor.protocols import ClosedLoop
 from executor.records import MeasuredRequest, RunRecord, measured_section
 from executor.repeats import RepeatRule
@@ -128,6 +129,8 @@ class Tools:
     reader: GpuReader
     options: MeasureOptions = field(default_factory=MeasureOptions)
     progress: Progress = lambda _what, _left_s: None
+    observe: Observe | None = None
+    """Told twice a second what can be seen; from a thread beside the measurement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +187,7 @@ class _Session:
         self.num_stored = tools.store.count(self.stem)
         self.until_s = time.monotonic() + tools.options.time_budget_s
         self.memory_before = memory_used_bytes(tools.reader)
+        self.observer = Observer(tools.observe, tools.reader)
 
     @property
     def measurement(self) -> Measurement:
@@ -203,7 +207,7 @@ class _Session:
     def run(self) -> None:
         """Bring the backend up, measure, and turn every failure into a stored run."""
         try:
-            with interrupts_as_errors():
+            with interrupts_as_errors(), self.observer:
                 self._measure()
         except ServerFailedError as error:
             self._keep(_failed(error))
@@ -224,10 +228,11 @@ class _Session:
             self._say("start")
             with self._serving(backend, deployment) as server:
                 self._say("warm up")
-                self._warm_up(server)
+                with self._seen(server) as view:
+                    self._warm_up(server, view)
                 self._repeat(lambda number: self._load(server, number))
 
-    def _warm_up(self, server: Server) -> None:
+    def _warm_up(self, server: Server, view: LoadView) -> None:
         """Send what makes the engine compile, capture and tune all that the runs will need.
 
         Raises:
@@ -255,6 +260,7 @@ class _Session:
                 prompts,
                 protocol=ClosedLoop(concurrency=part.concurrency),
                 limits=_time_limits(options.limits, left_s),
+                view=view,
             )
             _raise_if_broken(driven, server)
 
@@ -306,13 +312,14 @@ class _Session:
         prompts = self._prompts(number)
         limits = _time_limits(options.limits, self._within(options.limits.run_s))
         before = server.counters()
-        with Telemetry(self.tools.reader) as telemetry:
+        with Telemetry(self.tools.reader) as telemetry, self._seen(server) as view:
             driven = drive(
                 server,
                 prompts,
                 protocol=case.traffic.protocol,
                 limits=limits,
                 tick=lambda: self._say(f"run {number + 1} goes on"),
+                view=view,
             )
         counted = {k: v - before.get(k, 0.0) for k, v in server.counters().items()}
         return _outcome(
@@ -322,6 +329,16 @@ class _Session:
             telemetry=telemetry.summary(),
             was_cached=_was_cached(counted, case.traffic),
         )
+
+    @contextmanager
+    def _seen(self, server: Server) -> Iterator[LoadView]:
+        """Let the observer see the load that is sent meanwhile."""
+        view = LoadView()
+        self.observer.watch_load(view, server)
+        try:
+            yield view
+        finally:
+            self.observer.watch_load(None, None)
 
     def _benchmark(self, backend: BenchmarkBackend, deployment: Deployment, number: int) -> Outcome:
         """Let the engine's own program measure the traffic once."""
@@ -354,7 +371,9 @@ class _Session:
         return max(min(limit_s, self.left_s), LEAST_PHASE_S)
 
     def _say(self, what: str) -> None:
-        self.tools.progress(what, max(self.left_s, 0.0))
+        left_s = max(self.left_s, 0.0)
+        self.observer.enter_phase(what, left_s)
+        self.tools.progress(what, left_s)
 
     def _keep(self, outcome: Outcome) -> None:
         """Store a run in the moment that it ends."""

@@ -24,6 +24,7 @@ class LaunchedServer(Server):
         endpoint: Where it answers.
         log_facts: What its log says, by the name in a run's `measured`.
         counter_metrics: Its Prometheus counters, by the name in a run's `measured`.
+        kv_gauge: Its Prometheus gauge of the share of the KV cache in use; empty: it has none.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class LaunchedServer(Server):
         endpoint: Endpoint,
         log_facts: Mapping[str, LogPattern],
         counter_metrics: Mapping[str, str] | None = None,
+        kv_gauge: str = "",
     ) -> None:
         self.endpoint = endpoint
         self.command = process.command_line
         self._process = process
         self._log_facts = log_facts
         self._counter_metrics = counter_metrics or {}
+        self._kv_gauge = kv_gauge
 
     def facts(self) -> dict[str, float]:
         """Return what the log says."""
@@ -49,13 +52,15 @@ class LaunchedServer(Server):
         if not self._counter_metrics:
             return {}
         _, text = http_get(port=self.endpoint.port, path="/metrics")
-        sums = {}
-        for name, metric in self._counter_metrics.items():
-            pattern = rf"^{re.escape(metric)}(?:\{{.*\}})? ([\d.e+]+)$"
-            found = re.findall(pattern, text, re.MULTILINE)
-            if found:
-                sums[name] = sum(float(value) for value in found)
-        return sums
+        values = {name: metric_values(text, m) for name, m in self._counter_metrics.items()}
+        return {name: sum(found) for name, found in values.items() if found}
+
+    def kv_used_fraction(self) -> float | None:
+        """Return the greatest of its gauges over all labels."""
+        if not self._kv_gauge:
+            return None
+        _, text = http_get(port=self.endpoint.port, path="/metrics")
+        return max(metric_values(text, self._kv_gauge), default=None)
 
     def failure(self) -> ServerFailedError | None:
         """Return why it ended, or None while it lives."""
@@ -96,6 +101,12 @@ def launch(
         process.stop()
         raise
     return process
+
+
+def metric_values(text: str, metric: str) -> list[float]:
+    """Return the values of a Prometheus metric over all labels."""
+    pattern = rf"^{re.escape(metric)}(?:\{{.*\}})? ([\d.e+-]+)$"
+    return [float(value) for value in re.findall(pattern, text, re.MULTILINE)]
 
 
 def facts_of_log(text: str, patterns: Mapping[str, LogPattern]) -> dict[str, float]:

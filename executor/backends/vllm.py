@@ -55,6 +55,9 @@ COUNTERS: Mapping[str, str] = {
     "num_accepted_draft_tokens": "vllm:spec_decode_num_accepted_tokens_total",
 }
 
+KV_GAUGE = "vllm:kv_cache_usage_perc"
+"""A fraction, whatever its name says."""
+
 ENVIRONMENT: Mapping[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -138,6 +141,7 @@ class VllmBackend(ServingBackend):
             endpoint=Endpoint(port=port, model=model),
             log_facts=LOG_FACTS,
             counter_metrics=COUNTERS,
+            kv_gauge=KV_GAUGE,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -17,10 +17,12 @@ from cost_models.profile_io import load_model, read_json_object
 from executor.backend import Backend, Deployment, ModelSource
 from executor.machine import NvmlReader
 from executor.measure import Case
+from executor.observe import Observe
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_settings, config_from_options
 from planner.measuring.runs import ENGINE_DEFAULTS, as_run
+from planner.workloads.change import changed_workload
 from planner.workloads.workload import Workload, load_workload
 
 CPU = "cpu"
@@ -74,6 +76,12 @@ class MeasureRequest:
     config: str = ""
     """TensorRT-LLM's options as YAML."""
     settings: Mapping[str, str] = field(default_factory=dict)
+    configs: Sequence[EngineConfig] = ()
+    """Configurations themselves, instead of a file."""
+    rate_per_s: float | None = None
+    """Instead of the workload's, as the mean lengths below."""
+    isl: float | None = None
+    osl: float | None = None
     model: str = ""
     gpu: str = ""
     """Profile name; empty is the GPU of this machine."""
@@ -88,6 +96,8 @@ class MeasureRequest:
     """Exactly so many; 0 lets their agreement decide."""
     seed: int = 0
     progress: Callable[[str, float], None] | None = None
+    observe: Observe | None = None
+    """Told twice a second what can be seen; from a thread beside the measurement."""
 
 
 def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
@@ -96,7 +106,12 @@ def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
     Raises:
         PlannerError: A file is wrong, or something is not named.
     """
-    workload = load_workload(request.workload)
+    workload = changed_workload(
+        load_workload(request.workload),
+        rate_per_s=request.rate_per_s,
+        isl=request.isl,
+        osl=request.osl,
+    )
     name = request.model or workload.model
     if not name:
         raise ConfigError(f"{request.workload} names no model", hint="give --model")
@@ -208,20 +223,21 @@ def prediction_of(
     config: EngineConfig, *, gpu: str, model: str, request: MeasureRequest
 ) -> dict[str, Any]:
     """Return what the planner says before a run; empty for engines and GPUs it does not know."""
-    from planner.api import predict  # noqa: PLC0415
+    from planner.api import load_problem, predict_problem  # noqa: PLC0415
+    from planner.prediction.simulation import workload_demand  # noqa: PLC0415
+    from planner.what_if import changed_load  # noqa: PLC0415
 
     engine = "trtllm" if request.backend.startswith("trtllm") else request.backend
     engine = request.backend_options.get("engine", engine)
     if gpu == CPU or engine not in ENGINE_DEFAULTS:
         return {}
     try:
-        prediction = predict(
-            gpu=gpu,
-            workload=request.workload,
-            model=model,
-            engine=engine,
-            config=as_run(config, engine),
+        problem = load_problem(gpu=gpu, workload=request.workload, model=model, engine=engine)
+        problem = changed_load(
+            problem, rate_per_s=request.rate_per_s, isl=request.isl, osl=request.osl
         )
+        demand = workload_demand(problem.workload)
+        prediction, _ = predict_problem(problem, as_run(config, engine), {}, demand=demand)
     except PlannerError:
         return {}
     return {
@@ -248,6 +264,8 @@ def local_gpu() -> str:
 def _configs(
     request: MeasureRequest, backend: Backend, spec: ModelSpec, workload: Workload
 ) -> list[EngineConfig]:
+    if request.configs:
+        return [apply_settings(config, request.settings) for config in request.configs]
     if request.plan:
         chosen = plan_configs(Path(request.plan), top=request.top)
         return [apply_settings(config, request.settings) for config in chosen]

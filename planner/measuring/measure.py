@@ -59,11 +59,17 @@ def measure_request(request: MeasureRequest) -> list[Measurement]:
                 reader=NvmlReader(case.deployment.config.num_gpus),
                 options=_options(request, left_s / (len(cases) - number)),
                 progress=_progress(request, f"{number + 1}/{len(cases)}"),
+                observe=request.observe,
             )
             results.append(measure(case, tools))
     finally:
         store.close()
     return results
+
+
+def store_url(name: str) -> str:
+    """Return the URL of a store that is named as a file or as a URL."""
+    return name if "://" in name else f"sqlite:///{name}"
 
 
 def list_runs(store: str) -> list[StoredRun]:

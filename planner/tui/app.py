@@ -13,12 +13,14 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.widget import AwaitMount
 
-from planner.tui.catalogue import Catalogue, read_catalogue
+from planner.tui.calibrating import own_calibrations
+from planner.tui.catalogue import Catalogue
 from planner.tui.messages import CatalogueRead, RunsValidated, Session, WorkerFailed
 from planner.tui.screens.base import SCREENS, PlannerScreen
 from planner.tui.screens.help import HelpScreen
 from planner.tui.state import load_state, save_state
 from planner.tui.themes import DEFAULT_THEME, THEMES
+from planner.tui.worker import abandon_work, worker
 
 
 class PlannerApp(App[int]):
@@ -37,9 +39,23 @@ class PlannerApp(App[int]):
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
-    def __init__(self, *, state_file: Path, given: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        state_file: Path,
+        given: Mapping[str, str] | None = None,
+        search_effort: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the application.
+
+        Args:
+            state_file: What is kept between two runs; the user's calibrations lie beside it.
+            given: Fields of the form, over those that were kept.
+            search_effort: `trials` and `time_budget_s` of a search; else the defaults of `plan`.
+        """
         super().__init__()
         self.state_file = state_file
+        self.search_effort = dict(search_effort or {})
         self.state, self.state_notice = load_state(state_file)
         stated = {name: value for name, value in (given or {}).items() if value}
         if stated.get("workload") and "model" not in stated:
@@ -65,13 +81,16 @@ class PlannerApp(App[int]):
         self.switch_mode(self.state.screen if self.state.screen in self._modes else "plan")
         if self.state_notice:
             self.notify(self.state_notice, severity="warning", markup=False)
-        self.read_profiles()
+        # The frame first: what fills it comes after the first paint.
+        self.call_after_refresh(self.read_profiles)
 
     @work(thread=True, group="catalogue", exit_on_error=False)
     def read_profiles(self) -> None:
-        """Read what is shipped."""
+        """Let another process read what is shipped."""
+        from planner.tui import jobs  # noqa: PLC0415  first paint
+
         try:
-            self.post_message(CatalogueRead(read_catalogue()))
+            self.post_message(CatalogueRead(worker("simulate").run(jobs.read_profiles)))
         except Exception as error:  # noqa: BLE001  the worker's edge
             self.post_message(WorkerFailed("Reading the profiles", str(error) or repr(error)))
 
@@ -90,12 +109,27 @@ class PlannerApp(App[int]):
             f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
         )
 
+    @property
+    def calibration_folder(self) -> Path:
+        """Where the user's own calibrations lie."""
+        return self.state_file.parent / "calibrations"
+
+    def own_calibrations(self) -> dict[str, str]:
+        """Return the user's own calibration files by engine."""
+        return own_calibrations(self.calibration_folder)
+
+    def calibration_in_force(self, engine: str) -> tuple[str, float]:
+        """Return the user's own file for an engine and when it was written, in s since 1970."""
+        path = self.own_calibrations().get(engine, "")
+        return path, Path(path).stat().st_mtime if path else 0.0
+
     def remember(self, **changes: Any) -> None:
         """Keep part of the state for the next time; written when the program ends."""
         self.state = replace(self.state, **changes)
 
     def on_unmount(self) -> None:
-        """Write the state."""
+        """Write the state, and end what goes on; a measurement ends its server by itself."""
+        abandon_work("search", "simulate", "calibrate")
         save_state(self.state_file, replace(self.state, theme=self.theme))
 
     def switch_mode(self, mode: str) -> AwaitMount:
@@ -139,6 +173,10 @@ def _builder(app: PlannerApp, mode: str) -> Callable[[], Screen[Any]]:
             from planner.tui.screens.profiles import ProfilesScreen  # noqa: PLC0415
 
             return ProfilesScreen()
+        if mode == "measure":
+            from planner.tui.screens.measure import MeasureScreen  # noqa: PLC0415
+
+            return MeasureScreen()
         if mode == "runs":
             from planner.tui.screens.runs import RunsScreen  # noqa: PLC0415
 

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from executor.measure import Measurement
+    from executor.observe import Observation
     from planner.api import PlanRequest, Problem
+    from planner.measuring.measure import BackendState
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
-    from planner.search.study import Candidate
     from planner.tui.catalogue import Catalogue
+    from planner.tui.jobs import SearchSeen, Simulated
     from planner.tui.question import Question
     from planner.validation.validate import Validation
     from planner.what_if import Answer, SensitivityPoint
@@ -26,6 +31,8 @@ class Session:
     problem: Problem
     request: PlanRequest
     plan: Plan
+    calibration: str = ""
+    """The user's own calibration file that it rests on; empty where there is none."""
 
 
 @dataclass
@@ -46,16 +53,15 @@ class FieldsRefused(Message):
 class FieldsAccepted(Message):
     """Every field of the form can be planned with; the search begins."""
 
-    problem: Problem
+    defaults: dict[str, str]
+    """What an empty field stands for."""
 
 
 @dataclass
 class SearchProgressed(Message):
     """A search goes on."""
 
-    evaluated: int
-    expected: int
-    best: Candidate | None
+    seen: SearchSeen
 
 
 @dataclass
@@ -82,6 +88,14 @@ class ChangeAnswered(Message):
 
 
 @dataclass
+class ChangeSimulated(Message):
+    """A changed configuration was simulated."""
+
+    settings: dict[str, str]
+    simulated: Simulated
+
+
+@dataclass
 class ChangeRefused(Message):
     """A changed knob cannot be computed."""
 
@@ -95,6 +109,58 @@ class SensitivityKnown(Message):
 
     knob: str
     points: tuple[SensitivityPoint, ...]
+
+
+@dataclass
+class BackendsKnown(Message):
+    """Which backends there are, and whether they can run here."""
+
+    states: tuple[BackendState, ...]
+
+
+@dataclass
+class MeasurementSeen(Message):
+    """A measurement goes on."""
+
+    seen: Observation
+    log_tail: str
+
+
+@dataclass
+class MeasurementEnded(Message):
+    """A measurement is done, or was stopped."""
+
+    measurements: list[Measurement]
+    was_stopped: bool
+
+
+@dataclass
+class RunsValidating(Message):
+    """Runs are being predicted."""
+
+    done: int
+    in_all: int
+
+
+@dataclass
+class FitProgressed(Message):
+    """A fit goes on; it has so many parts."""
+
+    done: int
+    in_all: int
+
+
+@dataclass
+class FitMade(Message):
+    """An engine's constants were fitted; nothing is in force yet."""
+
+    engine: str
+    candidate: Path
+    """The file that would be put into force."""
+    lines: tuple[str, ...]
+    """What was found, in words."""
+    after: Validation
+    """The runs under the new constants."""
 
 
 @dataclass

@@ -43,8 +43,11 @@ class Checked:
     """Words by field."""
 
 
-def check(question: Question) -> Checked:
-    """Load what a question names. It reads files: call it from a worker."""
+def check(question: Question, *, calibration: str = "") -> Checked:
+    """Load what a question names, under a calibration file of the user's own if there is one.
+
+    It reads files: call it from a worker.
+    """
     readers = _readers(question)
     values: dict[str, Any] = {}
     errors: dict[str, str] = {}
@@ -58,7 +61,7 @@ def check(question: Question) -> Checked:
             errors[name] = f"cannot be read: {getattr(error, 'strerror', '') or error}"
     if errors:
         return Checked(errors=errors)
-    return _loaded(question, values)
+    return _loaded(question, values, calibration)
 
 
 def _readers(question: Question) -> dict[str, Callable[[], Any]]:
@@ -79,7 +82,7 @@ def _readers(question: Question) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _loaded(question: Question, values: dict[str, Any]) -> Checked:
+def _loaded(question: Question, values: dict[str, Any], calibration: str) -> Checked:
     """Load the problem and change its load; each failure goes to the field that caused it."""
     from planner.api import PlanRequest, load_problem, search_space  # noqa: PLC0415
     from planner.what_if import changed_load  # noqa: PLC0415
@@ -91,11 +94,16 @@ def _loaded(question: Question, values: dict[str, Any]) -> Checked:
         num_gpus=values["num_gpus"],
         slo=values["slo"],
         objective=question.objective,
+        calibration=calibration,
     )
     at = "gpu" if question.gpu == "auto" else "model"
     try:
         problem = load_problem(
-            gpu=request.gpu, workload=request.workload, model=request.model, slo=request.slo
+            gpu=request.gpu,
+            workload=request.workload,
+            model=request.model,
+            slo=request.slo,
+            calibration=calibration,
         )
         for at, name in (("rate", "rate_per_s"), ("isl", "isl"), ("osl", "osl")):
             problem = changed_load(problem, **{name: values[at]})
@@ -110,6 +118,22 @@ def _stated(text: str, hint: str) -> str:
     if not text:
         raise ConfigError("empty", hint=hint)
     return text
+
+
+def whole_number(text: str, low: int, high: int) -> int:
+    """Return a whole number in some bounds.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        hint = f"accepted: {low} to {high}"
+        raise ConfigError(f"{text!r} is not a whole number in range", hint=hint)
+    return value
 
 
 def _whole(text: str) -> int:

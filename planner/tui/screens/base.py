@@ -17,8 +17,9 @@ SCREENS = (
     ("plan", "F2", "Plan"),
     ("what_if", "F3", "What if"),
     ("profiles", "F4", "Profiles"),
-    ("runs", "F5", "Runs"),
-    ("calibrate", "F6", "Calibrate"),
+    ("measure", "F5", "Measure"),
+    ("runs", "F6", "Runs"),
+    ("calibrate", "F7", "Calibrate"),
 )
 """(mode, key, title)."""
 

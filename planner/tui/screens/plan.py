@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -26,22 +25,22 @@ from planner.tui.messages import (
     Session,
     WorkerFailed,
 )
-from planner.tui.question import Question, check
+from planner.tui.question import Question
 from planner.tui.screens.base import PlannerScreen
 from planner.tui.screens.export import ExportScreen
-from planner.tui.text import number, short_config
+from planner.tui.text import short_config
 from planner.tui.widgets.field import Field
+from planner.tui.worker import worker
 
 if TYPE_CHECKING:
-    from planner.api import Problem
     from planner.prediction.predict import Prediction
     from planner.search.study import Candidate
 
 DEBOUNCE_S = 0.25
 """Quiet time after the last keystroke before a search starts."""
 
-PROGRESS_S = 0.1
-"""Shortest time between two reports of a search's progress."""
+ENGINE = "trtllm"
+"""What plans are made for."""
 
 LABELS = {
     "gpu": "GPU",
@@ -84,6 +83,7 @@ class PlanScreen(PlannerScreen):
         self.question = question
         self._debounce: Timer | None = None
         self._stop = threading.Event()
+        self._searched_with: tuple[str, float] | None = None
 
     def compose_body(self) -> ComposeResult:
         """Lay out the form, the middle and the right side."""
@@ -120,6 +120,11 @@ class PlanScreen(PlannerScreen):
         self.query_one("#centre").mount(FrontPlot(), MemoryBar(id="memory"))
         self.start_search()
 
+    def on_screen_resume(self) -> None:
+        """Search again where another calibration is in force by now."""
+        if self._searched_with not in (None, self.planner_app.calibration_in_force(ENGINE)):
+            self.start_search()
+
     @on(Input.Changed)
     def ask_again(self, event: Input.Changed) -> None:
         """Search again once the typing pauses."""
@@ -142,6 +147,7 @@ class PlanScreen(PlannerScreen):
         self._stop.set()
         self._stop = threading.Event()
         self.planner_app.remember(question=self.question)
+        self._searched_with = self.planner_app.calibration_in_force(ENGINE)
         self.search(self.question, self._stop)
 
     def action_stop(self) -> None:
@@ -165,34 +171,45 @@ class PlanScreen(PlannerScreen):
 
     @work(thread=True, exclusive=True, group="search", exit_on_error=False)
     def search(self, question: Question, stop: threading.Event) -> None:
-        """Check the form, search, and report as it goes."""
+        """Let another process check the form and search, and report as it goes."""
+        if get_current_worker().is_cancelled:
+            return
         try:
             self._search(question, stop)
         except Exception as error:  # noqa: BLE001  the worker's edge: a notice, never a traceback
-            if not stop.is_set():
+            if not get_current_worker().is_cancelled:
                 self.post_message(WorkerFailed("The search", str(error) or repr(error)))
 
     def _search(self, question: Question, stop: threading.Event) -> None:
-        from planner.api import plan_problem  # noqa: PLC0415  first paint
+        from planner.tui import jobs  # noqa: PLC0415  first paint
 
         cancelled = get_current_worker()
-        checked = check(question)
+
+        def heard(message: Any) -> None:
+            if cancelled.is_cancelled:
+                return
+            if isinstance(message, jobs.SearchSeen):
+                self.post_message(SearchProgressed(message))
+            else:
+                self.post_message(FieldsAccepted(message))
+
+        app = self.planner_app
+        calibration = app.own_calibrations().get(ENGINE, "")
+        arguments = (question, calibration, app.search_effort)
+        checked, plan = worker("search").run(jobs.search, *arguments, heard=heard, stop=stop)
         if cancelled.is_cancelled:
             return
-        if checked.problem is None or checked.request is None:
+        if plan is None:
             self.post_message(FieldsRefused(checked.errors))
             return
-        self.post_message(FieldsAccepted(checked.problem))
-        watch = _Watch(self, checked.problem)
-        request = replace(
-            checked.request, progress=watch.progress, on_best=watch.best, stopped=stop.is_set
+        session = Session(
+            question=question,
+            problem=checked.problem,
+            request=checked.request,
+            plan=plan,
+            calibration=calibration,
         )
-        plan = plan_problem(checked.problem, request)
-        if not cancelled.is_cancelled:
-            session = Session(
-                question=question, problem=checked.problem, request=checked.request, plan=plan
-            )
-            self.post_message(SearchEnded(session, stop.is_set()))
+        self.post_message(SearchEnded(session, stop.is_set()))
 
     @on(FieldsRefused)
     def show_problems(self, event: FieldsRefused) -> None:
@@ -206,7 +223,7 @@ class PlanScreen(PlannerScreen):
     @on(FieldsAccepted)
     def show_defaults(self, event: FieldsAccepted) -> None:
         """Show in empty fields what the workload gives them."""
-        for name, text in _defaults(event.problem).items():
+        for name, text in event.defaults.items():
             field = self.query_one(f"#field-{name}", Field)
             field.show_problem("")
             field.input.placeholder = text
@@ -218,10 +235,11 @@ class PlanScreen(PlannerScreen):
     @on(SearchProgressed)
     def show_progress(self, event: SearchProgressed) -> None:
         """Show how far the search is, and the best so far."""
-        self.query_one(ProgressBar).update(total=event.expected, progress=event.evaluated)
-        words = f"Searching … {event.evaluated:,} evaluated"
-        if event.best is not None:
-            words += f"\nbest so far {short_config(event.best.config)}"
+        seen = event.seen
+        self.query_one(ProgressBar).update(total=seen.expected, progress=seen.evaluated)
+        words = f"Searching … {seen.evaluated:,} evaluated"
+        if seen.best:
+            words += f"\nbest so far {seen.best}"
         self.query_one("#headline", Static).update(words)
 
     @on(SearchEnded)
@@ -301,36 +319,3 @@ class PlanScreen(PlannerScreen):
         if name in ("gpu", "model", "workload"):
             return lambda: self.planner_app.catalogue.of(name)
         return None
-
-
-class _Watch:
-    """Reports a search from its thread, not more often than a person can read."""
-
-    def __init__(self, screen: PlanScreen, problem: Problem) -> None:
-        self.screen, self.problem = screen, problem
-        self.candidate: Candidate | None = None
-        self.reported = 0.0
-
-    def best(self, candidate: Candidate) -> None:
-        """Remember the best so far."""
-        self.candidate = candidate
-
-    def progress(self, evaluated: int, expected: int) -> None:
-        """Report, unless the last report is fresh."""
-        now = time.monotonic()
-        if now - self.reported >= PROGRESS_S:
-            self.reported = now
-            self.screen.post_message(SearchProgressed(evaluated, expected, self.candidate))
-
-
-def _defaults(problem: Problem) -> dict[str, str]:
-    """Return what an empty field stands for."""
-    work, load = problem.workload, problem.evaluator.load
-    return {
-        "model": problem.model.name,
-        "rate": number(work.arrival.rate_per_s) if work.arrival.rate_per_s else "set by clients",
-        "isl": f"{load.isl.mean:.0f}",
-        "osl": f"{load.osl.mean:.0f}",
-        "slo": " ".join(f"{name}={number(limit)}" for name, limit in problem.slo.items()) or "none",
-        "objective": work.objective,
-    }

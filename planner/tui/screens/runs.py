@@ -1,50 +1,55 @@
-"""Runs: what was measured beside what is predicted, one run or two side by side."""
+"""Runs: what was measured beside what is predicted, and plans; one, or two side by side."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.columns import Columns
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import DataTable, Input, Static
 
+from cost_models.errors import PlannerError
 from planner.tui.messages import RunsValidated
+from planner.tui.records import OVERVIEW, Record, differing, record_of_plan, record_of_run
+from planner.tui.screens.record import ExportRecordsScreen, RecordScreen
 from planner.tui.screens.runs_base import RunsFileScreen
-from planner.tui.text import number
-from planner.validation.validate import Row
-
-OVERVIEW = (
-    ("TPOT ms", "tpot_ms.mean"),
-    ("TTFT ms", "ttft_ms.mean"),
-    ("tok/s/GPU", "output_tok_per_s_per_gpu"),
-)
-"""(title, metric) of the table, each predicted / measured."""
 
 
 class RunsScreen(RunsFileScreen):
-    """Measured runs of a file, each beside its prediction."""
+    """Measured runs, each beside its prediction, and plans."""
 
     MODE = "runs"
     HELP_TEXT = (
-        "Give a file of measured runs (JSON lines) and press Enter. Cells read predicted / "
-        "measured. c keeps the highlighted run beside the next ones."
+        "Name a file of measured runs (JSON lines), a store (planner-runs.db) or a plan.json and "
+        "press Enter; a plan is added to what is listed. Cells of runs read predicted / measured. "
+        "c keeps the highlighted line beside the next ones and shows in what they differ; Enter "
+        "opens the whole record; Ctrl+S exports what is shown."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("c", "compare", "Keep beside"),
         Binding("slash", "file", "File"),
+        Binding("ctrl+s", "export", "Export"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: tuple[Row, ...] = ()
-        self.kept: Row | None = None
+        self.records: list[Record] = []
+        self.kept: Record | None = None
 
     def compose_body(self) -> ComposeResult:
         """Lay out file, table and detail."""
         with Vertical(id="runs-bar"):
-            yield Input(placeholder="runs.jsonl, then Enter", compact=True, id="runs-file")
+            yield Input(
+                placeholder="runs.jsonl, a store or a plan.json, then Enter",
+                compact=True,
+                id="runs-file",
+            )
             yield Static("Name a file of measured runs.", id="runs-words", markup=False)
         yield DataTable(id="runs-table", cursor_type="row", zebra_stripes=True)
         with VerticalScroll(id="runs-detail"):
@@ -56,63 +61,102 @@ class RunsScreen(RunsFileScreen):
         self.query_one("#runs-detail").display = False
         self.query_one("#runs-file").focus()
 
+    def open_source(self, path: str) -> None:
+        """Add a plan, or predict every run of a file."""
+        if not path.endswith(".json"):
+            super().open_source(path)
+            return
+        try:
+            record = record_of_plan(Path(path).expanduser())
+        except PlannerError as error:
+            self.say(f"✗ {error}")
+            return
+        self.records = [r for r in self.records if r.name != record.name] + [record]
+        self.say(f"{len(self.records)} in the list; c on one line, then on another, compares")
+        self._fill(len(self.records) - 1)
+
     def show_validation(self, event: RunsValidated) -> None:
         """Fill the table."""
-        self.rows, self.kept = event.validation.rows, None
+        self.records = [record_of_run(row) for row in event.validation.rows]
+        self.kept = None
         skipped = event.validation.skipped
-        words = f"{len(self.rows)} runs, predicted / measured"
+        words = f"{len(self.records)} runs, predicted / measured"
         if skipped:
             words += f"; {len(skipped)} skipped, first {skipped[0][0]}: {skipped[0][1]}"
         self.say(words)
-        self.query_one("#runs-table").display = True
-        self.query_one("#runs-detail").display = True
-        table = self.query_one(DataTable)
-        table.clear(columns=True)
-        table.add_columns("run", *(title for title, _ in OVERVIEW), "model", "GPU")
-        for index, row in enumerate(self.rows):
-            cells = [_pair(row, metric) for _, metric in OVERVIEW]
-            table.add_row(row.run.run_id, *cells, row.run.model, row.run.gpu, key=str(index))
-        table.focus()
+        self._fill(0)
 
     @on(DataTable.RowHighlighted)
-    def show_run(self) -> None:
-        """Show every metric of the run, and of the one that is kept."""
-        row = self._row()
-        if row is not None:
-            shown = [_detail(row)] if self.kept is None else [_detail(self.kept), _detail(row)]
-            self.query_one("#run", Static).update(Columns(shown, padding=(0, 4)))
+    def show_record(self) -> None:
+        """Show every metric of the record, and of the one that is kept."""
+        record = self._record()
+        if record is None:
+            return
+        if self.kept is None or self.kept is record:
+            self.query_one("#run", Static).update(_detail(record))
+            return
+        pair = Columns([_detail(self.kept), _detail(record)], padding=(0, 4))
+        self.query_one("#run", Static).update(Group(_differences(self.kept, record), pair))
+
+    @on(DataTable.RowSelected)
+    def open_record(self) -> None:
+        """Show the whole record."""
+        record = self._record()
+        if record is not None:
+            self.app.push_screen(RecordScreen(record.name, record.content))
 
     def action_compare(self) -> None:
-        """Keep the run beside the next ones, or let it go."""
-        row = self._row()
-        self.kept = None if row is self.kept else row
-        self.show_run()
+        """Keep the line beside the next ones, or let it go."""
+        record = self._record()
+        self.kept = None if record is self.kept else record
+        self.show_record()
 
     def action_file(self) -> None:
         """Go to the file."""
         self.query_one("#runs-file").focus()
 
-    def _row(self) -> Row | None:
+    def action_export(self) -> None:
+        """Write what is shown."""
+        record = self._record()
+        shown = [r for r in (self.kept, record if record is not self.kept else None) if r]
+        if not shown:
+            self.notify("There is nothing to export yet.", severity="warning")
+        else:
+            self.app.push_screen(ExportRecordsScreen([r.content for r in shown]))
+
+    def _fill(self, highlighted: int) -> None:
+        self.query_one("#runs-table").display = True
+        self.query_one("#runs-detail").display = True
+        table = self.query_one(DataTable)
+        table.clear(columns=True)
+        table.add_columns("run or plan", *(title for title, _ in OVERVIEW), "model", "GPU")
+        for index, record in enumerate(self.records):
+            table.add_row(record.name, *record.cells, key=str(index))
+        table.move_cursor(row=highlighted)
+        table.focus()
+        self.show_record()
+
+    def _record(self) -> Record | None:
         at = self.query_one(DataTable).cursor_row
-        return self.rows[at] if 0 <= at < len(self.rows) else None
+        return self.records[at] if 0 <= at < len(self.records) else None
 
 
-def _pair(row: Row, metric: str) -> str:
-    if metric not in row.predicted or metric not in row.run.measured:
-        return "–"
-    return f"{number(row.predicted[metric])} / {number(row.run.measured[metric])}"
-
-
-def _detail(row: Row) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=row.run.run_id)
+def _detail(record: Record) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=Text(record.name))
     table.title_justify = "left"
     table.add_column("metric")
-    for title in ("predicted", "measured", "error", "90 %"):
+    for title in record.columns:
         table.add_column(title, justify="right")
-    for metric in row.scored():
-        predicted, measured = row.predicted[metric], row.run.measured[metric]
-        low, high = row.intervals[metric]
-        inside = "inside" if low <= measured <= high else "outside"
-        error = f"{100 * (predicted / measured - 1):+.1f} %"
-        table.add_row(metric, number(predicted), number(measured), error, inside)
+    for line in record.lines:
+        table.add_row(*(Text(cell) for cell in line))
+    return table
+
+
+def _differences(first: Record, second: Record) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("differ in")
+    for title in (first.name, second.name, "change"):
+        table.add_column(Text(title[-24:]), justify="right")
+    for line in differing(first, second):
+        table.add_row(*(Text(cell) for cell in line))
     return table

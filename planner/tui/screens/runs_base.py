@@ -1,50 +1,66 @@
-"""What screens share that read a file of measured runs."""
+"""What screens share that read measured runs, from a file or from the store."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from textual import on, work
 from textual.widgets import Input, Static
+from textual.worker import get_current_worker
 
-from planner.tui.messages import RunsValidated, WorkerFailed
+from planner.tui.messages import RunsValidated, RunsValidating, WorkerFailed
 from planner.tui.screens.base import PlannerScreen
+from planner.tui.worker import worker
 
 
 class RunsFileScreen(PlannerScreen):
-    """A screen with an input for a runs file, predicted in a worker."""
+    """A screen with an input for runs, predicted in another process."""
 
     def on_screen_resume(self) -> None:
-        """Take over the file of the last time, or of the other screen."""
+        """Take over the runs of the last time, or of the other screen."""
         field = self.query_one("#runs-file", Input)
         shown = self.planner_app.validation
         if shown is not None:
             field.value = shown.path
             self.show_validation(shown)
-        elif not field.value and self.planner_app.state.runs_file:
+        elif self.planner_app.state.runs_file:
             field.value = self.planner_app.state.runs_file
 
     @on(Input.Submitted, "#runs-file")
     def open_file(self, event: Input.Submitted) -> None:
-        """Predict every run of the file."""
-        path = event.value.strip()
+        """Open what is named."""
+        self.open_source(event.value.strip())
+
+    def open_source(self, path: str) -> None:
+        """Predict every run of a file or a store."""
         if not path:
-            self.say("✗ name a file of measured runs (JSON lines)")
-        elif not Path(path).expanduser().is_file():
-            self.say(f"✗ {path}: no such file")
+            self.say("✗ name a file of measured runs (JSON lines), or a store")
         else:
             self.say("Predicting every run …")
-            self.validate(str(Path(path).expanduser()))
+            self.validate(path)
 
     @work(thread=True, exclusive=True, group="validation", exit_on_error=False)
     def validate(self, path: str) -> None:
-        """Predict every run of a file."""
-        from planner.validation.validate import validate  # noqa: PLC0415  only here
+        """Let another process predict every run."""
+        from planner.tui import jobs  # noqa: PLC0415  first paint
 
+        cancelled = get_current_worker()
+
+        def heard(progress: tuple[int, int]) -> None:
+            if not cancelled.is_cancelled:
+                self.post_message(RunsValidating(*progress))
+
+        calibrations = self.planner_app.own_calibrations()
         try:
-            self.post_message(RunsValidated(path, validate(path)))
+            found = worker("calibrate").run(jobs.validate, path, calibrations, heard=heard)
+            if not cancelled.is_cancelled:
+                self.post_message(RunsValidated(path, found))
         except Exception as error:  # noqa: BLE001  the worker's edge
-            self.post_message(WorkerFailed("Reading the runs", str(error) or repr(error)))
+            if not cancelled.is_cancelled:
+                self.post_message(WorkerFailed("Reading the runs", str(error) or repr(error)))
+
+    @on(RunsValidating)
+    def show_progress(self, event: RunsValidating) -> None:
+        """Show how far it is."""
+        self.say(f"Predicting run {event.done + 1} of {event.in_all} …")
 
     @on(RunsValidated)
     def keep_validation(self, event: RunsValidated) -> None:

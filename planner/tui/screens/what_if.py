@@ -11,11 +11,16 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
+from textual.timer import Timer
 from textual.widgets import OptionList, Static
+from textual.worker import get_current_worker
 
+from planner.prediction.predict import Prediction
+from planner.tui.jobs import Simulated
 from planner.tui.messages import (
     ChangeAnswered,
     ChangeRefused,
+    ChangeSimulated,
     PlanMade,
     SensitivityKnown,
     Session,
@@ -27,9 +32,17 @@ from planner.tui.screens.value import ValueScreen
 from planner.tui.widgets.knob_list import KnobList, spelled
 from planner.tui.widgets.memory_bar import MemoryBar
 from planner.tui.widgets.sensitivity_plot import SensitivityPlot
+from planner.tui.widgets.simulation_plot import VIEWS, SimulationPlot
 from planner.tui.widgets.tables import prediction_view
+from planner.tui.worker import worker
 from planner.what_if import Answer, Difference, ask, differences, knobs_of, legal_values, plan_of
 from planner.what_if import sensitivity as sensitivity_of
+
+DEBOUNCE_S = 0.3
+"""Quiet time after an answer before the change is simulated."""
+
+CURVE = "curve"
+"""The view that shows a knob's curve; the others show the simulated run."""
 
 
 class WhatIfScreen(PlannerScreen):
@@ -39,10 +52,13 @@ class WhatIfScreen(PlannerScreen):
     HELP_TEXT = (
         "← and → go through a knob's legal values, Enter takes any value, Backspace returns to "
         "the recommendation's. Every change is predicted at once in closed form and compared "
-        "with the recommendation. The curve shows the highlighted knob; m changes its metric."
+        "with the recommendation; when you pause, it is simulated request by request. The curve "
+        "shows the highlighted knob, m changes its metric; v goes on to the simulated run: KV "
+        "blocks used, wasted and shared, each step, and the queue."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
-        Binding("m", "metric", "Metric of the curve"),
+        Binding("m", "metric", "Metric"),
+        Binding("v", "view", "View"),
         Binding("ctrl+r", "reset_all", "Reset all"),
         Binding("ctrl+s", "export", "Export"),
     ]
@@ -52,6 +68,9 @@ class WhatIfScreen(PlannerScreen):
         self.shown: Session | None = None
         self.settings: dict[str, str] = {}
         self.answer: Answer | None = None
+        self.simulated: Simulated | None = None
+        self.view = CURVE
+        self._debounce: Timer | None = None
 
     def compose_body(self) -> ComposeResult:
         """Lay out knobs, differences, curve and memory."""
@@ -62,8 +81,13 @@ class WhatIfScreen(PlannerScreen):
             with VerticalScroll(id="effect"):
                 yield Static("", id="differences")
                 yield SensitivityPlot()
+                yield SimulationPlot()
                 yield MemoryBar(id="memory")
                 yield Static("", id="prediction")
+
+    def on_mount(self) -> None:
+        """Begin with the curve of a knob."""
+        self.query_one(SimulationPlot).display = False
 
     def on_screen_resume(self) -> None:
         """Start from the plan at hand."""
@@ -117,6 +141,14 @@ class WhatIfScreen(PlannerScreen):
         """Show another metric in the curve."""
         self.query_one(SensitivityPlot).action_next_metric()
 
+    def action_view(self) -> None:
+        """Go on to the next of curve, KV blocks, steps and queue."""
+        views = (CURVE, *VIEWS)
+        self.view = views[(views.index(self.view) + 1) % len(views)]
+        self.query_one(SensitivityPlot).display = self.view == CURVE
+        self.query_one(SimulationPlot).display = self.view != CURVE
+        self._show_timeline()
+
     def action_reset_all(self) -> None:
         """Return to the recommendation."""
         self.settings = {}
@@ -143,6 +175,22 @@ class WhatIfScreen(PlannerScreen):
             self.post_message(ChangeRefused(knob, str(error)))
         except Exception as error:  # noqa: BLE001  the worker's edge
             self.post_message(WorkerFailed("The prediction", str(error) or repr(error)))
+
+    @work(thread=True, exclusive=True, group="simulation", exit_on_error=False)
+    def simulate(self, session: Session, settings: Mapping[str, str]) -> None:
+        """Let another process simulate the changed configuration."""
+        from planner.tui import jobs  # noqa: PLC0415
+
+        cancelled = get_current_worker()
+        config = session.plan.recommended.config
+        arguments = (session.question, session.calibration, config, settings)
+        try:
+            found = worker("simulate").run(jobs.simulate, *arguments)
+            if not cancelled.is_cancelled:
+                self.post_message(ChangeSimulated(dict(settings), found))
+        except Exception as error:  # noqa: BLE001  the worker's edge
+            if not cancelled.is_cancelled:
+                self.post_message(WorkerFailed("The simulation", str(error) or repr(error)))
 
     @work(thread=True, exclusive=True, group="curve", exit_on_error=False)
     def predict_sensitivity(self, session: Session, answer: Answer, knob: str) -> None:
@@ -177,14 +225,27 @@ class WhatIfScreen(PlannerScreen):
         """Show what the change does."""
         if self.shown is None:
             return
-        self.answer = event.answer
+        self.answer, self.simulated = event.answer, None
         changed = event.answer.prediction
         found = differences(event.answer.base, changed)
-        self.query_one("#differences", Static).update(self._words(found, event.answer))
+        self._show_effect(found, changed, "Closed form; the simulation follows")
         self.query_one(MemoryBar).show(changed.memory)
-        self.query_one("#prediction", Static).update(prediction_view(changed))
         self._say(self._summary())
         self.show_curve()
+        self._show_timeline()
+        self._debounce = self.set_timer(DEBOUNCE_S, self._simulate)
+
+    @on(ChangeSimulated)
+    def show_simulation(self, event: ChangeSimulated) -> None:
+        """Let the simulation take the place of the closed form, unless a key came between."""
+        if self.shown is None or self.answer is None or event.settings != self.settings:
+            return
+        self.simulated = event.simulated
+        changed = event.simulated.prediction
+        source = "Simulated" if changed.simulation else "Closed form: nothing can be simulated"
+        found = differences(self.shown.plan.recommended, changed)
+        self._show_effect(found, changed, source)
+        self._show_timeline()
 
     @on(ChangeRefused)
     def show_refusal(self, event: ChangeRefused) -> None:
@@ -219,8 +280,24 @@ class WhatIfScreen(PlannerScreen):
             self._ask(knob)
 
     def _ask(self, knob: str = "") -> None:
+        if self._debounce is not None:
+            self._debounce.stop()
+        self.workers.cancel_group(self, "simulation")
         if self.shown is not None:
             self.predict_change(self.shown, dict(self.settings), knob)
+
+    def _simulate(self) -> None:
+        if self.shown is not None:
+            self.simulate(self.shown, dict(self.settings))
+
+    def _show_timeline(self) -> None:
+        if self.view != CURVE:
+            seen = self.simulated.timeline if self.simulated else None
+            self.query_one(SimulationPlot).show(seen, self.view)
+
+    def _show_effect(self, found: tuple[Difference, ...], changed: Prediction, source: str) -> None:
+        self.query_one("#differences", Static).update(self._words(found, changed, source))
+        self.query_one("#prediction", Static).update(prediction_view(changed))
 
     def _base(self) -> dict[str, Any]:
         return asdict(self.shown.plan.recommended.config) if self.shown else {}
@@ -252,10 +329,11 @@ class WhatIfScreen(PlannerScreen):
     def _say(self, words: str) -> None:
         self.query_one("#what-if-words", Static).update(words)
 
-    def _words(self, found: tuple[Difference, ...], answer: Answer) -> Text:
+    def _words(self, found: tuple[Difference, ...], changed: Prediction, source: str) -> Text:
         colours = self.app.theme_variables
         text = Text()
-        for reason in answer.not_deployable:
+        text.append(f"{source}\n", style="italic")
+        for reason in self.answer.not_deployable if self.answer else ():
             text.append(f"✗ not deployable: {reason}\n", style=f"bold {colours['error']}")
         for difference in found:
             sign, style = "=", ""
@@ -263,5 +341,5 @@ class WhatIfScreen(PlannerScreen):
                 sign = "▲" if difference.is_better else "▼"
                 style = colours["success" if difference.is_better else "error"]
             text.append(f"{sign} {difference.words}\n", style=style)
-        text.append(f"Binding limit: {answer.prediction.binding_limit}", style="bold")
+        text.append(f"Binding limit: {changed.binding_limit}", style="bold")
         return text

@@ -22,9 +22,9 @@ class KnobList(OptionList):
     """One line a knob: name, value, and what the recommendation has where that differs."""
 
     BINDINGS = [  # noqa: RUF012  Textual's form
-        Binding("left", "step(-1)", "Previous value"),
-        Binding("right", "step(1)", "Next value"),
-        Binding("backspace", "reset", "As recommended"),
+        Binding("left", "step(-1)", "Previous"),
+        Binding("right", "step(1)", "Next"),
+        Binding("backspace", "reset", "Undo"),
     ]
 
     @dataclass

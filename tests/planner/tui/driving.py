@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from textual.pilot import Pilot
 from textual.widget import Widget
@@ -15,13 +16,20 @@ from planner.tui.screens.plan import PlanScreen
 
 WIDE, SMALL = (120, 40), (80, 24)
 
+FEW_TRIALS = {"trials": 4}
+"""A search that is soon done."""
+
 
 @asynccontextmanager
 async def planner_at(
-    folder: Path, size: tuple[int, int] = WIDE, **given: str
+    folder: Path,
+    size: tuple[int, int] = WIDE,
+    effort: Mapping[str, Any] | None = None,
+    **given: str,
 ) -> AsyncIterator[Pilot[int]]:
-    """Open the interface with its state in a folder of its own."""
-    app = PlannerApp(state_file=folder / "tui.json", given=given)
+    """Open the interface with its state in a folder of its own; the search is a short one."""
+    effort = FEW_TRIALS if effort is None else effort
+    app = PlannerApp(state_file=folder / "tui.json", given=given, search_effort=effort)
     async with app.run_test(size=size, notifications=True) as pilot:
         yield pilot
 

@@ -125,7 +125,7 @@ async def test_export_into_a_foreign_folder_is_refused_at_the_field(tmp_path: Pa
 
 async def test_runs_stand_beside_their_predictions(tmp_path: Path) -> None:
     async with planner_at(tmp_path) as pilot:
-        await pilot.press("f5")
+        await pilot.press("f6")
         pilot.app.screen.query_one("#runs-file", Input).value = str(RUNS)
         await pilot.press("enter")
         count = len(RUNS.read_text().splitlines())
@@ -134,7 +134,7 @@ async def test_runs_stand_beside_their_predictions(tmp_path: Path) -> None:
         assert table.row_count == count
         await pilot.press("c", "down")
         await until(pilot, lambda: text_of(pilot, "#run").count("predicted") == 2)
-        await pilot.press("f6")
+        await pilot.press("f7")
         await until(pilot, lambda: "MAPE %" in shown(pilot))
         assert "In force" in plain(pilot.app.screen.query_one("#in-force"))
 
@@ -143,7 +143,7 @@ async def test_missing_and_damaged_runs_are_answered_at_the_field(tmp_path: Path
     damaged = tmp_path / "damaged.jsonl"
     damaged.write_text("{not json\n")
     async with planner_at(tmp_path) as pilot:
-        await pilot.press("f5")
+        await pilot.press("f6")
         await _open_runs(pilot, tmp_path / "none.jsonl")
         await until(pilot, lambda: "no such file" in text_of(pilot, "#runs-words"))
         await _open_runs(pilot, damaged)

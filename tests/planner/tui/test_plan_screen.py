@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ from textual.widgets import Input
 
 from planner import api
 from planner.tui.widgets.front_plot import FrontPlot
+from planner.tui.worker import worker
 from tests.planner.tui.driving import (
+    FEW_TRIALS,
     SMALL,
     WIDE,
     app_of,
@@ -29,7 +34,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_recommends_what_the_command_recommends(tmp_path: Path) -> None:
-    async with planner_at(tmp_path) as pilot:
+    async with planner_at(tmp_path, effort={}) as pilot:
         await planned(pilot)
         session = app_of(pilot).session
         assert session is not None
@@ -59,6 +64,8 @@ async def test_small_screen_scrolls_to_the_reasons(tmp_path: Path) -> None:
         await until(pilot, lambda: "Changing one knob" in shown(pilot))
 
 
+ENDLESS = {"trials": 100_000, "time_budget_s": 600.0}
+
 BAD_INPUT = [
     ("gpu", "h1000", "unknown; did you mean"),
     ("num_gpus", "many", "not a whole number"),
@@ -75,15 +82,16 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "words"), BAD_INPUT)
-async def test_bad_input_is_answered_at_its_field(
-    tmp_path: Path, name: str, text: str, words: str
-) -> None:
+async def test_bad_input_is_answered_at_its_field(tmp_path: Path) -> None:
     async with planner_at(tmp_path) as pilot:
         await planned(pilot)
-        await fill(pilot, name, text)
-        await until(pilot, lambda: words in problem_at(pilot, name))
-        assert "Not searched" in text_of(pilot, "#headline")
+        for name, text, words in BAD_INPUT:
+            field = pilot.app.screen.query_one(f"#field-{name} Input", Input)
+            good = field.value
+            await fill(pilot, name, text)
+            await until(pilot, partial(_says, pilot, name, words))
+            assert "Not searched" in text_of(pilot, "#headline")
+            field.value = good
 
 
 async def test_mended_input_searches_again(tmp_path: Path) -> None:
@@ -141,11 +149,8 @@ async def test_infeasible_slo_says_what_it_would_take(tmp_path: Path) -> None:
         assert "to be feasible: tpot_ms.p99 from 0.01" in " ".join(reasons.split())
 
 
-async def test_escape_stops_a_search_and_keeps_the_best_so_far(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api.PlanRequest, "__post_init__", _many_trials, raising=False)
-    async with planner_at(tmp_path) as pilot:
+async def test_escape_stops_a_search_and_keeps_the_best_so_far(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, effort=ENDLESS) as pilot:
         await until(pilot, lambda: "best so far" in text_of(pilot, "#headline"))
         await pilot.press("escape")
         await until(pilot, lambda: "Stopped" in text_of(pilot, "#headline"))
@@ -154,17 +159,15 @@ async def test_escape_stops_a_search_and_keeps_the_best_so_far(
         assert session.plan.recommended.fits
 
 
-async def test_a_worker_that_fails_becomes_a_notice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("the disk is on fire")
-
-    monkeypatch.setattr(api, "plan_problem", fail)
-    async with planner_at(tmp_path) as pilot:
-        await until(pilot, lambda: "the disk is on fire" in shown(pilot))
+async def test_a_search_whose_process_dies_becomes_a_notice(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, effort=ENDLESS) as pilot:
+        await until(pilot, lambda: "best so far" in text_of(pilot, "#headline"))
+        pid = worker("search").pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(pilot, lambda: "its process was ended by SIGKILL" in shown(pilot))
         assert "Ctrl+R tries again" in text_of(pilot, "#headline")
-        monkeypatch.undo()
+        app_of(pilot).search_effort = dict(FEW_TRIALS)
         await pilot.press("ctrl+r")
         await planned(pilot)
 
@@ -187,6 +190,5 @@ def _gpu(pilot: Any) -> str:
     return session.problem.gpu.name if session else ""
 
 
-def _many_trials(request: api.PlanRequest) -> None:
-    object.__setattr__(request, "trials", 100_000)
-    object.__setattr__(request, "time_budget_s", 600.0)
+def _says(pilot: Any, name: str, words: str) -> bool:
+    return words in problem_at(pilot, name)

@@ -1,0 +1,81 @@
+"""The one place where the interface meets calibration: fit, validate, and the user's own files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.validation.validate import Validation
+
+Progress = Callable[[int, int], None]
+
+
+def own_calibrations(folder: Path) -> dict[str, str]:
+    """Return the user's calibration files by engine."""
+    return {path.stem: str(path) for path in sorted(folder.glob("*.json"))}
+
+
+def accept(candidate: Path, folder: Path, engine: str) -> Path:
+    """Put a calibration into force: it is moved to the user's folder, whole or not at all."""
+    from planner.files import write_text  # noqa: PLC0415  first paint
+
+    path = folder / f"{engine}.json"
+    write_text(path, candidate.read_text(encoding="utf-8"))
+    candidate.unlink()
+    return path
+
+
+def discard_own(folder: Path) -> None:
+    """Set the user's calibrations aside, so that the shipped ones are in force."""
+    for path in folder.glob("*.json"):
+        path.replace(path.with_suffix(".json.old"))
+
+
+def runs_file(source: str) -> str:
+    """Return a runs file: the source itself, or what a store exports to a new folder.
+
+    Raises:
+        ProfileError: There is no such file, or the store holds no run that ended well.
+    """
+    from cost_models.errors import ProfileError  # noqa: PLC0415
+
+    path = Path(source).expanduser()
+    if "://" not in source and not path.is_file():
+        raise ProfileError(f"{source}: no such file")
+    if "://" not in source and path.suffix not in (".db", ".sqlite"):
+        return str(path)
+    from planner.measuring.measure import export_runs, store_url  # noqa: PLC0415  SQLAlchemy
+
+    return str(export_runs(store_url(source), tempfile.mkdtemp(prefix="planner-runs-")))
+
+
+def fit(path: str, *, engine: str, out: str, progress: Progress) -> list[str]:
+    """Fit an engine's constants on the runs of a file and return what was found, in words."""
+    from planner.calibration.runs import calibrate_runs  # noqa: PLC0415  SciPy
+
+    return calibrate_runs([runs_file(path)], engine=engine, out=out, progress=progress)
+
+
+def validated(
+    path: str, calibrations: Mapping[str, str], *, progress: Progress = lambda _done, _n: None
+) -> Validation:
+    """Predict every run of a file, those of each engine under its own calibration."""
+    from cost_models.errors import PlannerError  # noqa: PLC0415
+    from planner.measuring.runs import read_runs  # noqa: PLC0415
+    from planner.validation.validate import Validation, predict_run  # noqa: PLC0415
+
+    rows, skipped = [], []
+    runs = list(read_runs(runs_file(path)))
+    for done, (run, run_id, reason) in enumerate(runs):
+        progress(done, len(runs))
+        if run is None:
+            skipped.append((run_id, reason))
+            continue
+        try:
+            rows.append(predict_run(run, calibration=calibrations.get(run.engine, "")))
+        except PlannerError as error:
+            skipped.append((run_id, str(error)))
+    return Validation(rows=tuple(rows), skipped=tuple(skipped))

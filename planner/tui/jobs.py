@@ -1,0 +1,203 @@
+"""The heavy work of the screens, as functions for a worker process; see `planner.tui.worker`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.tui.question import Checked, Question, check
+from planner.tui.text import number, short_config
+from planner.tui.worker import Link, interrupt_when
+
+if TYPE_CHECKING:
+    from executor.measure import Measurement
+    from executor.observe import Observation
+    from planner.api import Problem
+    from planner.measuring.cases import MeasureRequest
+    from planner.plans.plan import Plan
+    from planner.prediction.predict import Prediction
+    from planner.search.study import Candidate
+    from planner.simulator.timeline import Timeline
+    from planner.tui.catalogue import Catalogue
+    from planner.validation.validate import Validation
+
+PROGRESS_S = 0.1
+"""Shortest time between two reports of progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSeen:
+    """How far a search is."""
+
+    evaluated: int
+    expected: int
+    best: str
+    """The best configuration so far, in one line; empty before there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """A changed configuration, simulated."""
+
+    prediction: Prediction
+    timeline: Timeline | None
+    """None where nothing could be simulated."""
+
+
+def read_profiles(link: Link) -> Catalogue:
+    """Read every shipped profile."""
+    from planner.tui.catalogue import read_catalogue  # noqa: PLC0415
+
+    del link
+    return read_catalogue()
+
+
+def search(
+    link: Link, question: Question, calibration: str, effort: Mapping[str, Any]
+) -> tuple[Checked, Plan | None]:
+    """Check a question and search; without a plan, the check says what is wrong.
+
+    Reports what empty fields stand for (a mapping by field), then `SearchSeen`.
+    """
+    from planner.api import plan_problem  # noqa: PLC0415  the worker's first work
+
+    checked = _checked(question, calibration, _modified_s(calibration))
+    if checked.problem is None or checked.request is None:
+        return checked, None
+    link.report(defaults(checked.problem))
+    watch = _Watch(link)
+    request = replace(
+        checked.request,
+        **effort,
+        progress=watch.progress,
+        on_best=watch.best,
+        stopped=link.is_stopped,
+    )
+    return checked, plan_problem(checked.problem, request)
+
+
+def simulate(
+    link: Link, question: Question, calibration: str, config: Any, settings: Mapping[str, str]
+) -> Simulated:
+    """Simulate a configuration with changed knobs under the load of a question."""
+    from cost_models.errors import ConfigError  # noqa: PLC0415
+    from planner.api import predict_problem  # noqa: PLC0415
+    from planner.prediction.simulation import workload_demand  # noqa: PLC0415
+    from planner.simulator.timeline import timeline  # noqa: PLC0415
+
+    del link
+    checked = _checked(question, calibration, _modified_s(calibration))
+    if checked.problem is None:
+        raise ConfigError("; ".join(checked.errors.values()))
+    demand = workload_demand(checked.problem.workload)
+    prediction, _ = predict_problem(checked.problem, config, settings, demand=demand)
+    result = prediction.simulation
+    return Simulated(prediction=prediction, timeline=timeline(result) if result else None)
+
+
+def measure(link: Link, request: MeasureRequest) -> list[Measurement]:
+    """Measure; reports each observation with the end of the newest log.
+
+    A stop, or the screen's end, ends every server; what was measured by then is stored, and
+    nothing is returned.
+    """
+    from planner.measuring.measure import measure_request  # noqa: PLC0415
+
+    lock = threading.Lock()
+
+    def observe(seen: Observation) -> None:
+        with lock:
+            link.report((seen, newest_log_tail(Path(request.workdir), since_s)))
+
+    since_s = time.time()
+    ended = interrupt_when(link.is_stopped)
+    try:
+        return measure_request(replace(request, observe=observe))
+    except KeyboardInterrupt:
+        return []
+    finally:
+        ended.set()
+
+
+def newest_log_tail(folder: Path, since_s: float) -> str:
+    """Return the end of the log that a folder's newest server writes, or nothing.
+
+    Args:
+        folder: The work directory of a measurement.
+        since_s: Logs last written before are those of earlier servers; seconds since 1970.
+    """
+    from executor.process import tail  # noqa: PLC0415
+
+    logs = [(path.stat().st_mtime, path) for path in folder.glob("*.log")]
+    written = [entry for entry in logs if entry[0] >= since_s]
+    if not written:
+        return ""
+    return tail(max(written)[1].read_text("utf-8", "replace"))
+
+
+def validate(link: Link, path: str, calibrations: Mapping[str, str]) -> Validation:
+    """Predict every run of a file, each engine's under its calibration; reports (done, in all)."""
+    from planner.tui.calibrating import validated  # noqa: PLC0415
+
+    return validated(path, calibrations, progress=lambda done, n: link.report((done, n)))
+
+
+def recalibrate(link: Link, path: str, engine: str, out: str) -> tuple[list[str], Validation]:
+    """Fit an engine's constants into a file and predict the runs under it.
+
+    Reports (done, in all).
+    """
+    from planner.tui.calibrating import fit, validated  # noqa: PLC0415
+
+    lines = fit(path, engine=engine, out=out, progress=lambda done, n: link.report((done, n)))
+    return lines, validated(path, {engine: out})
+
+
+def defaults(problem: Problem) -> dict[str, str]:
+    """Return what an empty field stands for."""
+    work, load = problem.workload, problem.evaluator.load
+    return {
+        "model": problem.model.name,
+        "rate": number(work.arrival.rate_per_s) if work.arrival.rate_per_s else "set by clients",
+        "isl": f"{load.isl.mean:.0f}",
+        "osl": f"{load.osl.mean:.0f}",
+        "slo": " ".join(f"{name}={number(limit)}" for name, limit in problem.slo.items()) or "none",
+        "objective": work.objective,
+    }
+
+
+@lru_cache(maxsize=8)
+def _checked(question: Question, calibration: str, modified_s: float) -> Checked:
+    """Load a question's problem; the calibration's time tells a changed file from the known."""
+    del modified_s
+    return check(question, calibration=calibration)
+
+
+def _modified_s(calibration: str) -> float:
+    return Path(calibration).stat().st_mtime if calibration else 0.0
+
+
+class _Watch:
+    """Reports a search, not more often than a person can read."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.candidate: Candidate | None = None
+        self.reported = 0.0
+
+    def best(self, candidate: Candidate) -> None:
+        """Remember the best so far."""
+        self.candidate = candidate
+
+    def progress(self, evaluated: int, expected: int) -> None:
+        """Report, unless the last report is fresh."""
+        now = time.monotonic()
+        if now - self.reported >= PROGRESS_S:
+            self.reported = now
+            best = short_config(self.candidate.config) if self.candidate else ""
+            self.link.report(SearchSeen(evaluated=evaluated, expected=expected, best=best))

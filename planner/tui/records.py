@@ -1,0 +1,111 @@
+"""What stands in the table of the Runs screen: a measured run, or a plan from its plan.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cost_models.errors import ProfileError
+from cost_models.profile_io import read_json_object
+from planner.tui.text import number
+
+if TYPE_CHECKING:
+    from planner.validation.validate import Row
+
+OVERVIEW = (
+    ("TPOT ms", "tpot_ms.mean"),
+    ("TTFT ms", "ttft_ms.mean"),
+    ("tok/s/GPU", "output_tok_per_s_per_gpu"),
+)
+"""(title, metric) of the table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One line of the table, with everything behind it."""
+
+    name: str
+    cells: tuple[str, ...]
+    """In the order of `OVERVIEW`, then model and GPU."""
+    columns: tuple[str, ...]
+    """Titles of the values of `lines`."""
+    lines: tuple[tuple[str, ...], ...]
+    """Name and values of each metric or knob."""
+    content: Mapping[str, Any]
+    """The whole record, as JSON values."""
+
+
+def record_of_run(row: Row) -> Record:
+    """Return a measured run beside its prediction."""
+    run = row.run
+    content = asdict(run) | {"folder": str(run.folder)}
+    content |= {"predicted": dict(row.predicted), "interval_90": dict(row.intervals)}
+    return Record(
+        name=run.run_id,
+        cells=(*(_pair(row, metric) for _, metric in OVERVIEW), run.model, run.gpu),
+        columns=("predicted", "measured", "error", "90 %"),
+        lines=tuple(_run_line(row, metric) for metric in row.scored()),
+        content=content,
+    )
+
+
+def record_of_plan(path: Path) -> Record:
+    """Return what a plan.json recommends.
+
+    Raises:
+        ProfileError: It cannot be read, or is not a plan.
+    """
+    content = read_json_object(path)
+    try:
+        best = content["recommended"]
+        predicted, config = best["predicted"], best["config"]
+        metrics = tuple(_plan_line(name, predicted[name]) for name in predicted)
+        overview = tuple(number(predicted[metric]["value"]) for _, metric in OVERVIEW)
+    except (KeyError, TypeError) as error:
+        raise ProfileError(f"{path}: not a plan ({error!r})") from None
+    knobs = tuple((name, str(value), "") for name, value in config.items())
+    return Record(
+        name=str(path),
+        cells=(*overview, f"plan, {content['status']}", str(content["objective"])),
+        columns=("value", "90 % interval"),
+        lines=(*metrics, *knobs),
+        content=content,
+    )
+
+
+def differing(first: Record, second: Record) -> tuple[tuple[str, str, str, str], ...]:
+    """Return the lines in which two records differ: name, both values, change in percent."""
+    one, two = ({line[0]: line[1] for line in r.lines} for r in (first, second))
+    names = [name for name in one if name in two and one[name] != two[name]]
+    return tuple((name, one[name], two[name], _change(one[name], two[name])) for name in names)
+
+
+def _change(before: str, after: str) -> str:
+    try:
+        a, b = (float(text.replace(",", "")) for text in (before, after))
+    except ValueError:
+        return ""
+    return f"{100 * (b / a - 1):+.1f} %" if a else ""
+
+
+def _pair(row: Row, metric: str) -> str:
+    if metric not in row.predicted or metric not in row.run.measured:
+        return "–"
+    return f"{number(row.predicted[metric])} / {number(row.run.measured[metric])}"
+
+
+def _run_line(row: Row, metric: str) -> tuple[str, ...]:
+    predicted, measured = row.predicted[metric], row.run.measured[metric]
+    low, high = row.intervals[metric]
+    inside = "inside" if low <= measured <= high else "outside"
+    error = f"{100 * (predicted / measured - 1):+.1f} %"
+    return metric, number(predicted), number(measured), error, inside
+
+
+def _plan_line(name: str, said: Mapping[str, Any]) -> tuple[str, ...]:
+    bounds: Sequence[float | None] = said["interval_90"]
+    shown = ["–" if bound is None else number(bound) for bound in bounds]
+    value = said["value"]
+    return name, "–" if value is None else number(value), f"{shown[0]} to {shown[1]}"
