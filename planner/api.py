@@ -64,6 +64,8 @@ class PlanRequest:
     engine: str = "trtllm"
     num_gpus: int = 1
     slo: Mapping[str, float] = field(default_factory=dict)
+    risk: float = 0.0
+    """The SLO must hold at the upper end of the interval of 1 - risk; 0 is the value itself."""
     objective: str = ""
     pins: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +87,7 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
     model: str = "",
     engine: str = "trtllm",
     slo: Mapping[str, float] | None = None,
+    risk: float = 0.0,
     calibration: str = "",
     usd_per_hour: float | None = None,
 ) -> Problem:
@@ -97,6 +100,8 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
     if usd_per_hour is not None:
         spec = replace(spec, usd_per_hour=usd_per_hour)
     work = load_workload(workload)
+    if not 0 <= risk < 1:
+        raise ConfigError(f"risk {risk} is not from 0 to below 1", hint="for example 0.1")
     name = model or work.model
     if not name:
         raise ConfigError(f"{workload} names no model", hint="give --model")
@@ -110,7 +115,7 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
         rules=load_engine(engine),
         slo=limits,
         evaluator=Evaluator(
-            model=shape, gpu=spec, calibration=calibrated, load=work.load(), slo=limits
+            model=shape, gpu=spec, calibration=calibrated, load=work.load(), slo=limits, risk=risk
         ),
     )
 
@@ -137,6 +142,7 @@ def requested_problem(request: PlanRequest) -> Problem:
         model=request.model,
         engine=request.engine,
         slo=request.slo,
+        risk=request.risk,
         calibration=request.calibration,
         usd_per_hour=request.usd_per_hour,
     )

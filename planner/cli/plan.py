@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 @click.option(
     "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
 )
+@click.option(
+    "--risk",
+    default=0.0,
+    metavar="P",
+    help="The SLO must hold at the upper end of the interval that holds 1 - P of measurements.",
+)
 @click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
 @click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
 @click.option("--trials", default=120, show_default=True, help="Optuna trials after the screening.")
@@ -75,6 +81,7 @@ def _plan_request(options: dict[str, Any]) -> PlanRequest:
         engine=options["engine"],
         num_gpus=options["num_gpus"],
         slo=read_slo(options["slo"]),
+        risk=options["risk"],
         objective=options["objective"],
         pins=parse_assignments(options["pin"], "--pin"),
         limits=parse_assignments(options["limit"], "--limit"),

@@ -43,6 +43,9 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
         console.print(f"No configuration for {workload} on {gpu} meets every limit; the nearest:\n")
     _print_config(console, best.config)
     _print_prediction_body(console, best)
+    if plan.risk:
+        held = 100 * (1 - plan.risk)
+        console.print(f"  SLO checked at the upper end of the interval of {held:.0f} %")
     for relaxation in plan.relaxations:
         console.print(
             f"  to be feasible: {relaxation.limit} from {relaxation.given:.4g} "

@@ -72,6 +72,8 @@ class Plan:
     neighbours: tuple[Neighbour, ...]
     relaxations: tuple[Relaxation, ...]
     search: SearchResult
+    risk: float = 0.0
+    """Limits hold at the upper end of the interval of 1 - risk; 0: at the value itself."""
 
     @property
     def binding_limit(self) -> str:
@@ -114,6 +116,7 @@ class Plan:
                 "num_evaluated": self.search.num_evaluated,
                 "wall_s": round(self.search.wall_s, 3),
                 "seed": self.search.seed,
+                "risk": self.risk,
             },
         }
 
@@ -146,8 +149,9 @@ def make_plan(
             if candidate.config != best.config
         ),
         neighbours=_neighbours(space, evaluator, best.config),
-        relaxations=() if recommended.feasible else _relaxations(recommended),
+        relaxations=() if recommended.feasible else _relaxations(recommended, evaluator.slo),
         search=found,
+        risk=evaluator.risk,
     )
 
 
@@ -282,10 +286,10 @@ def _verdict(base: Prediction, changed: Prediction) -> str:
     return "no difference" if abs(gain) < 0.005 else f"{100 * gain:+.1f} % highest rate"
 
 
-def _relaxations(nearest: Prediction) -> tuple[Relaxation, ...]:
+def _relaxations(nearest: Prediction, slo: Mapping[str, float]) -> tuple[Relaxation, ...]:
     """Each limit that the nearest plan breaks, and where it would have to be."""
     broken = [
-        Relaxation(limit=name, needed=nearest.value(name), given=nearest.value(name) / (1 + excess))
+        Relaxation(limit=name, needed=slo[name] * (1 + excess), given=slo[name])
         for name, excess in nearest.slo_excess.items()
         if excess > 0
     ]

@@ -33,6 +33,7 @@ from planner.estimator import (
     serving_curve,
 )
 from planner.estimator.load import Protocol
+from planner.prediction.intervals import upper_factor
 
 FloatArray = NDArray[np.float64]
 Value = TypeVar("Value", float, FloatArray)
@@ -126,6 +127,8 @@ class Evaluator:
     load: Load
     slo: Mapping[str, float]
     """Limits in the units of the metric's name, for example `{"ttft_ms.p99": 500}`."""
+    risk: float = 0.0
+    """Limits must hold at the upper end of the interval of 1 - risk; 0 is the value itself."""
     _steps: dict[EngineConfig, StepModel] = field(default_factory=dict, repr=False)
     _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
@@ -283,8 +286,17 @@ class Evaluator:
         return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
 
     def slo_excess(self, metrics: Mapping[str, Value]) -> dict[str, Value]:
-        """Return predicted / allowed - 1 for each metric of the SLO."""
-        return {name: metrics[name] / limit - 1.0 for name, limit in self.slo.items()}
+        """Return predicted / allowed - 1 for each metric of the SLO, at the risk that is taken."""
+        return {
+            name: metrics[name] * self._upper_factor(name) / limit - 1.0
+            for name, limit in self.slo.items()
+        }
+
+    def _upper_factor(self, name: str) -> float:
+        calibration, protocol = self.calibration, str(self.load.protocol)
+        return upper_factor(
+            name, calibration, calibration.provenance, protocol=protocol, risk=self.risk
+        )
 
     def _assembled(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from cost_models.errors import ConfigError
 from planner import PlanRequest, plan
 from planner.api import load_problem, search_space
 from planner.plans.plan import Plan
@@ -107,3 +110,23 @@ def test_plans_differ_between_gpus() -> None:
     }
     assert chosen["a100"].quantization in ("bf16", "w4a16_awq")
     assert len({config.quantization for config in chosen.values()}) > 1
+
+
+def test_a_careful_plan_keeps_its_limits_at_the_upper_end_of_the_interval() -> None:
+    """A limit inside the interval of a bold plan passes; a careful plan must do better."""
+    asked = PlanRequest(gpu="h100", workload="chat", trials=0)
+    bold = plan(asked).recommended
+    high = bold.metrics["tpot_ms.p99"].interval_90[1]
+    between = (bold.value("tpot_ms.p99") + high) / 2
+    asked = replace(asked, slo={"tpot_ms.p99": between})
+    assert plan(asked).recommended.value("tpot_ms.p99") < between
+    careful = plan(replace(asked, risk=0.1))
+    if careful.status == "feasible":
+        # Statistical error of the simulated percentile widens what is shown.
+        assert careful.recommended.metrics["tpot_ms.p99"].interval_90[1] < between * 1.05
+    else:
+        assert careful.relaxations[0].given == between < careful.relaxations[0].needed
+    assert careful.recommended.config != bold.config
+    assert careful.to_json()["search"]["risk"] == 0.1
+    with pytest.raises(ConfigError, match="risk 1"):
+        plan(replace(asked, risk=1.0))
