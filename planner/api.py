@@ -162,7 +162,26 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         stopped=request.stopped,
     )
     demand = workload_demand(problem.workload, seed=request.seed)
-    return make_plan(space, problem.evaluator, options, demand)
+    found = make_plan(space, problem.evaluator, options, demand)
+    return replace(found, asked=_asked(problem, request))
+
+
+def _asked(problem: Problem, request: PlanRequest) -> dict[str, Any]:
+    """What a plan answers, so that its file alone can be measured; files by their full path."""
+    return {
+        "gpu": problem.gpu.name,
+        "workload": _full_path(request.workload),
+        "model": _full_path(request.model or problem.workload.model),
+        "engine": request.engine,
+        "num_gpus": request.num_gpus,
+        "slo": dict(problem.slo),
+        "risk": request.risk,
+    }
+
+
+def _full_path(name: str) -> str:
+    path = Path(name)
+    return str(path.resolve()) if name and path.exists() else name
 
 
 def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:

@@ -31,7 +31,11 @@ JSON_OPTION = click.option(
 @click.command("measure")
 @click.argument("plan", required=False)
 @click.option("--backend", required=True, help="What runs it: `planner doctor` lists them.")
-@click.option("--workload", required=True, help="Shipped name, JSON file, or a trace (CSV, JSONL).")
+@click.option(
+    "--workload",
+    default="",
+    help="Shipped name, JSON file, or a trace (CSV, JSONL); default: the plan's.",
+)
 @click.option(
     "--model", default="", help="Model name, config.json or folder; overrides the workload's."
 )

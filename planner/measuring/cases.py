@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class MeasureRequest:
     """Everything that `measure` can be told."""
 
     backend: str
-    workload: str
+    workload: str = ""
+    """Name or file; empty is that of the plan."""
     plan: str = ""
     """A plan.json; else `config` and `settings` say what is measured."""
     config: str = ""
@@ -106,6 +107,7 @@ def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
     Raises:
         PlannerError: A file is wrong, or something is not named.
     """
+    request = _as_planned(request)
     workload = changed_workload(
         load_workload(request.workload),
         rate_per_s=request.rate_per_s,
@@ -132,6 +134,19 @@ def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
             )
         )
     return cases
+
+
+def _as_planned(request: MeasureRequest) -> MeasureRequest:
+    """Return the request with workload and model of its plan, where it names none."""
+    if request.workload:
+        return request
+    asked = read_json_object(Path(request.plan)).get("asked") if request.plan else None
+    if not isinstance(asked, Mapping) or not asked.get("workload"):
+        raise ConfigError(
+            f"{request.plan or 'the request'} names no workload", hint="give --workload"
+        )
+    model = request.model or str(asked.get("model", ""))
+    return replace(request, workload=str(asked["workload"]), model=model)
 
 
 def model_source(name: str, spec: ModelSpec, *, random_weights: bool = False) -> ModelSource:

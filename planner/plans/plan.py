@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cost_models.engine import EngineConfig
@@ -74,6 +74,8 @@ class Plan:
     search: SearchResult
     risk: float = 0.0
     """Limits hold at the upper end of the interval of 1 - risk; 0: at the value itself."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What the question named: GPU, workload, model, engine, GPUs at hand, SLO, risk."""
 
     @property
     def binding_limit(self) -> str:
@@ -85,6 +87,7 @@ class Plan:
         return {
             "status": self.status,
             "objective": self.objective,
+            "asked": dict(self.asked),
             "recommended": self.recommended.to_json(),
             "alternatives": [
                 alternative.prediction.to_json()
@@ -116,7 +119,6 @@ class Plan:
                 "num_evaluated": self.search.num_evaluated,
                 "wall_s": round(self.search.wall_s, 3),
                 "seed": self.search.seed,
-                "risk": self.risk,
             },
         }
 

@@ -97,14 +97,17 @@ def test_a_plan_is_measured_on_tensorrt_llm(folder: Path) -> None:
     )  # fmt: skip
     assert planned.returncode == 0, planned.stderr
     result = planner(
-        folder, "measure", "plan/plan.json", "--backend", "trtllm", "--workload", "few.json",
-        "--gpu", "h200", "--random-weights", "--repeats", "1", "--json",
+        folder, "measure", "plan/plan.json", "--backend", "trtllm", "--gpu", "h200",
+        "--random-weights", "--repeats", "1", "--json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr + result.stdout
     run = json.loads(result.stdout)["cases"][0]["runs"][0]
     recommended = json.loads((folder / "plan/plan.json").read_text())["recommended"]["config"]
     assert run["config"].items() <= recommended.items()
     assert run["engine"] == "trtllm"
+    lost = planner(folder, "measure", "--backend", "trtllm", "--gpu", "h200")
+    assert (lost.returncode, len(lost.stderr.strip().splitlines())) == (2, 1)
+    assert "give --workload" in lost.stderr
 
 
 def test_a_failure_is_exit_status_3_and_a_run(

@@ -127,6 +127,6 @@ def test_a_careful_plan_keeps_its_limits_at_the_upper_end_of_the_interval() -> N
     else:
         assert careful.relaxations[0].given == between < careful.relaxations[0].needed
     assert careful.recommended.config != bold.config
-    assert careful.to_json()["search"]["risk"] == 0.1
+    assert careful.to_json()["asked"]["risk"] == 0.1
     with pytest.raises(ConfigError, match="risk 1"):
         plan(replace(asked, risk=1.0))
