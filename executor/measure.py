@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,14 @@ from executor.backend import (
     ServingBackend,
     check_can_run,
 )
-from executor.drive import Driven, drive, failure_message, interrupts_as_errors, verdict
+from executor.drive import (
+    TICK_INTERVAL_S,
+    Driven,
+    drive,
+    failure_message,
+    interrupts_as_errors,
+    verdict,
+)
 from executor.load_generator import LoadView, Prompt, TimeLimits
 from executor.machine import (
     GpuReader,
@@ -220,12 +228,12 @@ class _Session:
         backend, options = self.tools.backend, self.tools.options
         limits = options.limits
         check_can_run(backend, self.case.deployment)
-        self._say("prepare")
-        deployment = backend.prepare(self.case.deployment, limit_s=self._within(limits.prepare_s))
+        with self._saying("prepare"):
+            limit_s = self._within(limits.prepare_s)
+            deployment = backend.prepare(self.case.deployment, limit_s=limit_s)
         if isinstance(backend, BenchmarkBackend):
             self._repeat(lambda number: self._benchmark(backend, deployment, number))
         elif isinstance(backend, ServingBackend):
-            self._say("start")
             with self._serving(backend, deployment) as server:
                 self._say("warm up")
                 with self._seen(server) as view:
@@ -268,7 +276,8 @@ class _Session:
     def _serving(self, backend: ServingBackend, deployment: Deployment) -> Iterator[Server]:
         limits, server = self.tools.options.limits, None
         try:
-            server = backend.start(deployment, limit_s=self._within(limits.start_s))
+            with self._saying("start"):
+                server = backend.start(deployment, limit_s=self._within(limits.start_s))
             yield server
         finally:
             if server is not None:
@@ -374,6 +383,24 @@ class _Session:
         left_s = max(self.left_s, 0.0)
         self.observer.enter_phase(what, left_s)
         self.tools.progress(what, left_s)
+
+    @contextmanager
+    def _saying(self, what: str) -> Iterator[None]:
+        """Say what begins, and every few seconds that it goes on: an engine starts for minutes."""
+        self._say(what)
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(TICK_INTERVAL_S):
+                self._say(f"{what} goes on")
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            ticking.join()
 
     def _keep(self, outcome: Outcome) -> None:
         """Store a run in the moment that it ends."""

@@ -142,6 +142,24 @@ def test_a_server_that_fails_is_a_stored_run(
     assert run["machine"]["command"].startswith("vllm serve")
 
 
+def test_who_waits_for_a_start_is_told_that_it_goes_on(
+    case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAILURE", "never_answers")
+    monkeypatch.setattr("executor.measure.TICK_INTERVAL_S", 0.2)
+    said: list[str] = []
+    measure(
+        case,
+        tools(
+            store,
+            options=replace(OPTIONS, time_budget_s=1.5),
+            progress=lambda what, _left_s: said.append(what),
+        ),
+    )
+    assert said[:2] == ["prepare", "start"]
+    assert "start goes on" in said
+
+
 @pytest.mark.parametrize(
     ("failure", "status", "words"),
     [
