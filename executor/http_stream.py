@@ -8,6 +8,7 @@ adds no dependency. What a piece holds is for the sink to say: see `token_stream
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -231,9 +232,10 @@ class ConnectionPool:
     MAX_IDLE_S = 2.0
     """Servers drop idle connections after some seconds (uvicorn: 5); older ones are not trusted."""
 
-    def __init__(self, *, host: str, port: int, connect_limit_s: float) -> None:
+    def __init__(self, *, host: str, port: int, connect_limit_s: float, tls: bool = False) -> None:
         self._host = host
         self._port = port
+        self._tls = ssl.create_default_context() if tls else None
         self._connect_limit_s = connect_limit_s
         self._idle: list[tuple[float, StreamConnection]] = []
 
@@ -260,7 +262,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._connect_limit_s):
                 _, connection = await loop.create_connection(
-                    StreamConnection, self._host, self._port
+                    StreamConnection, self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             raise TimeoutError(f"no connection within {self._connect_limit_s:g} s") from None

@@ -38,6 +38,8 @@ class Endpoint:
 
     port: int
     host: str = "127.0.0.1"
+    tls: bool = False
+    """Whether the server is asked over HTTPS; its certificate must be one that the host trusts."""
     path: str = "/v1/completions"
     model: str
     options: Mapping[str, Any] = field(
@@ -52,6 +54,11 @@ class Endpoint:
     """Further lines of the request's head, as an authorization."""
     exact_lengths: bool = True
     """Whether another number of tokens than asked for is a failure."""
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     def http_request(self, prompt: Prompt) -> bytes:
         """Return the bytes to send for a prompt."""
@@ -217,7 +224,10 @@ class _Run:
         self, *, endpoint: Endpoint, prompts: Sequence[Prompt], limits: TimeLimits
     ) -> None:
         self.pool = ConnectionPool(
-            host=endpoint.host, port=endpoint.port, connect_limit_s=limits.connect_s
+            host=endpoint.host,
+            port=endpoint.port,
+            tls=endpoint.tls,
+            connect_limit_s=limits.connect_s,
         )
         self.prompts = prompts
         self.exact_lengths = endpoint.exact_lengths

@@ -179,19 +179,29 @@ def http_get(
     port: int,
     path: str,
     host: str = "127.0.0.1",
+    tls: bool = False,
     limit_s: float = 2.0,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    """Return status and text of a GET, or 0 and nothing where nothing answers."""
-    connection = http.client.HTTPConnection(host, port, timeout=limit_s)
+    """Return status and text of a GET, or 0 and why nothing answers."""
+    connection = http_connection(host, port, tls=tls, limit_s=limit_s)
     try:
         connection.request("GET", path, headers=dict(headers or {}))
         reply = connection.getresponse()
         return reply.status, reply.read().decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        return 0, ""
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error)
     finally:
         connection.close()
+
+
+def http_connection(
+    host: str, port: int, *, tls: bool, limit_s: float
+) -> http.client.HTTPConnection:
+    """Return a connection that is not yet open; over TLS the certificate is checked."""
+    if tls:
+        return http.client.HTTPSConnection(host, port, timeout=limit_s)
+    return http.client.HTTPConnection(host, port, timeout=limit_s)
 
 
 def _shell_status(status: int | None) -> int | None:

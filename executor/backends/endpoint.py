@@ -24,7 +24,7 @@ from executor.backend import (
     ServingBackend,
 )
 from executor.load_generator import HTTP_OK, Endpoint, Prompt
-from executor.process import http_get
+from executor.process import http_connection, http_get
 
 KEY_VARIABLE = "PLANNER_API_KEY"
 """Environment variable with the key of a server that asks for one."""
@@ -70,7 +70,7 @@ class RemoteServer(Server):
     def __init__(self, endpoint: Endpoint, notes: tuple[str, ...]) -> None:
         self.endpoint = endpoint
         self.notes = notes
-        self.command = f"http://{endpoint.host}:{endpoint.port}{endpoint.path}"
+        self.command = f"{endpoint.origin}{endpoint.path}"
 
     def stop(self) -> None:
         """Leave it as it is."""
@@ -104,22 +104,27 @@ class EndpointBackend(ServingBackend):
         )
 
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+"""Schemes that are measured."""
+
+
 def base_endpoint(url: str) -> Endpoint:
     """Return where a URL points to.
 
     Raises:
-        ConfigError: No URL, or not plain HTTP.
+        ConfigError: No URL, or of another scheme.
     """
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
         raise ConfigError(
-            f"url {url!r}: not http://HOST:PORT",
-            hint="give --option url=http://HOST:PORT; encrypted servers are not measured",
+            f"url {url!r}: not http://HOST:PORT or https://HOST:PORT",
+            hint="give --option url=http://HOST:PORT",
         )
     key = os.environ.get(KEY_VARIABLE, "")
     return Endpoint(
         host=parts.hostname,
-        port=parts.port or 80,
+        port=parts.port or DEFAULT_PORTS[parts.scheme],
+        tls=parts.scheme == "https",
         path=f"{parts.path.rstrip('/').removesuffix('/v1')}/v1/completions",
         model="",
         headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -134,7 +139,12 @@ def served_model(endpoint: Endpoint, limit_s: float) -> str:
     """
     path = endpoint.path.replace("/completions", "/models")
     status, text = http_get(
-        host=endpoint.host, port=endpoint.port, path=path, limit_s=limit_s, headers=endpoint.headers
+        host=endpoint.host,
+        port=endpoint.port,
+        tls=endpoint.tls,
+        path=path,
+        limit_s=limit_s,
+        headers=endpoint.headers,
     )
     try:
         names = [str(entry["id"]) for entry in json.loads(text)["data"]]
@@ -142,8 +152,9 @@ def served_model(endpoint: Endpoint, limit_s: float) -> str:
         names = []
     if len(names) == 1:
         return names[0]
-    where = f"http://{endpoint.host}:{endpoint.port}{path}"
-    problem = f"serves {', '.join(names)}" if names else f"HTTP status {status or 'none'}"
+    where = f"{endpoint.origin}{path}"
+    answer = f"HTTP status {status}" if status else text
+    problem = f"serves {', '.join(names)}" if names else answer
     raise ServerFailedError(
         f"{where}: {problem}", kind=Failure.NOT_AVAILABLE, hint="give --option model=NAME"
     )
@@ -151,7 +162,7 @@ def served_model(endpoint: Endpoint, limit_s: float) -> str:
 
 def ask(endpoint: Endpoint, *, limit_s: float) -> tuple[int, str]:
     """Send one short request and return status and text; 0 where nothing answers."""
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=limit_s)
+    connection = http_connection(endpoint.host, endpoint.port, tls=endpoint.tls, limit_s=limit_s)
     body = json.dumps(endpoint.body(Prompt(token_ids=(10, 11, 12), osl=2)))
     headers = {"Content-Type": "application/json", **endpoint.headers}
     try:
@@ -185,6 +196,7 @@ def _ways(base: Endpoint) -> Iterator[tuple[Endpoint, tuple[str, ...]]]:
     same: dict[str, Any] = {
         "host": base.host,
         "port": base.port,
+        "tls": base.tls,
         "model": base.model,
         "headers": base.headers,
         "exact_lengths": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,8 @@ class CompletionServer:
     splits_events: bool = False
     closes_idle: bool = False
     """Close after each reply without having announced it."""
+    certificate: ssl.SSLContext | None = None
+    """Answer over TLS."""
     waits_for: int = 0
     """Answer no request before so many are there."""
 
@@ -43,7 +46,7 @@ class CompletionServer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[CompletionServer]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.certificate)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import trustme
 
 from cost_models.errors import ConfigError
 from executor.backend import (
@@ -337,13 +339,28 @@ class TestEndpoint(ServingContract):
         assert caught.value.kind is Failure.NOT_AVAILABLE
         assert "no token ids" in caught.value.log_tail
 
+    def test_an_encrypted_server_is_measured_if_its_certificate_is_trusted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        authority, certificate = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost", "127.0.0.1").configure_cert(certificate)
+        with served(OpenAiServer(certificate=certificate)) as plain_url:
+            url = plain_url.replace("http:", "https:")
+            with pytest.raises(ServerFailedError, match="CERTIFICATE_VERIFY_FAILED"):
+                self.start(url)
+            authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+            found = self.start(url)
+            assert found.command.startswith("https://127.0.0.1:")
+            self.check_serving(found)
+
     def test_nobody_there(self) -> None:
         with served(OpenAiServer()) as url:
             pass
-        with pytest.raises(ServerFailedError, match="HTTP status none"):
+        with pytest.raises(ServerFailedError, match="Connection refused"):
             self.start(url)
 
-    @pytest.mark.parametrize("url", ["", "https://example.com", "localhost:8000"])
+    @pytest.mark.parametrize("url", ["", "ftp://example.com", "localhost:8000"])
     def test_a_url_that_cannot_be_measured(self, url: str) -> None:
         with pytest.raises(ConfigError, match="not http://"):
             self.start(url)
