@@ -64,6 +64,9 @@ ITERATIONS = 6
 SMALLEST_STEP = 0.05
 """Change of a constant, in its prior's standard deviations, by which its effect is measured."""
 
+FEWEST_GROUPS = 3
+"""Groups of runs without which leaving one out says nothing of the spread."""
+
 NOT_TOLD = 0.9
 """Standard error, as a share of the prior's, from which runs count as silent on a constant."""
 
@@ -180,6 +183,23 @@ class Fit:
     """Standard error of each as a share of it."""
     not_told: tuple[str, ...]
     """Constants of which the runs say next to nothing: they stay near their prior."""
+
+    def with_jackknife(self, without: Sequence[Mapping[str, float]]) -> Fit:
+        """Return the same with the jackknife's standard errors where these are larger.
+
+        The linearised errors see how the residuals bend, not that a simulated run jumps when a
+        wave falls apart; leaving groups out sees both (Efron and Stein 1981).
+
+        Args:
+            without: Constants fitted with each group of runs left out.
+        """
+        if len(without) < FEWEST_GROUPS:
+            return self
+        groups = np.log([[values[name] for name in self.values] for values in without])
+        spread = np.sqrt((len(without) - 1) * groups.var(axis=0))
+        errors = dict(zip(self.values, spread.tolist(), strict=True))
+        larger = {name: max(errors[name], self.relative_errors[name]) for name in self.values}
+        return replace(self, relative_errors=larger)
 
     def lines(self) -> list[str]:
         """Say each constant with its error, and which the runs cannot tell."""
@@ -333,15 +353,16 @@ def fitted_and_left_out(
     show = progress or _silent
     show(0, len(names) + 1)
     fit = fit_constants(runs)
-    left_out = []
+    left_out, without = [], []
     for done, name in enumerate(names, 1):
         show(done, len(names) + 1)
         rest = [run for run, own in zip(runs, folds, strict=True) if own != name]
         if rest:
             values = fit_constants(rest).values
+            without.append(values)
             left = [run for run, own in zip(runs, folds, strict=True) if own == name]
             left_out += [predict_run_with(run, calibrated(run, values)) for run in left]
-    return fit, left_out
+    return fit.with_jackknife(without), left_out
 
 
 def _silent(done: int, in_all: int) -> None:

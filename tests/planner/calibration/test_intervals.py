@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from planner.calibration.intervals import left_out_coverage, quantiles, residual_intervals
+from planner.calibration.runs import Fit
 
 
 @dataclass
@@ -85,3 +86,15 @@ def test_no_fold_judges_itself() -> None:
     # The bad one's interval reaches from 0 to 0.5: it holds half of the good.
     assert count == 40
     assert share == pytest.approx(0.25)
+
+
+def test_errors_grow_where_constants_hang_on_who_is_left_out() -> None:
+    fit = Fit(
+        values={"a": 2.0, "b": 5.0}, relative_errors={"a": 0.01, "b": 0.2}, not_told=()
+    )  # fmt: skip
+    without = [{"a": 2.0 * math.exp(shift), "b": 5.0} for shift in (-0.1, 0.0, 0.1)]
+    errors = fit.with_jackknife(without).relative_errors
+    # sqrt((g - 1) / g * sum of squares) = sqrt(2 / 3 * 0.02).
+    assert errors["a"] == pytest.approx(math.sqrt(2 / 3 * 0.02))
+    assert errors["b"] == 0.2
+    assert fit.with_jackknife(without[:2]) == fit
