@@ -159,14 +159,11 @@ class StreamConnection(asyncio.Protocol):
         """Whether another request may be sent."""
         return self._transport is not None and self._reader.keep_alive
 
-    async def exchange(self, request: bytes, sink: BodySink) -> None:
-        """Send a request and return once the last byte of its reply is here.
-
-        `reply` tells how far it came, whatever the end.
+    def send(self, request: bytes, sink: BodySink) -> Reply:
+        """Send a request, and return what tells from now on how far its reply came.
 
         Raises:
-            ConnectionLostError: Closed by the server too early.
-            ProtocolViolationError: Not an HTTP response.
+            ConnectionLostError: Closed before the request was sent.
         """
         self.reply = None
         if self._transport is None:
@@ -176,7 +173,17 @@ class StreamConnection(asyncio.Protocol):
         self.num_exchanges += 1
         self.reply = Reply(sent_s=time.perf_counter())
         self._transport.write(request)
-        await self._finished
+        return self.reply
+
+    async def complete(self) -> None:
+        """Return once the last byte of the reply is here.
+
+        Raises:
+            ConnectionLostError: Closed by the server too early.
+            ProtocolViolationError: Not an HTTP response.
+        """
+        if self._finished is not None:
+            await self._finished
 
     def fail(self, error: Exception) -> None:
         """End the exchange with an error and drop the connection, so that the server stops too."""

@@ -292,7 +292,8 @@ class _Run:
             is_reused = connection.num_exchanges > 0
             self.active.add(connection)
             try:
-                await connection.exchange(payload, exchange.stream)
+                exchange.reply = connection.send(payload, exchange.stream)
+                await connection.complete()
             except ConnectionLostError:
                 # An idle connection may be closed in the moment that it is used again.
                 heard = connection.reply is not None and connection.reply.last_read_s
@@ -303,7 +304,6 @@ class _Run:
                 return
             finally:
                 self.active.discard(connection)
-                exchange.reply = connection.reply
                 if not (connection.reply and connection.reply.status):
                     connection.abort()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,20 @@ import pytest
 
 from executor.backend import Deployment
 from executor.http_stream import Reply
-from executor.load_generator import Exchange, LoadView
+from executor.load_generator import (
+    Endpoint,
+    Exchange,
+    LoadResult,
+    LoadView,
+    Prompt,
+    run_load,
+)
 from executor.machine import GpuSample, NvmlReader
 from executor.measure import Case, measure
-from executor.observe import LoadWatch, Observation, Observer
+from executor.observe import LoadSeen, LoadWatch, Observation, Observer
+from executor.protocols import ClosedLoop
 from executor.store import RunStore
+from tests.executor.completion_server import CompletionServer
 from tests.executor.test_measure import TRAFFIC, tools
 
 
@@ -49,6 +59,28 @@ def test_a_load_is_read_piece_by_piece() -> None:
     assert (second.ttft_s, second.gap_s) == ((), (0.25, 0.25))
     assert (second.num_tokens, second.num_ended) == (4, 1)
     assert watch.look().gap_s == ()
+
+
+def test_a_reply_seen_half_way_has_its_first_token() -> None:
+    server, view = CompletionServer(gap_s=0.01), LoadView()
+    watch, seen = LoadWatch(view), list[LoadSeen]()
+
+    async def main() -> LoadResult:
+        async with server.running():
+            endpoint = Endpoint(port=server.port, model="m")
+            prompts = [Prompt(token_ids=[1], osl=20)] * 2
+            protocol = ClosedLoop(concurrency=1)
+            load = asyncio.create_task(run_load(endpoint, prompts, protocol=protocol, view=view))
+            while not load.done():
+                seen.append(watch.look())
+                await asyncio.sleep(0.002)
+            return await load
+
+    requests = asyncio.run(main()).requests
+    seen.append(watch.look())
+    first_s = [ttft_s for look in seen for ttft_s in look.ttft_s]
+    assert first_s == pytest.approx([request.ttft_s for request in requests])
+    assert any(look.ttft_s and look.num_ended < look.num_sent for look in seen)
 
 
 def test_a_gpu_that_vanishes_leaves_readings_empty(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,29 @@ def app_of(pilot: Pilot[int]) -> PlannerApp:
 
 
 async def until(pilot: Pilot[int], condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until something holds; fail with the screen's text when it does not come."""
+    """Wait until something holds and is drawn; fail with the screen's text if it never does."""
     for _ in range(int(seconds / 0.05)):
         if condition():
+            await _drawn(pilot)
             return
         await pilot.pause(0.05)
     raise AssertionError(f"it did not happen; the screen shows:\n{shown(pilot)}")
+
+
+async def _drawn(pilot: Pilot[int]) -> None:
+    """Wait until the screen stands still; one that never does is left moving."""
+    before = ""
+    for _ in range(10):
+        await pilot.pause(0.02)
+        now = shown(pilot)
+        if now == before:
+            return
+        before = now
+
+
+async def sees(pilot: Pilot[int], *words: str) -> None:
+    """Wait until the screen shows all the words."""
+    await until(pilot, lambda: all(word in shown(pilot) for word in words))
 
 
 async def planned(pilot: Pilot[int]) -> PlanScreen:

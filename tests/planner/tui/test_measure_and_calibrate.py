@@ -56,7 +56,7 @@ async def test_plan_measure_calibrate_and_plan_again(
         await pilot.press("ctrl+r")
         await until(pilot, lambda: screen.live.load is not None, 60)
         await until(pilot, lambda: not screen.is_measuring, 60)
-        assert "1 runs are in" in text_of(pilot, "#measure-words")
+        await until(pilot, lambda: "1 runs are in" in text_of(pilot, "#measure-words"))
         await until(pilot, lambda: "measured 1" in plain(screen.query_one("#beside")))
         assert screen.live.load is not None
         assert screen.live.load.num_tokens == 6 * 4
@@ -99,7 +99,7 @@ async def test_a_measurement_is_stopped_and_no_server_is_left(
         await until(pilot, lambda: screen.live.phase.endswith("run 1"), 60)
         await pilot.press("escape")
         await until(pilot, lambda: not screen.is_measuring, 30)
-        assert "Stopped" in text_of(pilot, "#measure-words")
+        await until(pilot, lambda: "Stopped" in text_of(pilot, "#measure-words"))
         assert marked_processes() == set()
         assert [run.status for run in RunStore(store).runs()] == ["interrupted"]
 
@@ -144,9 +144,8 @@ async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
         await pilot.press("f3")
         screen = pilot.app.screen
         assert isinstance(screen, WhatIfScreen)
-        await until(pilot, lambda: "Closed form; the simulation follows" in shown(pilot))
         await until(pilot, lambda: screen.simulated is not None)
-        assert text_of(pilot, "#differences").startswith("Simulated")
+        await until(pilot, lambda: text_of(pilot, "#differences").startswith("Simulated"))
         plot = screen.query_one(SimulationPlot)
         for words in ("KV blocks of", "ms per step", "sequences of all engines"):
             await pilot.press("v")

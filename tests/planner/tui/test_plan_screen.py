@@ -24,6 +24,7 @@ from tests.planner.tui.driving import (
     planned,
     planner_at,
     problem_at,
+    sees,
     shown,
     text_of,
     typed,
@@ -40,8 +41,10 @@ async def test_recommends_what_the_command_recommends(tmp_path: Path) -> None:
         assert session is not None
         best = api.plan(api.PlanRequest(gpu="h100", workload="chat")).recommended
         assert session.plan.recommended.config == best.config
-        assert best.config.capacity_scheduler_policy in text_of(pilot, "#config")
-        assert "Binding limit" in text_of(pilot, "#prediction")
+        await until(
+            pilot, lambda: best.config.capacity_scheduler_policy in text_of(pilot, "#config")
+        )
+        await until(pilot, lambda: "Binding limit" in text_of(pilot, "#prediction"))
 
 
 @pytest.mark.parametrize("size", [SMALL, WIDE])
@@ -50,10 +53,8 @@ async def test_shows_form_and_recommendation_at_both_sizes(
 ) -> None:
     async with planner_at(tmp_path, size) as pilot:
         await planned(pilot)
-        text = shown(pilot)
-        for words in ("GPU", "Objective", "★ Recommended", "max_batch_size", "? Keys"):
-            assert words in text
-        assert ("Why not the others" in text) == (size == WIDE)
+        await sees(pilot, "GPU", "Objective", "★ Recommended", "max_batch_size", "? Keys")
+        assert ("Why not the others" in shown(pilot)) == (size == WIDE)
 
 
 async def test_small_screen_scrolls_to_the_reasons(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ async def test_bad_input_is_answered_at_its_field(tmp_path: Path) -> None:
             good = field.value
             await fill(pilot, name, text)
             await until(pilot, partial(_says, pilot, name, words))
-            assert "Not searched" in text_of(pilot, "#headline")
+            await until(pilot, lambda: "Not searched" in text_of(pilot, "#headline"))
             field.value = good
 
 
@@ -166,7 +167,7 @@ async def test_a_search_whose_process_dies_becomes_a_notice(tmp_path: Path) -> N
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(pilot, lambda: "its process was ended by SIGKILL" in shown(pilot))
-        assert "Ctrl+R tries again" in text_of(pilot, "#headline")
+        await until(pilot, lambda: "Ctrl+R tries again" in text_of(pilot, "#headline"))
         app_of(pilot).search_effort = dict(FEW_TRIALS)
         await pilot.press("ctrl+r")
         await planned(pilot)

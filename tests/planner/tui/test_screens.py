@@ -65,7 +65,7 @@ async def test_filled_screens_show_what_matters(tmp_path: Path) -> None:
         assert isinstance(screen, WhatIfScreen)
         await until(pilot, lambda: screen.simulated is not None)
         await until(pilot, lambda: "Simulated" in shown(pilot))
-        assert "quantization" in shown(pilot)
+        await until(pilot, lambda: "quantization" in shown(pilot))
         await pilot.press("f5")
         assert isinstance(pilot.app.screen, MeasureScreen)
         await until(pilot, lambda: "[x] fp8" in shown(pilot))
