@@ -73,6 +73,16 @@ class EngineConfig:
         """Ranks over which attention heads are split."""
         return 1 if self.enable_attention_dp else self.tensor_parallel_size
 
+    @property
+    def attention_dp_ranks(self) -> int:
+        """Ranks that each have a batch and a KV cache of their own."""
+        return self.tensor_parallel_size if self.enable_attention_dp else 1
+
+    @property
+    def lanes_per_replica(self) -> int:
+        """Batches that one replica runs side by side, in step: ranks x pipeline stages."""
+        return self.attention_dp_ranks * self.pipeline_parallel_size
+
 
 KNOBS: tuple[str, ...] = tuple(field.name for field in fields(EngineConfig))
 """Every knob that `--set`, `--pin` and `--limit` take."""

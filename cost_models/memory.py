@@ -161,7 +161,7 @@ class MemoryModel:
         block_tokens = np.asarray(knobs.tokens_per_block, dtype=np.float64)
         kv_bytes = blocks * layout.bytes_per_token * block_tokens
         one_sequence = layout.sequence_bytes(knobs.max_seq_len, knobs.tokens_per_block)
-        ranks = self.config.tensor_parallel_size if self.config.enable_attention_dp else 1
+        ranks = self.config.attention_dp_ranks
         return MemoryPlan(
             layout=layout,
             total_bytes=self.gpu.memory_bytes,

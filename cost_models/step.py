@@ -69,6 +69,11 @@ class StepBatch:
     """New prompt tokens over all of those."""
     prefill_past: ArrayLike = 0.0
     """Mean tokens that each prompt has already in the cache."""
+    rank_tokens: ArrayLike = np.nan
+    """Tokens of an attention-DP rank on average, for the experts that all ranks share.
+
+    NaN where every rank has as many as this one.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +105,15 @@ class StepModel:
         """Return the time of a pass of `batch` through all layers, by family."""
         sequences, tokens, kv_len, prompts, past = _columns(batch)
         decoding = self._graph_padded(sequences, tokens)
+        rank_tokens = np.asarray(batch.rank_tokens, np.float64)
+        alike = np.isnan(rank_tokens) | (not self.config.enable_attention_dp)
+        shared = np.where(alike, decoding + tokens, rank_tokens)
         families = _Families()
         for group in self.model.layer_groups:
             layer = _Layer(self, group)
             layer.add_projections(families, decoding + tokens)
             layer.add_attention(families, sequences, kv_len, prompts, tokens, past)
-            layer.add_mlp(families, decoding + tokens)
+            layer.add_mlp(families, decoding + tokens, shared)
             layer.add_elementwise(families, decoding + tokens)
         self._add_head(families, decoding + prompts)
         self._add_gaps(families)
@@ -344,7 +352,8 @@ class _Layer:
         expanded = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
         return core + self.step.gemm(prompts * (chunk + past), expanded, attention.kv_lora_rank)
 
-    def add_mlp(self, families: _Families, tokens: FloatArray) -> None:
+    def add_mlp(self, families: _Families, tokens: FloatArray, rank_tokens: FloatArray) -> None:
+        """Add a dense layer, or the experts with the tokens that their ranks bring on average."""
         mlp, count = self.group.mlp, self.group.count
         if not mlp.is_moe:
             families.add("gemm", self._dense_mlp(tokens, mlp.inter_size), layers=count)
@@ -355,8 +364,8 @@ class _Layer:
         families.add("gemm", router, layers=count)
         if mlp.shared_inter_size:
             families.add("gemm", self._dense_mlp(tokens, mlp.shared_inter_size), layers=count)
-        families.add("moe", self._experts(tokens), layers=count)
-        families.add("communication", self._combine(tokens), layers=count)
+        families.add("moe", self._experts(rank_tokens), layers=count)
+        families.add("communication", self._combine(rank_tokens), layers=count)
 
     def _dense_mlp(self, tokens: FloatArray, inter_size: int) -> FloatArray:
         shard = -(-inter_size // self.attention_tp)
@@ -377,7 +386,7 @@ class _Layer:
             gated=mlp.gated,
         )
         params = self.operators.moe[row.moe_dtype].params
-        entering = tokens * (self.tp if config.enable_attention_dp else 1)
+        entering = tokens * config.attention_dp_ranks
         return moe_seconds(
             shape, entering, gpu=self.step.gpu, params=params, weight_bits=row.bits_per_weight
         )

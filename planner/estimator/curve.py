@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cost_models.engine import EngineConfig
 from cost_models.step import StepBatch, StepModel
 from planner.estimator.load import Load, Protocol
 
@@ -31,7 +32,7 @@ class ServingCurve:
     mixed_step_s: FloatArray
     """A step that prefills prompts beside."""
     mixed_share: FloatArray
-    """Share of the steps that prefill."""
+    """Share of the steps that prefill, on this lane or on one that keeps step with it."""
     prompts_per_mixed_step: FloatArray
     chunks_per_prompt: FloatArray
     """Mixed steps that one prompt takes."""
@@ -77,8 +78,13 @@ def computed_prompt(load: Load) -> float:
     return max(load.isl.mean - load.reusable_prefix_tokens, 1.0)
 
 
-def mixed_batch(load: Load, *, decoding: FloatArray, prompts: FloatArray) -> StepBatch:
-    """Return a step that prefills `prompts` prompts, or a share of one, beside what decodes."""
+def mixed_batch(
+    load: Load, *, decoding: FloatArray, prompts: FloatArray, prefilling: float | FloatArray = 1.0
+) -> StepBatch:
+    """Return a step that prefills `prompts` prompts, or a share of one, beside what decodes.
+
+    `prefilling` is the share of the lanes in step that do so in the same step.
+    """
     prompt = computed_prompt(load)
     sequences = np.maximum(prompts, 1.0)
     tokens = prompts * prompt
@@ -88,6 +94,7 @@ def mixed_batch(load: Load, *, decoding: FloatArray, prompts: FloatArray) -> Ste
         prefill_sequences=sequences,
         prefill_tokens=tokens,
         prefill_past=load.reusable_prefix_tokens + (prompt - tokens / sequences) / 2,
+        rank_tokens=decoding + prefilling * tokens,
     )
 
 
@@ -96,8 +103,7 @@ def serving_curve(
     load: Load,
     *,
     decode_s: FloatArray,
-    max_num_tokens: float,
-    enable_chunked_prefill: bool,
+    config: EngineConfig,
     lockstep: bool = False,
 ) -> ServingCurve:
     """Return a lane's steady state at every batch size of `BATCH_GRID`.
@@ -109,28 +115,35 @@ def serving_curve(
     prefill while it decodes, so f counts those of the S − 1 others. Where prompts come
     faster than steps can take them, prefill limits the rate and fewer sequences decode.
 
+    Lanes that keep step (attention-DP ranks, micro-batches of a pipeline) all wait for the one
+    that prefills: of R lanes at least one does in F = 1 − (1 − f)^R of the steps.
+
     Args:
         step: Step cost of the lane.
         load: What is served.
         decode_s: `decode_steps` of the same step model: it does not hang on the budget.
-        max_num_tokens: Tokens in one step.
-        enable_chunked_prefill: Whether a prompt may be spread over steps.
+        config: Its token budget, whether it chunks prompts, and how many lanes keep step.
         lockstep: Requests end and come back together, so a step takes as many prompts
             as it can hold, not only those that one step sets free.
     """
     decoding = BATCH_GRID
     prompt = computed_prompt(load)
     decode_tokens = max(load.osl.mean - 1, 0.5)
-    budget = np.maximum(max_num_tokens - decoding, 1.0)
-    most = budget / prompt if enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
+    budget = np.maximum(config.max_num_tokens - decoding, 1.0)
+    most = budget / prompt if config.enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
     wanted = decoding / decode_tokens
     waiting = decoding if lockstep else np.ones_like(decoding)
     prompts = np.minimum(np.maximum(wanted, waiting), most)
-    mixed_share = np.minimum(wanted / prompts, 1.0)
-    chunks = np.maximum(1.0, np.ceil(prompt / budget)) if enable_chunked_prefill else 1.0
-    mixed_s = step.seconds(mixed_batch(load, decoding=decoding, prompts=prompts))
-    if load.protocol is Protocol.CLOSED_LOOP:
-        mixed_share = mixed_share * (1 - 1 / decoding)
+    own_share = np.minimum(wanted / prompts, 1.0)
+    chunks = np.maximum(1.0, np.ceil(prompt / budget)) if config.enable_chunked_prefill else 1.0
+    closed = load.protocol is Protocol.CLOSED_LOOP
+    lanes = config.lanes_per_replica
+    met_share = own_share * (1 - 1 / decoding) if closed else own_share
+    mixed_share = 1 - (1 - met_share) * (1 - own_share) ** (lanes - 1)
+    prefilling = own_share / (1 - (1 - own_share) ** lanes)
+    mixed_s = step.seconds(
+        mixed_batch(load, decoding=decoding, prompts=prompts, prefilling=prefilling)
+    )
     tpot = (1 - mixed_share) * decode_s + mixed_share * mixed_s
     rate = np.minimum(decoding / (decode_tokens * tpot), prompts / mixed_s)
     return ServingCurve(

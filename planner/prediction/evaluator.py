@@ -137,7 +137,7 @@ class Evaluator:
         """Return the predictions for every row of a slice."""
         memory = self.memory(rows)
         slots = self._slots(rows, memory)
-        lanes = lanes_per_replica(rows.base) * rows.column("num_replicas")
+        lanes = rows.base.lanes_per_replica * rows.column("num_replicas")
         parts: list[_Part] = []
         for index, config in _curve_groups(rows):
             curve = self.curve(config)
@@ -175,8 +175,7 @@ class Evaluator:
                 self.step_model(config),
                 self.load_of(config),
                 decode_s=self._decode_steps(config),
-                max_num_tokens=config.max_num_tokens,
-                enable_chunked_prefill=config.enable_chunked_prefill,
+                config=config,
                 lockstep=self.load.is_lockstep and self.calibration.front_end.keeps_waves,
             )
         return self._curves[key]
@@ -317,7 +316,7 @@ class Evaluator:
             lane_rate[part.index] = part.saturated.rate_per_s
             user_speed[part.index] = 1.0 / part.saturated.tpot_s
         gpus = rows.base.gpus_per_replica * rows.column("num_replicas")
-        lanes_per_gpu = lanes_per_replica(rows.base) / rows.base.gpus_per_replica
+        lanes_per_gpu = rows.base.lanes_per_replica / rows.base.gpus_per_replica
         metrics["output_tok_per_s_per_gpu"] = metrics["output_tok_per_s"] / gpus
         return Evaluation(
             metrics=metrics,
@@ -335,12 +334,6 @@ class Evaluator:
 
 GROWING_POLICIES = ("MAX_UTILIZATION", "RECOMPUTE")
 """Capacity policies that take blocks as sequences grow; vLLM's is called RECOMPUTE here."""
-
-
-def lanes_per_replica(config: EngineConfig) -> int:
-    """Batches that one replica runs side by side: attention-DP ranks x pipeline stages."""
-    ranks = config.tensor_parallel_size if config.enable_attention_dp else 1
-    return ranks * config.pipeline_parallel_size
 
 
 def _metrics(result: Estimate, stream_interval: int) -> dict[str, FloatArray]:

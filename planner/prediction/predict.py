@@ -20,7 +20,6 @@ from planner.prediction.evaluator import (
     Evaluation,
     Evaluator,
     Slice,
-    lanes_per_replica,
     with_chunk_gaps,
 )
 from planner.prediction.intervals import MEMORY_METRICS, interval_90
@@ -229,7 +228,7 @@ def _decoding(evaluator: Evaluator, config: EngineConfig, values: Mapping[str, f
     """Sequences that decode in one lane under the load: rate times time in decode."""
     decode_s = values["tpot_ms.mean"] * 1e-3 * max(evaluator.load.osl.mean - 1, 0.0)
     decoding = values["request_per_s"] * decode_s
-    return decoding / (lanes_per_replica(config) * config.num_replicas)
+    return decoding / (config.lanes_per_replica * config.num_replicas)
 
 
 def _closed_form(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, float]:

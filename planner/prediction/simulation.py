@@ -17,16 +17,17 @@ from cost_models.metrics import PERCENTILES, LatencyLimits
 from cost_models.step import StepBatch, StepModel
 from planner.estimator.load import Load, Protocol
 from planner.measuring.runs import MeasuredRun
-from planner.prediction.evaluator import Evaluator, lanes_per_replica
+from planner.prediction.evaluator import Evaluator
 from planner.simulator import (
     Arrivals,
     EngineLimits,
     Requests,
+    Share,
     SimulationResult,
     StepClock,
     gamma_arrivals,
     offline_arrivals,
-    simulate,
+    simulate_in_step,
 )
 from planner.simulator.results import merged
 from planner.simulator.statistics import requests_needed
@@ -174,8 +175,8 @@ def simulate_config(
 ) -> SimulationResult:
     """Serve a demand with every engine of a deployment.
 
-    Replicas, attention-DP ranks and pipeline micro-batches are engines of their own: each
-    gets every n-th request, or its share of the clients.
+    Attention-DP ranks and pipeline micro-batches are engines of their own that keep step
+    within their replica. Each engine gets every n-th request, or its share of the clients.
 
     Args:
         evaluator: Model, GPU and calibration.
@@ -187,21 +188,30 @@ def simulate_config(
     demand = _reusing_prefix(demand, config)
     if _drifts_apart(demand, evaluator.load, front_end):
         demand = replace(demand, requests=out_of_step(demand.requests, demand.concurrency))
-    lanes = lanes_per_replica(config) * config.num_replicas
+    lanes = config.lanes_per_replica * config.num_replicas
     lanes = min(lanes, len(demand), demand.concurrency or lanes)
     limits = _limits(evaluator, config, memory, clients=demand.concurrency / lanes)
     clock = _clock(evaluator, config, max_seq_len=limits.max_seq_len)
-    parts = [
-        simulate(
+    shares = [
+        Share(
             demand.requests.at(np.arange(lane, len(demand), lanes)),
             _lane_arrivals(demand, lanes, lane),
-            clock=clock,
-            limits=limits,
-            front_end=front_end,
         )
         for lane in range(lanes)
     ]
-    result = merged(parts)
+    replicas = min(config.num_replicas, lanes)
+    parts: dict[int, SimulationResult] = {}
+    for replica in range(replicas):
+        own = range(replica, lanes, replicas)
+        found = simulate_in_step(
+            [shares[lane] for lane in own],
+            clock=clock,
+            limits=limits,
+            front_end=front_end,
+            expert_ranks=config.attention_dp_ranks if config.enable_attention_dp else 0,
+        )
+        parts |= zip(own, found, strict=True)
+    result = merged([parts[lane] for lane in range(lanes)])
     return result.without_warm_up() if demand.has_steady_state else result
 
 

@@ -5,12 +5,13 @@ from planner.simulator.clock import StepClock, StepCostModel
 from planner.simulator.limits import EngineLimits
 from planner.simulator.requests import Requests
 from planner.simulator.results import SimulationResult
-from planner.simulator.simulate import Arrivals, simulate
+from planner.simulator.simulate import Arrivals, Share, simulate, simulate_in_step
 
 __all__ = [
     "Arrivals",
     "EngineLimits",
     "Requests",
+    "Share",
     "SimulationResult",
     "StepClock",
     "StepCostModel",
@@ -18,4 +19,5 @@ __all__ = [
     "offline_arrivals",
     "poisson_arrivals",
     "simulate",
+    "simulate_in_step",
 ]

@@ -81,19 +81,27 @@ class DecodeSpan:
     that any split of the steps adds up to the same.
     """
 
-    __slots__ = ("_first_s", "_room", "_slope_s", "_start", "_table")
+    __slots__ = ("_added_s", "_first_s", "_room", "_slope_s", "_start", "_table")
 
-    def __init__(self, table: CurveTable, kv_len: float) -> None:
+    def __init__(self, table: CurveTable, kv_len: float, added_s: float = 0.0) -> None:
         self._table = table
         self._start = kv_len - 0.5
+        self._added_s = added_s
         # Most spans stay on one straight piece of the table: it need not be asked again.
-        self._first_s, self._slope_s, self._room = table.segment(self._start)
+        at_start_s, self._slope_s, self._room = table.segment(self._start)
+        self._first_s = at_start_s + added_s
 
     def seconds(self, steps: int) -> float:
         """Return the time of the first `steps` steps."""
         if steps <= self._room:
             return steps * (self._first_s + 0.5 * self._slope_s * steps)
-        return self._table.integral(self._start + steps) - self._table.integral(self._start)
+        table, start = self._table, self._start
+        return table.integral(start + steps) - table.integral(start) + steps * self._added_s
+
+    @property
+    def straight_steps(self) -> int:
+        """Steps, at least one, whose lengths lie on a straight line."""
+        return max(int(min(self._room, 1 << 30)), 1)
 
     def steps_until(self, wait_s: float) -> int:
         """Return the least number of steps that end at `wait_s` or later."""
@@ -101,7 +109,7 @@ class DecodeSpan:
             return 0
         steps = max(int(wait_s / self._first_s), 1)
         while (short_s := wait_s - self.seconds(steps)) > 0:
-            steps += max(int(short_s / self._table(self._start + steps)), 1)
+            steps += max(int(short_s / (self._table(self._start + steps) + self._added_s)), 1)
         while steps > 1 and self.seconds(steps - 1) >= wait_s:
             steps -= 1
         return steps
@@ -124,13 +132,22 @@ class StepClock:
         self._max_kv_len = max(max_seq_len, 2)
         self._decode: list[_DecodeRow | None] = [None] * (max_batch_size + ROWS_AT_ONCE + 1)
         self._mixed: _MixedTables | None = None
+        self._shared: CurveTable | None = None
 
-    def decode_span(self, sequences: int, kv_len: float) -> DecodeSpan:
+    def decode_span(self, sequences: int, kv_len: float, *, added_s: float = 0.0) -> DecodeSpan:
         """Return consecutive decode steps of one batch, from mean cached tokens on."""
         row = self._decode[sequences] or self._tabulated(sequences)
-        return DecodeSpan(row.step_s, kv_len)
+        return DecodeSpan(row.step_s, kv_len, added_s)
 
-    def mixed(self, step: MixedStep) -> StepTime:
+    def sharing_s(self, tokens: int, rank_tokens: float) -> float:
+        """Return what is added to a step of so many tokens where attention-DP ranks differ.
+
+        The experts work on what the ranks bring on average; negative where that is less.
+        """
+        table = self._shared or self._tabulated_shared()
+        return table(rank_tokens) - table(tokens)
+
+    def mixed(self, step: MixedStep, *, added_s: float = 0.0) -> StepTime:
         """Return the time of a step that prefills."""
         tables = self._mixed or self._tabulated_mixed()
         rows = step.decoding + step.prompts
@@ -139,6 +156,7 @@ class StepClock:
         if step.decoding:
             row = self._decode[step.decoding] or self._tabulated(step.decoding)
             gpu_s += row.attention_s(step.decode_kv_len)
+        gpu_s += added_s
         floor_s = tables.floor_s(step.tokens) + tables.floor_per_sequence_s * step.decoding
         launch_s = self.model.launch_s(gpu_s, floor_s)
         seconds = gpu_s + launch_s + tables.host_s(rows)
@@ -166,6 +184,20 @@ class StepClock:
         if row is None:
             raise ValueError(f"{sequences=} exceeds the clock's max_batch_size={self._max_rows}")
         return row
+
+    def _tabulated_shared(self) -> CurveTable:
+        """Tabulate what hangs on the tokens of all attention-DP ranks."""
+
+        def shared_of(rank_tokens: FloatArray) -> FloatArray:
+            cost = self.model.cost(
+                StepBatch(prefill_sequences=1, prefill_tokens=1, rank_tokens=rank_tokens)
+            )
+            return _outside_attention(cost, rank_tokens)
+
+        last = self._max_tokens + self._max_rows
+        knots = np.append(TOKEN_KNOTS[: TOKEN_KNOTS.searchsorted(last)], last)
+        self._shared = CurveTable(*refined_knots(shared_of, knots))
+        return self._shared
 
     def _tabulated_mixed(self) -> _MixedTables:
         self._mixed = _mixed_tables(

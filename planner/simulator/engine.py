@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from cost_models.frontend import FrontEndConstants
@@ -30,9 +31,31 @@ from planner.simulator.request import Request
 from planner.simulator.requests import Requests
 from planner.simulator.step_log import StepRecorder
 
+MOST_STEPS = 1 << 30
+"""Of an engine that nothing interrupts."""
+
+
+@dataclass(slots=True)
+class StepTiming:
+    """When the next step, or several equal ones, run; seconds."""
+
+    output_s: float
+    """When the tokens of the step before leave."""
+    start_s: float
+    end_s: float
+    scheduled_s: float
+    """When the step after them is planned."""
+    first_s: float
+    """Length of the first step, and of all but the last."""
+    until_last_s: float
+
 
 class Engine:
-    """One scheduler: its queue, its batch, its KV cache and its clock."""
+    """One scheduler: its queue, its batch, its KV cache and its clock.
+
+    A step is planned, timed and taken apart from each other, so that engines can be made to
+    keep step (`planner.simulator.lockstep`).
+    """
 
     def __init__(
         self,
@@ -75,7 +98,8 @@ class Engine:
         self._admissions = 0
         self._finishing: list[tuple[int, int, Request]] = []
         """Heap of decoding requests by the step that makes their last token."""
-        self._decoding = 0
+        self.decoding = 0
+        """Sequences that decode in the next step."""
         self._context_tokens = 0
         """Cached tokens of the decoding sequences in the next step, its own included."""
         self._leaving: deque[tuple[int, Request]] = deque()
@@ -92,22 +116,29 @@ class Engine:
 
     def _advance(self) -> bool:
         """Plan and take a step, or several equal ones; False when all is served."""
+        chunks = self.plan()
+        if chunks:
+            step = self.mixed_step(chunks)
+            self.take_mixed_step(chunks, step, self.mixed_timing(step))
+        elif self.decoding:
+            span = self.decode_span()
+            steps = 1 if self.exact else self.uninterrupted_steps(span)
+            self.take_decode_steps(steps, self.decode_timing(span, steps))
+        else:
+            return self._skip_idle_time()
+        return True
+
+    def plan(self) -> Chunks:
+        """See what has come, admit it, and return what is prefilled in the next step."""
         if not self._overlap:
             self._send(self._end_s)
         self._release_due()
         self._see_arrivals()
-        if not self._reserves and self._decoding:
+        if not self._reserves and self.decoding:
             self._make_room_to_grow()
         if self.waiting:
             self._admit()
-        chunks = self._chunks() if self._prefilling else []
-        if chunks:
-            self._take_mixed_step(chunks)
-        elif self._decoding:
-            self._take_decode_steps()
-        else:
-            return self._skip_idle_time()
-        return True
+        return self._chunks() if self._prefilling else []
 
     # What the planner sees
 
@@ -213,7 +244,7 @@ class Engine:
         self._started[request] = None
 
     def _budget(self) -> int:
-        return self.limits.max_num_tokens - self._decoding
+        return self.limits.max_num_tokens - self.decoding
 
     def _chunks(self) -> Chunks:
         return self.limits.chunking.divide(self._prefilling, self._budget())
@@ -223,7 +254,7 @@ class Engine:
     def _make_room_to_grow(self) -> None:
         """Pause the last started until the decoding sequences can open their next blocks."""
         pool, kv = self.kv.pool, self.kv
-        while self._decoding and pool.growth(self._steps_taken, 1) > kv.room(reserving=False):
+        while self.decoding and pool.growth(self._steps_taken, 1) > kv.room(reserving=False):
             self._pause(next(reversed(self._started)))
 
     def _pause(self, request: Request) -> None:
@@ -243,38 +274,41 @@ class Engine:
 
     # Steps
 
-    def _take_mixed_step(self, chunks: Chunks) -> None:
-        """Take one step that prefills, beside whatever decodes."""
-        step = self._mixed_step(chunks)
-        time = self.clock.mixed(step)
-        output_s = self._end_s
-        if self._overlap:
-            output_s = max(output_s, self._scheduled_s + time.floor_s)
-        self._send(output_s)
-        start_s = max(self._end_s, self._scheduled_s)
-        hidden_s = min(time.launch_s, start_s - self._scheduled_s)
-        onboard_s = self.kv.take_onboarded() * self.limits.onboard_block_s
-        end_s = start_s + time.seconds - hidden_s + onboard_s
-        took_s = end_s - start_s
-        self._record((start_s, end_s), (1, step.prompts, step.tokens), (took_s, took_s))
-        self._grow(1)
-        self._scheduled_s = output_s if self._overlap else end_s
-        self._end_s = end_s
-        self._prefill(chunks, start_s)
-        self._end_step()
-
-    def _mixed_step(self, chunks: Chunks) -> MixedStep:
+    def mixed_step(self, chunks: Chunks) -> MixedStep:
+        """Return the work of a step that prefills, beside whatever decodes."""
         tokens, attended = 0, 0.0
         for request, chunk in chunks:
             tokens += chunk
             attended += chunk * (request.prefilled + 0.5 * chunk)
         return MixedStep(
-            decoding=self._decoding,
-            decode_kv_len=self._context_tokens / self._decoding if self._decoding else 0.0,
+            decoding=self.decoding,
+            decode_kv_len=self._context_tokens / self.decoding if self.decoding else 0.0,
             prompts=len(chunks),
             tokens=tokens,
             attended=attended,
         )
+
+    def mixed_timing(self, step: MixedStep, *, added_s: float = 0.0) -> StepTiming:
+        """Return when the next step runs if it is this one."""
+        time = self.clock.mixed(step, added_s=added_s)
+        output_s = self._end_s
+        if self._overlap:
+            output_s = max(output_s, self._scheduled_s + time.floor_s)
+        start_s = max(self._end_s, self._scheduled_s)
+        hidden_s = min(time.launch_s, start_s - self._scheduled_s)
+        onboard_s = self.kv.take_onboarded() * self.limits.onboard_block_s
+        end_s = start_s + time.seconds - hidden_s + onboard_s
+        scheduled_s = output_s if self._overlap else end_s
+        return StepTiming(output_s, start_s, end_s, scheduled_s, end_s - start_s, 0.0)
+
+    def take_mixed_step(self, chunks: Chunks, step: MixedStep, timing: StepTiming) -> None:
+        """Take one step that prefills, beside whatever decodes."""
+        self._send(timing.output_s)
+        self._record(timing, 1, step.prompts, step.tokens)
+        self._grow(1)
+        self._pass(timing)
+        self._prefill(chunks, timing.start_s)
+        self._end_step()
 
     def _prefill(self, chunks: Chunks, start_s: float) -> None:
         """Move prompts on by their chunks; those that are done make a token in this step."""
@@ -302,49 +336,68 @@ class Engine:
             return
         request.finish_step = step + left
         heappush(self._finishing, (request.finish_step, request.order, request))
-        self._decoding += 1
+        self.decoding += 1
         self._context_tokens += request.prefill_len + 1
         self.kv.start_decoding(request)
 
-    def _take_decode_steps(self) -> None:
-        """Take as many decode steps as nothing interrupts, at least one."""
-        self._send(self._end_s)
+    def decode_span(self, *, added_s: float = 0.0) -> DecodeSpan:
+        """Return the steps in which the present batch decodes."""
+        kv_len = self._context_tokens / self.decoding
+        return self.clock.decode_span(self.decoding, kv_len, added_s=added_s)
+
+    def decode_timing(self, span: DecodeSpan, steps: int) -> StepTiming:
+        """Return when the next steps run if they only decode."""
         start_s = max(self._end_s, self._scheduled_s)
-        span = self.clock.decode_span(self._decoding, self._context_tokens / self._decoding)
-        steps = self._uninterrupted_steps(start_s, span)
-        first_s = last_s = took_s = span.seconds(steps)
-        last_start_s = start_s
+        took_s = first_s = span.seconds(steps)
+        until_last_s = 0.0
         if steps > 1:
             first_s, until_last_s = span.seconds(1), span.seconds(steps - 1)
-            last_s = took_s - until_last_s
-            last_start_s = start_s + until_last_s
-            self.front_end.stream(start_s + first_s, last_start_s, steps - 1, self._decoding)
         end_s = start_s + took_s
-        self._record((start_s, end_s), (steps, 0, 0), (first_s, last_s))
+        scheduled_s = start_s + until_last_s if self._overlap else end_s
+        return StepTiming(self._end_s, start_s, end_s, scheduled_s, first_s, until_last_s)
+
+    def take_decode_steps(self, steps: int, timing: StepTiming) -> None:
+        """Take decode steps, no more than nothing interrupts."""
+        self._send(timing.output_s)
+        if steps > 1:
+            first_end_s = timing.start_s + timing.first_s
+            last_start_s = timing.start_s + timing.until_last_s
+            self.front_end.stream(first_end_s, last_start_s, steps - 1, self.decoding)
+        self._record(timing, steps)
         self._grow(steps)
-        self._scheduled_s = last_start_s if self._overlap else end_s
-        self._end_s = end_s
+        self._pass(timing)
         self._end_step()
 
-    def _uninterrupted_steps(self, start_s: float, span: DecodeSpan) -> int:
-        """Return the decode steps until something else can happen."""
-        if self.exact:
-            return 1
-        steps = self._finish_in()
+    def take_no_step(self, steps: int, timing: StepTiming) -> None:
+        """Sit idle while engines in step with this one take theirs."""
+        self._send(timing.output_s)
+        self._steps_taken += steps
+        self._pass(timing)
+
+    def _pass(self, timing: StepTiming) -> None:
+        """Move the clock to the end of the steps just taken."""
+        self._scheduled_s = timing.scheduled_s
+        self._end_s = timing.end_s
+
+    def uninterrupted_steps(self, span: DecodeSpan) -> int:
+        """Return the steps of such lengths until something else can happen, at least one."""
+        # Whoever has the last token of the step before may send the next request.
+        self._send(self._end_s)
+        steps = self._finish_in() if self.decoding else MOST_STEPS
         # What leaves makes room for whoever waits, and for prefixes that would be evicted.
         if self._leaving and (self.waiting or self.kv.cache is not None):
             steps = min(steps, self._leaving[0][0] - self._steps_taken)
         if not self._reserves:
             room = self.kv.room(reserving=False)
             steps = self.kv.pool.steps_within(self._steps_taken, room, steps)
-        event_s = self._next_event_s()
+        event_s = self.next_event_s()
         if event_s < math.inf and steps > 1:
             lag = 1 if self._overlap else 0
-            wait = span.steps_until(event_s - start_s)
+            wait = span.steps_until(event_s - max(self._end_s, self._scheduled_s))
             steps = min(steps, wait + lag)
         return max(steps, 1)
 
-    def _next_event_s(self) -> float:
+    def next_event_s(self) -> float:
         """Return when a client or the front end next does something."""
         event_s = self.source.next_s
         return min(event_s, self._accepted[0][0]) if self._accepted else event_s
@@ -358,15 +411,15 @@ class Engine:
 
     def _grow(self, steps: int) -> None:
         """All decoding sequences gain a token a step."""
-        if self._decoding:
+        if self.decoding:
             self.kv.grow(self._steps_taken, steps)
             self.kv.make_room()
-            self._context_tokens += steps * self._decoding
+            self._context_tokens += steps * self.decoding
         self._steps_taken += steps
 
     def _end_step(self) -> None:
         """Take out the sequences that made their last token in the step just taken."""
-        self._unsent_tokens = self._decoding + len(self._unsent_first)
+        self._unsent_tokens = self.decoding + len(self._unsent_first)
         finishing = self._finishing
         while finishing and finishing[0][0] <= self._steps_taken:
             step, _, request = heappop(finishing)
@@ -377,7 +430,7 @@ class Engine:
 
     def _stop_decoding(self, request: Request) -> None:
         """Take a sequence out of the batch that decodes."""
-        self._decoding -= 1
+        self.decoding -= 1
         self._context_tokens -= request.context_offset + self._steps_taken + 1
         self.kv.stop_decoding(request, self._steps_taken)
         request.finish_step = -1
@@ -391,17 +444,23 @@ class Engine:
 
     def _skip_idle_time(self) -> bool:
         """Nothing runs: send what is left and wait for the next request; False without one."""
+        if self.come_to_rest():
+            return True
+        event_s = self.next_event_s()
+        self.wait_until(event_s)
+        return event_s < math.inf
+
+    def come_to_rest(self) -> bool:
+        """Send and free what is left of the last step; return whether anybody waits."""
         self._send(self._end_s)
         while self._leaving:
             self.kv.release(self._leaving.popleft()[1])
         self._scheduled_s = max(self._scheduled_s, self._end_s)
-        if self.waiting:
-            return True
-        event_s = self._next_event_s()
-        if event_s == math.inf:
-            return False
+        return bool(self.waiting)
+
+    def wait_until(self, event_s: float) -> None:
+        """Sit idle until something happens; for ever if nothing does."""
         self._scheduled_s = self._end_s = max(self._scheduled_s, event_s)
-        return True
 
     def _send(self, output_s: float) -> None:
         """The tokens of the last step planned leave the engine."""
@@ -421,12 +480,13 @@ class Engine:
         self._unsent_tokens = 0
 
     def _record(
-        self,
-        span_s: tuple[float, float],
-        work: tuple[int, int, int],
-        ends_s: tuple[float, float],
+        self, timing: StepTiming, steps: int, prompts: int = 0, prompt_tokens: int = 0
     ) -> None:
-        """Log steps; `work` is their number and the prompts and prompt tokens of one."""
-        steps, prompts, tokens = work
-        counts = (steps, self._decoding, self._context_tokens, prompts, tokens, len(self.waiting))
-        self.steps.add(span_s, counts, (self.kv.occupied, self.kv.pool.reserved), ends_s)
+        """Log steps, with the prompts and prompt tokens of one."""
+        counts = (
+            steps, self.decoding, self._context_tokens, prompts, prompt_tokens, len(self.waiting),
+        )  # fmt: skip
+        start_s, end_s = timing.start_s, timing.end_s
+        lengths_s = (timing.first_s, end_s - start_s - timing.until_last_s)
+        units = (self.kv.occupied, self.kv.pool.reserved)
+        self.steps.add((start_s, end_s), counts, units, lengths_s)

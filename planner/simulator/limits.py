@@ -58,8 +58,6 @@ class EngineLimits:
         That is a replica, or one of its attention-DP ranks or pipeline micro-batches,
         which divide the replica's blocks. TensorRT-LLM rounds chunks to blocks, vLLM does not.
         """
-        ranks = config.tensor_parallel_size if config.enable_attention_dp else 1
-        lanes = ranks * config.pipeline_parallel_size
         equal = config.context_chunking_policy == "EQUAL_PROGRESS"
         chunk = EqualProgress if equal else FirstComeChunks
         block_bytes = memory.layout.bytes_per_token * config.tokens_per_block
@@ -70,7 +68,7 @@ class EngineLimits:
             max_seq_len=config.max_seq_len or max_seq_len,
             pool=PoolShape.of(
                 memory.layout,
-                num_blocks=int(memory.kv_cache_blocks) // lanes,
+                num_blocks=int(memory.kv_cache_blocks) // config.lanes_per_replica,
                 tokens_per_block=config.tokens_per_block,
             ),
             order=ORDERS[config.queue_order],

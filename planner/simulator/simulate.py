@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from planner.simulator.arrivals import ArrivalSource, ClosedLoop, OpenLoop
 from planner.simulator.clock import StepClock
 from planner.simulator.engine import Engine
 from planner.simulator.limits import EngineLimits
+from planner.simulator.lockstep import Lockstep
 from planner.simulator.requests import Requests
 from planner.simulator.results import EngineTrace, RequestColumns, SimulationResult
 
@@ -54,21 +56,67 @@ def simulate(
         front_end: What stands between the clients and the step loop.
         exact: Take every step singly: slow, and the same result to rounding.
     """
-    start_s = time.perf_counter()
-    engine = Engine(
-        requests,
-        arrivals.source(len(requests)),
-        clock=clock,
-        limits=limits,
-        constants=front_end,
-        exact=exact,
+    share = Share(requests, arrivals)
+    (result,) = simulate_in_step(
+        [share], clock=clock, limits=limits, front_end=front_end, exact=exact
     )
-    engine.run()
+    return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """What one of several engines serves."""
+
+    requests: Requests
+    arrivals: Arrivals
+
+
+def simulate_in_step(
+    shares: Sequence[Share],
+    *,
+    clock: StepClock,
+    limits: EngineLimits,
+    front_end: FrontEndConstants,
+    expert_ranks: int = 0,
+    exact: bool = False,
+) -> list[SimulationResult]:
+    """Run requests through engines whose steps begin and end together.
+
+    Args:
+        shares: What each engine serves.
+        clock: Step costs of each engine.
+        limits: Batch, tokens, KV blocks and policies of each engine.
+        front_end: What stands between the clients and each step loop.
+        expert_ranks: Attention-DP ranks that share the experts, those without a request among
+            them; 0 without attention DP.
+        exact: Take every step singly: slow, and the same result to rounding.
+    """
+    start_s = time.perf_counter()
+    engines = [
+        Engine(
+            share.requests,
+            share.arrivals.source(len(share.requests)),
+            clock=clock,
+            limits=limits,
+            constants=front_end,
+            exact=exact,
+        )
+        for share in shares
+    ]
+    if len(engines) == 1 and not expert_ranks:
+        engines[0].run()
+    else:
+        Lockstep(engines, expert_ranks=expert_ranks, exact=exact).run()
+    wall_s = time.perf_counter() - start_s
+    return [_result(engine, front_end, wall_s / len(engines)) for engine in engines]
+
+
+def _result(engine: Engine, front_end: FrontEndConstants, wall_s: float) -> SimulationResult:
     return SimulationResult(
         requests=_columns(engine),
         engines=(_trace(engine),),
         front_end=front_end,
-        wall_s=time.perf_counter() - start_s,
+        wall_s=wall_s,
     )
 
 

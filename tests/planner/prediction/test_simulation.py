@@ -7,12 +7,14 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
+from cost_models.step import StepBatch
 from planner.api import Problem, load_problem, predict, predict_problem
 from planner.estimator.load import Protocol
 from planner.prediction.find_rate import find_rate
@@ -63,6 +65,52 @@ def test_agrees_with_the_closed_form_where_both_apply(
     simulated = predict_config(problem.evaluator, config, _closed_loop(isl, osl, clients=clients))
     for metric in ("tpot_ms.mean", "output_tok_per_s"):
         assert simulated.value(metric) == pytest.approx(closed.value(metric), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("model", "split"),
+    [
+        ("llama-3.3-70b", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
+        ("llama-3.3-70b", {"pipeline_parallel_size": 4}),
+        ("deepseek-v3", {"tensor_parallel_size": 8, "enable_attention_dp": True}),
+    ],
+)
+def test_lanes_in_step_cost_the_same_in_both_forms(
+    tmp_path: Path, model: str, split: dict[str, Any]
+) -> None:
+    """A prompt on one lane holds up all, in the simulation and in the closed form."""
+    workload = {
+        "schema_version": 1,
+        "name": "fixed",
+        "model": model,
+        "arrival": {"process": "closed_loop", "concurrency": 64, "num_requests": 640},
+        "isl": {"kind": "fixed", "tokens": 1024.0},
+        "osl": {"kind": "fixed", "tokens": 256.0},
+    }
+    path = tmp_path / "fixed.json"
+    path.write_text(json.dumps(workload))
+    problem = load_problem(gpu="h200", workload=str(path))
+    config = replace(problem.default_config, max_batch_size=64, **split)
+    closed = predict_config(problem.evaluator, config)
+    simulated = predict_config(problem.evaluator, config, workload_demand(problem.workload))
+    for metric in ("tpot_ms.mean", "output_tok_per_s"):
+        assert simulated.value(metric) == pytest.approx(closed.value(metric), rel=0.05)
+    assert closed.value("itl_ms.p99") > 1.5 * closed.value("itl_ms.p50")
+
+
+def test_experts_work_on_what_the_ranks_bring_on_average() -> None:
+    problem = load_problem(gpu="h200", workload="chat", model="deepseek-v3")
+    config = replace(problem.default_config, tensor_parallel_size=8, enable_attention_dp=True)
+    step = problem.evaluator.step_model(config)
+    prompt = StepBatch(prefill_sequences=1.0, prefill_tokens=2048.0)
+    unsaid, equal, alone = (
+        step.cost(replace(prompt, rank_tokens=tokens)).by_family
+        for tokens in (np.nan, 2048.0, 256.0)
+    )
+    changed = {f for f in equal if f != "launch" and alone[f] < equal[f]}
+    assert changed == {"moe", "communication"}
+    assert all(equal[family] == unsaid[family] for family in equal)
+    assert all(alone[f] == equal[f] for f in equal.keys() - changed - {"launch"})
 
 
 @pytest.mark.parametrize("workload", list_workloads())
