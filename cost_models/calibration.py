@@ -72,4 +72,6 @@ class Calibration:
     """Cross-validated error by `interval_key`."""
     borrowed: frozenset[str] = frozenset()
     """`family/dtype` of the operators that come from another GPU's tables."""
+    seen_versions: tuple[str, ...] = ()
+    """Engine versions of the runs behind the constants; empty where they are not stated."""
     sources: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ host. A user's own file may hold either part and is laid over the shipped ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cache
 from importlib.resources import files
@@ -69,37 +69,45 @@ Operators = dict[str, dict[str, OperatorFit[Any]]]
 
 
 def load_calibration(
-    gpu: GpuSpec, engine: str = "trtllm", path: str | Path = "", *, engine_version: str = ""
+    gpu: GpuSpec,
+    engine: str = "trtllm",
+    own: Sequence[str | Path] = (),
+    *,
+    engine_version: str = "",
 ) -> Calibration:
-    """Return what is known of an engine on a GPU: datasheet, then shipped, then the user's file.
+    """Return what is known of an engine on a GPU: datasheet, then shipped, then the user's files.
 
     Args:
         gpu: Where the engine runs.
         engine: `trtllm` or `vllm`.
-        path: A calibration file of the user's own, laid over the shipped ones.
+        own: Calibration files of the user's own, laid over the shipped ones in this order.
         engine_version: Takes the constants that are known to differ in that version.
 
     Raises:
-        ProfileError: The engine has no calibration, or a file cannot be read.
+        ProfileError: The engine has no calibration, or a file cannot be read or is of another
+            GPU or engine.
     """
     shared = read_engine_file(engine)
     differs = shared["versions"].get(engine_version, {})
-    own = _shipped_operators(gpu.name)
-    operators, borrowed = _with_borrowed(own, gpu)
+    measured = _shipped_operators(gpu.name)
+    operators, borrowed = _with_borrowed(measured, gpu)
     calibration = Calibration(
         gpu=gpu.name,
         engine=engine,
         engine_version=str(shared["engine_version"]),
-        provenance=Provenance.CALIBRATED if own else Provenance.DATASHEET,
+        provenance=Provenance.CALIBRATED if measured else Provenance.DATASHEET,
         operators=OperatorFits(**operators),
         step=StepConstants(**shared["step"]),
         memory=MemoryConstants(**shared["memory"]),
         front_end=FrontEndConstants(**shared["front_end"] | differs.get("front_end", {})),
         intervals=_intervals(shared["intervals"]),
         borrowed=borrowed,
+        seen_versions=_seen_versions(shared),
         sources=tuple(shared["sources"]),
     )
-    return _overlaid(calibration, Path(path)) if path else calibration
+    for path in own:
+        calibration = _overlaid(calibration, Path(path))
+    return calibration
 
 
 def operators_to_json(operators: Mapping[str, Mapping[str, OperatorFit[Any]]]) -> dict[str, Any]:
@@ -209,6 +217,14 @@ def _lent(fit: OperatorFit[Any]) -> OperatorFit[Any]:
 
 def _overlaid(calibration: Calibration, path: Path) -> Calibration:
     data = read_calibration_file(path)
+    for part, kind, present in (
+        ("operators", "gpu", calibration.gpu), ("step", "engine", calibration.engine),
+    ):  # fmt: skip
+        if part in data and data.get(kind, present) != present:
+            raise ProfileError(
+                f"{path}: holds the {part} of {data[kind]}, not of {present}",
+                hint=f"fit one with planner calibrate, or give --{kind} {data[kind]}",
+            )
     operators = {
         field.name: dict(getattr(calibration.operators, field.name))
         for field in fields(OperatorFits)
@@ -223,8 +239,13 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
         front_end=replace(calibration.front_end, **data.get("front_end", {})),
         intervals={**calibration.intervals, **_intervals(data.get("intervals", {}))},
         provenance=Provenance.CALIBRATED,
+        seen_versions=_seen_versions(data) or calibration.seen_versions,
         sources=(*calibration.sources, str(path)),
     )
+
+
+def _seen_versions(data: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(data.get("data", {}).get("engine_versions", ()))
 
 
 def _intervals(data: Mapping[str, Mapping[str, float]]) -> dict[str, ErrorQuantiles]:

@@ -87,14 +87,23 @@ class RunStore:
 
     Args:
         url: `sqlite:///FILE`, `postgresql://...`, or the path of an SQLite file.
+        must_exist: Whether to refuse an SQLite file that is not there instead of making it.
 
     Raises:
         ConfigError: The URL is wrong, its driver is missing, or the schema is another one.
         MeasurementError: The database cannot be opened.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        must_exist: bool = False,
+        lock_wait_s: float = LOCK_WAIT_S,
+    ) -> None:
         self._url = _parsed(url)
+        if must_exist:
+            _check_is_there(self._url)
         self._engine = _engine(self._url, lock_wait_s)
         with self._errors():
             _METADATA.create_all(self._engine)
@@ -260,6 +269,12 @@ def _parsed(url: str) -> URL:
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed
+
+
+def _check_is_there(url: URL) -> None:
+    file = url.database if url.drivername.startswith("sqlite") else None
+    if file and not Path(file).exists():
+        raise ConfigError(f"store {file}: no such file", hint="planner measure makes one")
 
 
 def _engine(url: URL, lock_wait_s: float) -> Engine:

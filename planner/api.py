@@ -17,6 +17,7 @@ from cost_models.model import ModelSpec
 from cost_models.precision import kv_dtype, quantization
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.weights import check_divides
+from planner.calibration.own import files_in_force
 from planner.knobs import apply_settings, parse_limits
 from planner.measuring.runs import ENGINE_DEFAULTS
 from planner.plans.plan import Plan, make_plan
@@ -93,6 +94,16 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
 ) -> Problem:
     """Load and check what a question is about.
 
+    Args:
+        gpu: Profile name, alias, YAML file, or `auto`.
+        workload: Shipped name, or a file.
+        model: Overrides the workload's.
+        engine: `trtllm` or `vllm`.
+        slo: Limits that replace or join the workload's.
+        risk: See `PlanRequest`.
+        calibration: A file, `shipped`, or empty for the user's own where there is one.
+        usd_per_hour: Price of one GPU.
+
     Raises:
         PlannerError: A profile is unknown or damaged, or no model is named.
     """
@@ -107,7 +118,8 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
         raise ConfigError(f"{workload} names no model", hint="give --model")
     shape = load_model(name)
     limits = dict(work.slo) | check_slo(slo or {}, "--slo")
-    calibrated = load_calibration(spec, engine, calibration)
+    own = files_in_force(calibration, gpu=spec.name, engine=engine)
+    calibrated = load_calibration(spec, engine, own)
     return Problem(
         gpu=spec,
         model=shape,
@@ -169,7 +181,7 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
 def _asked(problem: Problem, request: PlanRequest) -> dict[str, Any]:
     """What a plan answers, so that its file alone can be measured; files by their full path."""
     return {
-        "gpu": problem.gpu.name,
+        "gpu": problem.gpu.name if request.gpu == "auto" else _full_path(request.gpu),
         "workload": _full_path(request.workload),
         "model": _full_path(request.model or problem.workload.model),
         "engine": request.engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ from cost_models.calibration import Calibration
 from cost_models.calibration_io import load_calibration
 from cost_models.gpu import GpuSpec
 from cost_models.profile_io import load_gpu
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_of_the_users_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Calibrations of whoever runs the tests must not change what they expect."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 

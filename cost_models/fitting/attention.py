@@ -35,7 +35,7 @@ SUBSAMPLE = 2500
 SMOOTHNESS = 0.05
 """Weight of the residual grids' smoothness, chosen by cross-validation."""
 
-MIN_ROWS = 200
+MIN_ROWS = 150
 """Fewer rows than this do not make a fit."""
 
 KV_BYTES: Mapping[str, float] = {"bfloat16": 2.0, "fp8": 1.0}

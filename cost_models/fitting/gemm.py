@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -151,9 +152,12 @@ def _fit_constants(table: Table, gpu: GpuSpec, dtype: str, *, plain_launch_s: fl
 
 
 def _timed_warm(framework_version: str) -> bool:
-    """Whether the collector of that engine version left small weights in L2."""
-    major, minor = framework_version.split(".")[:2]
-    return (int(major), int(minor)) >= (1, 3)
+    """Whether the collector of that engine version left small weights in L2.
+
+    `planner microbench`, whose tables name torch as their framework, does as the newer ones.
+    """
+    version = re.match(r"(\d+)\.(\d+)", framework_version)
+    return version is None or (int(version[1]), int(version[2])) >= (1, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

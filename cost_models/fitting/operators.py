@@ -36,6 +36,7 @@ from cost_models.fitting.mla import (
 from cost_models.fitting.moe import fit_moe, predict_moe
 from cost_models.gpu import GpuSpec
 from cost_models.operators.fit import OperatorFit
+from cost_models.profile_io import load_gpu
 from cost_models.tables import Table, num_rows, read_table, select
 
 Fits = Mapping[str, OperatorFit[Any]]
@@ -104,6 +105,9 @@ TABLE_NAMES: Mapping[str, str] = {
 """Family by the name that its table, or a `family` column, gives it."""
 
 
+SUFFIXES = (".parquet", ".csv")
+
+
 def fit_operators(folder: Path, gpu: GpuSpec) -> dict[str, dict[str, OperatorFit[Any]]]:
     """Fit every family for which the folder holds a table of this GPU.
 
@@ -122,6 +126,12 @@ def fit_operators(folder: Path, gpu: GpuSpec) -> dict[str, dict[str, OperatorFit
     if not fitted:
         raise ProfileError(f"{folder}: no operator table of {gpu.name}")
     return fitted
+
+
+def has_table(folder: Path, family: str) -> bool:
+    """Whether a folder holds a table of this family."""
+    stems = FAMILIES[family].tables
+    return any((folder / f"{stem}{suffix}").is_file() for stem in stems for suffix in SUFFIXES)
 
 
 def predict_table(family: str, table: Table, gpu: GpuSpec, fits: OperatorFits) -> Any:
@@ -150,12 +160,25 @@ def _merged(folder: Path, family: Family, system: str) -> Table | None:
     return merged
 
 
+def _is_system(names: NDArray[np.generic], system: str) -> NDArray[np.bool_]:
+    """Which rows are of a GPU, under its name or an alias."""
+    same = [str(name) for name in np.unique(names) if _profile_name(str(name)) == system]
+    return np.isin(names, same)
+
+
+def _profile_name(system: str) -> str:
+    try:
+        return load_gpu(system).name
+    except ProfileError:
+        return system
+
+
 def _rows_of(folder: Path, stem: str, system: str) -> Table | None:
-    for suffix in (".parquet", ".csv"):
+    for suffix in SUFFIXES:
         path = folder / f"{stem}{suffix}"
         if path.is_file():
             table = read_table(path)
-            rows = select(table, table["system"] == system)
+            rows = select(table, _is_system(table["system"], system))
             return _newest(rows) if num_rows(rows) else None
     return None
 

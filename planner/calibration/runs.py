@@ -26,14 +26,15 @@ from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import fitted_constants, with_constants
 from planner.calibration.intervals import left_out_coverage, residual_intervals
+from planner.calibration.own import own_operators
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import (
     FRONT_END_LIMITED,
     Row,
     Validation,
+    calibration_from,
     predict_run_with,
-    run_calibration,
 )
 
 FloatArray = NDArray[np.float64]
@@ -69,6 +70,12 @@ FEWEST_GROUPS = 3
 
 NOT_TOLD = 0.9
 """Standard error, as a share of the prior's, from which runs count as silent on a constant."""
+
+FLAGGED_WEIGHT = 0.3
+"""Weight of a run's misses when something else than engine and GPU may have set its times."""
+
+WEIGHED_DOWN = frozenset({"client_limited", "throttled", "shared_gpu", "stalled", "cached_prompts"})
+"""Flags that do so."""
 
 OUTLIER = 3.0
 """Expected errors beyond which a metric's pull grows no more."""
@@ -108,6 +115,7 @@ def calibrate_runs(
     write_text(Path(out), json.dumps(content, indent=1) + "\n")
     return [
         *fit.lines(),
+        *_flagged_lines(runs),
         *_outlier_lines(runs, fit),
         *_left_out_errors(left_out),
         *_coverage_lines(left_out),
@@ -150,6 +158,15 @@ def _outlier_lines(runs: Sequence[MeasuredRun], fit: Fit) -> list[str]:
         f"{run_id}: outlier, off by up to {miss:.1f} expected errors; its pull was bounded"
         for run_id, miss in sorted(worst.items(), key=lambda item: -item[1])
         if miss > OUTLIER
+    ]
+
+
+def _flagged_lines(runs: Sequence[MeasuredRun]) -> list[str]:
+    """Name the runs that count for less."""
+    return [
+        f"{run.run_id}: {', '.join(run.flags)}; counts for {100 * FLAGGED_WEIGHT:.0f} %"
+        for run in runs
+        if _weight(run) < 1
     ]
 
 
@@ -331,9 +348,9 @@ def _load_key(run: MeasuredRun) -> tuple[str, str, int, float, float]:
 def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
     """Return what is shipped for a run's GPU and engine version, with these constants.
 
-    What is known to differ in that version stays.
+    What is known to differ in that version stays, and the user's own operators of the GPU.
     """
-    shipped = run_calibration(run)
+    shipped = calibration_from(run, own_operators(load_gpu(run.gpu).name))
     differs = read_engine_file(run.engine)["versions"].get(run.engine_version, {})
     return with_constants(shipped, values, kept=differs.get("front_end", {}))
 
@@ -387,8 +404,13 @@ def _misses(run: MeasuredRun, calibration: Calibration) -> list[float]:
         measured = run.measured.get(name)
         if measured and name not in skipped:
             error = 0.0 if hidden else math.log(row.predicted[name] / measured)
-            misses.append(min(max(error, -LARGEST_LOG_ERROR), LARGEST_LOG_ERROR) / log_sd)
+            bounded = min(max(error, -LARGEST_LOG_ERROR), LARGEST_LOG_ERROR)
+            misses.append(_weight(run) * bounded / log_sd)
     return misses
+
+
+def _weight(run: MeasuredRun) -> float:
+    return FLAGGED_WEIGHT if WEIGHED_DOWN.intersection(run.flags) else 1.0
 
 
 def _usable_runs(path: str) -> Iterator[MeasuredRun]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import click
 
 from planner.cli.options import progress_bar
@@ -10,9 +15,11 @@ from planner.cli.options import progress_bar
 @click.command("calibrate")
 @click.option(
     "--operators",
+    "--microbench",
+    "operators",
     default="",
     metavar="DIR",
-    help="Folder of operator tables; fits one GPU's operators.",
+    help="Folder of operator tables, as planner microbench writes them; fits one GPU's operators.",
 )
 @click.option("--gpu", default="", help="Whose rows of the operator tables are fitted.")
 @click.option(
@@ -21,25 +28,67 @@ from planner.cli.options import progress_bar
     metavar="FILE",
     help="Measured runs; fits the engine's constants; repeatable.",
 )
+@click.option(
+    "--store",
+    multiple=True,
+    metavar="FILE|URL",
+    help="Store of planner measure, in place of --runs or beside it; repeatable.",
+)
 @click.option("--engine", default="trtllm", show_default=True, help="Whose runs are fitted.")
-@click.option("--out", required=True, metavar="FILE", help="Calibration file to write.")
-def calibrate_command(
-    operators: str, gpu: str, runs: tuple[str, ...], engine: str, out: str
-) -> int:
+@click.option("--out", default="", metavar="FILE", help="Calibration file to write.")
+@click.option(
+    "--install",
+    is_flag=True,
+    help="Put it in force for plans, predictions and validations of yours.",
+)
+def calibrate_command(out: str, install: bool, gpu: str, operators: str, **given: Any) -> int:
     """Fit a calibration file from operator tables or measured runs."""
-    if bool(operators) == bool(runs):
-        raise click.UsageError("give --operators DIR with --gpu, or --runs FILE")
-    if operators:
-        if not gpu:
-            raise click.UsageError("--operators needs --gpu")
-        from planner.calibration.operators import calibrate_operators  # noqa: PLC0415
-
-        summary = calibrate_operators(operators, gpu=gpu, out=out)
-    else:
-        from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
-
-        with progress_bar("fitting") as progress:
-            summary = calibrate_runs(runs, engine=engine, out=out, progress=progress)
-    for line in summary:
-        click.echo(line)
+    if bool(operators) == bool(given["runs"] or given["store"]):
+        raise click.UsageError("give --microbench DIR with --gpu, or --runs FILE, or --store URL")
+    if operators and not gpu:
+        raise click.UsageError("--microbench needs --gpu")
+    if not out and not install:
+        raise click.UsageError("say where the calibration goes: --out FILE, --install, or both")
+    with tempfile.TemporaryDirectory(prefix="planner-calibrate-") as folder:
+        candidate = Path(folder) / "candidate.json"
+        name = (
+            _fit_operators(operators, gpu, candidate) if operators else _fit_runs(candidate, given)
+        )
+        _keep(candidate, name=name, out=out, install=install)
     return 0
+
+
+def _fit_operators(operators: str, gpu: str, candidate: Path) -> str:
+    from cost_models.profile_io import load_gpu  # noqa: PLC0415  help must not wait
+    from planner.calibration.operators import calibrate_operators  # noqa: PLC0415
+
+    for line in calibrate_operators(operators, gpu=gpu, out=str(candidate)):
+        click.echo(line)
+    return f"gpus/{load_gpu(gpu).name}"
+
+
+def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
+    from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
+
+    paths, engine = list(given["runs"]), str(given["engine"])
+    if given["store"]:
+        from planner.measuring.measure import export_runs, store_url  # noqa: PLC0415
+
+        for number, url in enumerate(given["store"]):
+            paths.append(str(export_runs(store_url(url), str(candidate.parent / f"store{number}"))))
+    with progress_bar("fitting") as progress:
+        lines = calibrate_runs(paths, engine=engine, out=str(candidate), progress=progress)
+    for line in lines:
+        click.echo(line)
+    return engine
+
+
+def _keep(candidate: Path, *, name: str, out: str, install: bool) -> None:
+    from planner.calibration.own import put_in_force  # noqa: PLC0415
+    from planner.files import write_text  # noqa: PLC0415
+
+    if out:
+        write_text(Path(out), candidate.read_text(encoding="utf-8"))
+    if install:
+        path = put_in_force(candidate, name=name)
+        click.echo(f"In force: {path} (planner profiles diff says what changes)", err=True)

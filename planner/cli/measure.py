@@ -81,7 +81,11 @@ def measure_command(
     """Run a plan, or a configuration, on real hardware and keep what was measured."""
     from planner.knobs import parse_assignments  # noqa: PLC0415
     from planner.measuring.cases import MeasureRequest  # noqa: PLC0415  help must not wait
-    from planner.measuring.measure import measure_request, measurement_to_json  # noqa: PLC0415
+    from planner.measuring.measure import (  # noqa: PLC0415
+        measure_request,
+        measured_drift,
+        measurement_to_json,
+    )
 
     if plan and options["config"]:
         raise click.UsageError("give a plan or --config, not both")
@@ -101,6 +105,8 @@ def measure_command(
     else:
         for result in results:
             _print_measurement(result)
+        for line in measured_drift(results, store=options["store"]):
+            click.echo(line)
     return 0 if all(result.is_ok for result in results) else MeasurementError.exit_status
 
 

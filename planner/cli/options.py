@@ -40,7 +40,10 @@ def common_options(function: Any) -> Any:
             help="For example ttft_ms.p99=500; repeatable.",
         ),
         click.option(
-            "--calibration", default="", metavar="FILE", help="A calibration of your own."
+            "--calibration",
+            default="",
+            metavar="FILE",
+            help="Instead of your calibration in force; `shipped` for none of yours.",
         ),
         click.option(
             "--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else."

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cost_models.errors import PlannerError, ProfileError
+from planner.cli.options import print_json
 
 
 @click.group("profiles")
@@ -48,6 +49,27 @@ def profiles_check(file: str) -> int:
     else:
         model = load_model(file)
         click.echo(f"{file}: model {model.name}, {model.architecture}, {model.num_layers} layers")
+    return 0
+
+
+@profiles_group.command("diff")
+@click.option("--gpu", default="h100", show_default=True, help="Whose operators are compared.")
+@click.option("--engine", default="trtllm", show_default=True, help="Whose constants are compared.")
+@click.option("--before", default="shipped", show_default=True, help="A calibration file.")
+@click.option("--after", default="", help="Another; default: yours in force.")
+@click.option("--plan", default="", metavar="FILE", help="plan.json to predict under both.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+def profiles_diff(plan: str, as_json: bool, **options: str) -> int:
+    """Say in what two calibrations differ, and what that does to a plan."""
+    from planner.calibration.diff import compare  # noqa: PLC0415  help must not wait
+
+    found = compare(plan=plan, **options)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        from planner.cli.report import print_calibration_diff  # noqa: PLC0415
+
+        print_calibration_diff(found)
     return 0
 
 

@@ -13,6 +13,7 @@ from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
 
 if TYPE_CHECKING:
+    from planner.calibration.diff import CalibrationDiff
     from planner.plans.plan import Neighbour, Plan
     from planner.validation.operators import OperatorError
     from planner.validation.validate import MetricError, Validation
@@ -266,6 +267,29 @@ def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None
     console.print("\nWhat changing one knob would do")
     for neighbour in neighbours:
         console.print(f"  {neighbour.knob}={neighbour.value}: {neighbour.verdict}")
+
+
+def print_calibration_diff(found: CalibrationDiff) -> None:
+    """Print the numbers in which two calibrations differ."""
+    console = _console()
+    parts = (
+        ("constant", found.constants),
+        ("90 % interval, width in %", found.intervals),
+        ("prediction of the plan", found.metrics),
+    )
+    for title, changes in parts:
+        if not changes:
+            continue
+        table = _table(title, "before", "after", "change")
+        for change in changes:
+            percent = f"{100 * (change.ratio - 1):+.1f} %" if change.before else "new"
+            table.add_row(change.name, f"{change.before:.4g}", f"{change.after:.4g}", percent)
+        console.print(table)
+        console.print()
+    if found.operators:
+        console.print(f"Operators fitted anew: {', '.join(found.operators)}")
+    if not any((found.constants, found.intervals, found.operators)):
+        console.print("No difference: planner calibrate --install puts one of your own in force.")
 
 
 def _print_errors(console: Console, metrics: Mapping[str, MetricError]) -> None:

@@ -17,7 +17,12 @@ from planner.cli.options import print_json, progress_bar
     metavar="FILE",
     help="Operator table (CSV or parquet) instead of runs.",
 )
-@click.option("--calibration", default="", metavar="FILE", help="A calibration of your own.")
+@click.option(
+    "--calibration",
+    default="",
+    metavar="FILE",
+    help="Instead of your calibration in force; `shipped` for none of yours.",
+)
 @click.option(
     "--report",
     "report_folder",
@@ -69,7 +74,9 @@ def _validate_runs(
         check_installed()
     with progress_bar("predicting runs") as progress:
         result = validate(runs, calibration=calibration, progress=progress)
-    content = result.to_json()
+    content = result.to_json() | {
+        "drift": result.drift_lines(f"--runs {runs}", calibration=calibration)
+    }
     if report_folder:
         from planner.validation.report import make_report, write_report  # noqa: PLC0415
 
@@ -87,4 +94,6 @@ def _validate_runs(
         print_json(content)
     else:
         print_validation(result)
+        for line in result.drift_lines(f"--runs {runs}", calibration=calibration):
+            click.echo(line)
     return 0

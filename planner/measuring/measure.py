@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cost_models.calibration_io import load_calibration
 from cost_models.errors import PlannerError, ProfileError
+from cost_models.profile_io import load_gpu
 from executor.backend import Availability, load_backend
 from executor.backend import backend_names as installed_backends
 from executor.machine import NvmlReader
@@ -22,6 +24,8 @@ from executor.measure import Measurement, MeasureOptions, PhaseLimits, Tools, me
 from executor.microbench.run import Microbench, microbench, write_tables
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
+from planner.calibration.drift import drift_lines, drifts, new_versions
+from planner.calibration.own import files_in_force
 from planner.measuring.cases import COMPARED_METRICS, MeasureRequest, cases_of, local_gpu
 from planner.measuring.runs import flat_metrics
 
@@ -67,6 +71,28 @@ def measure_request(request: MeasureRequest) -> list[Measurement]:
     return results
 
 
+def measured_drift(results: Sequence[Measurement], *, store: str) -> list[str]:
+    """Say which runs lie far outside what was predicted before them, and what to do about it."""
+    records = [r for result in results for r in result.records if r["status"] == "ok"]
+    found, versions, engines = [], [], []
+    for record in records:
+        predicted = {
+            name: (said["value"], (said["interval_90"][0], said["interval_90"][1]))
+            for name, said in (record.get("predicted") or {}).items()
+        }
+        if predicted:
+            engine, gpu = str(record["engine"]), load_gpu(str(record["gpu"]))
+            own = files_in_force("", gpu=gpu.name, engine=engine)
+            known = load_calibration(gpu, engine, own).seen_versions
+            found += drifts(record["run_id"], flat_metrics(record["measured"]), predicted)
+            versions += new_versions([str(record.get("engine_version") or "")], known)
+            engines.append(engine)
+    if not engines:
+        return []
+    source = f"--store {store}"
+    return drift_lines(found, dict.fromkeys(versions), engine=engines[0], source=source)
+
+
 def store_url(name: str) -> str:
     """Return the URL of a store that is named as a file or as a URL."""
     return name if "://" in name else f"sqlite:///{name}"
@@ -74,13 +100,13 @@ def store_url(name: str) -> str:
 
 def list_runs(store: str) -> list[StoredRun]:
     """Return all runs of a store, oldest first."""
-    with closing(RunStore(store)) as opened:
+    with closing(RunStore(store, must_exist=True)) as opened:
         return opened.runs()
 
 
 def show_run(store: str, run_id: str) -> StoredRun:
     """Return one run by its id or the beginning of it."""
-    with closing(RunStore(store)) as opened:
+    with closing(RunStore(store, must_exist=True)) as opened:
         return opened.run(run_id)
 
 

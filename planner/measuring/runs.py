@@ -48,6 +48,8 @@ class MeasuredRun:
     """Flat, `ttft_ms.mean` style."""
     folder: Path
     """Where `requests_file` is looked up."""
+    flags: tuple[str, ...] = ()
+    """What spoiled the run, as `throttled`."""
 
     @property
     def protocol(self) -> str:
@@ -280,4 +282,5 @@ def _parse(data: Any, folder: Path) -> MeasuredRun:
         workload=workload,
         measured=flat_metrics(data.get("measured") or {}),
         folder=folder,
+        flags=tuple(map(str, data.get("flags") or ())),
     )

@@ -18,22 +18,6 @@ def own_calibrations(folder: Path) -> dict[str, str]:
     return {path.stem: str(path) for path in sorted(folder.glob("*.json"))}
 
 
-def accept(candidate: Path, folder: Path, engine: str) -> Path:
-    """Put a calibration into force: it is moved to the user's folder, whole or not at all."""
-    from planner.files import write_text  # noqa: PLC0415  first paint
-
-    path = folder / f"{engine}.json"
-    write_text(path, candidate.read_text(encoding="utf-8"))
-    candidate.unlink()
-    return path
-
-
-def discard_own(folder: Path) -> None:
-    """Set the user's calibrations aside, so that the shipped ones are in force."""
-    for path in folder.glob("*.json"):
-        path.replace(path.with_suffix(".json.old"))
-
-
 def runs_file(source: str) -> str:
     """Return a runs file: the source itself, or what a store exports to a new folder.
 

@@ -17,6 +17,8 @@ from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
+from planner.calibration.drift import Drift, drift_lines, drifts, new_versions
+from planner.calibration.own import files_in_force
 from planner.estimator.load import Lengths, Load, Protocol
 from planner.measuring.bench_limits import tuned_limits
 from planner.measuring.runs import MeasuredRun, as_run, read_runs
@@ -47,6 +49,13 @@ class Row:
     predicted: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     front_end_share: float
+
+    def drifts(self) -> list[Drift]:
+        """Metrics far outside their interval; none where the front end hides the GPU."""
+        if self.front_end_share >= FRONT_END_LIMITED:
+            return []
+        predicted = {name: (value, self.intervals[name]) for name, value in self.predicted.items()}
+        return drifts(self.run.run_id, self.run.measured, predicted)
 
     def scored(self) -> Iterable[str]:
         """Metrics that were measured, predicted, and rest on enough requests."""
@@ -112,6 +121,22 @@ class Validation:
             )
         return groups
 
+    def drift_lines(self, source: str, *, calibration: str = "") -> list[str]:
+        """Say which runs the calibration in force no longer explains, by engine.
+
+        Args:
+            source: Runs as `planner calibrate` takes them.
+            calibration: As the runs were validated with.
+        """
+        lines: list[str] = []
+        for engine in dict.fromkeys(row.run.engine for row in self.rows):
+            rows = [row for row in self.rows if row.run.engine == engine]
+            known = run_calibration(rows[0].run, calibration).seen_versions
+            versions = new_versions((row.run.engine_version for row in rows), known)
+            found = [drift for row in rows for drift in row.drifts()]
+            lines += drift_lines(found, versions, engine=engine, source=source)
+        return lines
+
     def without_front_end_limited(self) -> Validation:
         """Return the runs whose rate the GPU, not the front end, decides."""
         kept = tuple(row for row in self.rows if row.front_end_share < FRONT_END_LIMITED)
@@ -154,7 +179,7 @@ def validate(
 
     Args:
         path: Runs, one JSON object a line.
-        calibration: A calibration file of the user's own.
+        calibration: A calibration file; `shipped`; empty for the user's own where there is one.
         progress: Called with (runs done, in all).
 
     Raises:
@@ -284,13 +309,22 @@ def _capacity_load(run: MeasuredRun) -> Load:
 
 
 def run_calibration(run: MeasuredRun, path: str = "") -> Calibration:
-    """Return what is known of a run's engine version on its GPU."""
-    return _calibration(run.gpu, run.engine, run.engine_version, path)
+    """Return what is known of a run's engine version on its GPU: shipped, or a user's own."""
+    return calibration_from(run, files_in_force(path, gpu=_gpu(run.gpu).name, engine=run.engine))
+
+
+def calibration_from(run: MeasuredRun, own: tuple[str, ...]) -> Calibration:
+    """Return the same from files at hand, laid over what is shipped."""
+    # A file that is written anew while a process lives is read anew.
+    written = tuple(Path(file).stat().st_mtime if Path(file).exists() else 0.0 for file in own)
+    return _calibration(run.gpu, run.engine, run.engine_version, own, written)
 
 
 @cache
-def _calibration(gpu: str, engine: str, version: str, path: str) -> Calibration:
-    return load_calibration(_gpu(gpu), engine, path, engine_version=version)
+def _calibration(
+    gpu: str, engine: str, version: str, own: tuple[str, ...], _written: tuple[float, ...]
+) -> Calibration:
+    return load_calibration(_gpu(gpu), engine, own, engine_version=version)
 
 
 @cache

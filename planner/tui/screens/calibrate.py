@@ -15,7 +15,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
-from planner.tui.calibrating import accept, discard_own
+from planner.calibration.own import put_in_force, set_aside
 from planner.tui.messages import FitMade, FitProgressed, RunsValidated, WorkerFailed
 from planner.tui.screens.runs_base import RunsFileScreen
 from planner.tui.widgets.scatter_plot import ScatterPlot
@@ -160,7 +160,9 @@ class CalibrateScreen(RunsFileScreen):
         if self.fit is None:
             self.say("There is no fit to accept: Ctrl+R makes one.")
             return
-        path = accept(self.fit.candidate, self.planner_app.calibration_folder, self.fit.engine)
+        path = put_in_force(
+            self.fit.candidate, name=self.fit.engine, folder=self.planner_app.calibration_folder
+        )
         self._close_fit(f"✓ In force: {path}. Plans and predictions use it from now on.")
 
     def action_discard(self) -> None:
@@ -176,7 +178,7 @@ class CalibrateScreen(RunsFileScreen):
         if not self.planner_app.own_calibrations():
             self.say("What is shipped is in force.")
             return
-        discard_own(self.planner_app.calibration_folder)
+        set_aside(self.planner_app.calibration_folder)
         self._close_fit("Your calibration is set aside (*.json.old); the shipped is in force.")
 
     @on(WorkerFailed)

@@ -14,6 +14,7 @@ import pytest
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_model
 from executor.protocols import ClosedLoop, OfflineBurst, OpenLoop
+from executor.store import RunStore
 from planner.measuring.cases import model_source, plan_configs, traffic_of
 from planner.workloads.workload import load_workload
 from tests.executor.conftest import DATA, STAND_INS, TINY_LLAMA
@@ -151,6 +152,10 @@ def test_the_doctor_names_every_backend_and_what_it_lacks(folder: Path) -> None:
 
 
 def test_an_empty_store_has_nothing_to_export(folder: Path) -> None:
+    missing = planner(folder, "runs", "export", "out")
+    assert missing.returncode == 2
+    assert "planner-runs.db: no such file; planner measure makes one" in missing.stderr
+    RunStore(str(folder / "planner-runs.db")).close()
     result = planner(folder, "runs", "export", "out")
     assert result.returncode == 2
     assert "holds no runs that ended well" in result.stderr

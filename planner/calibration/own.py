@@ -1,0 +1,73 @@
+"""The user's own calibrations: kept in the configuration folder and laid over the shipped ones.
+
+`<folder>/<engine>.json` holds an engine's constants, `<folder>/gpus/<gpu>.json` the operators of
+a GPU. Both are in force wherever no other calibration is named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHIPPED = "shipped"
+"""Names the shipped calibration where the user has one of their own."""
+
+
+def own_folder() -> Path:
+    """Return where the platform keeps the user's calibrations."""
+    from platformdirs import user_config_path  # noqa: PLC0415  help must not wait
+
+    return user_config_path("trtllm-planner", appauthor=False) / "calibrations"
+
+
+def own_operators(gpu: str, folder: Path | None = None) -> tuple[str, ...]:
+    """Return the user's file of a GPU's operators, if there is one.
+
+    Args:
+        gpu: Profile name.
+        folder: Other than `own_folder`.
+    """
+    path = (folder or own_folder()) / "gpus" / f"{gpu}.json"
+    return (str(path),) if path.is_file() else ()
+
+
+def own_constants(engine: str, folder: Path | None = None) -> tuple[str, ...]:
+    """Return the user's file of an engine's constants, if there is one."""
+    path = (folder or own_folder()) / f"{engine}.json"
+    return (str(path),) if path.is_file() else ()
+
+
+def files_in_force(asked: str, *, gpu: str, engine: str) -> tuple[str, ...]:
+    """Return the files that are laid over what is shipped, in order.
+
+    Args:
+        asked: A file instead of the user's own constants; `shipped` for nothing of the user's.
+        gpu: Profile name.
+        engine: `trtllm` or `vllm`.
+    """
+    if asked == SHIPPED:
+        return ()
+    return own_operators(gpu) + ((asked,) if asked else own_constants(engine))
+
+
+def put_in_force(candidate: Path, *, name: str, folder: Path | None = None) -> Path:
+    """Move a calibration file into the user's folder, whole or not at all.
+
+    Args:
+        candidate: The file; gone afterwards.
+        name: `<engine>`, or `gpus/<gpu>` for operators.
+        folder: Other than `own_folder`.
+    """
+    from planner.files import write_text  # noqa: PLC0415  first paint of the interface
+
+    path = (folder or own_folder()) / f"{name}.json"
+    write_text(path, candidate.read_text(encoding="utf-8"))
+    candidate.unlink()
+    return path
+
+
+def set_aside(folder: Path | None = None) -> list[Path]:
+    """Rename the user's calibrations to `*.json.old`, so that the shipped ones are in force."""
+    aside = []
+    for path in sorted((folder or own_folder()).rglob("*.json")):
+        aside.append(path.replace(path.with_suffix(".json.old")))
+    return aside
