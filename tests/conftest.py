@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from cost_models.calibration import Calibration
 from cost_models.calibration_io import load_calibration
 from cost_models.gpu import GpuSpec
 from cost_models.profile_io import load_gpu
+from executor.process import free_port
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,3 +45,34 @@ def h100() -> GpuSpec:
 @pytest.fixture(scope="session")
 def h100_calibration(h100: GpuSpec) -> Calibration:
     return load_calibration(h100)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """URL of a PostgreSQL server of its own; tests that need one skip where none can start."""
+    pytest.importorskip("psycopg")
+    initdb, pg_ctl = shutil.which("initdb"), shutil.which("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("PostgreSQL is not installed")
+    # The server refuses to run as root.
+    user = "nobody" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="planner-postgresql-"))
+    if user:
+        shutil.chown(folder, user)
+    data, port = str(folder / "data"), free_port()
+
+    def run(*command: str) -> None:
+        subprocess.run(
+            command, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60
+        )
+
+    try:
+        run(initdb, "-D", data, "-U", "planner", "--auth=trust", "--no-sync")
+        options = f"-p {port} -k {folder} -c fsync=off"
+        run(pg_ctl, "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start")
+        try:
+            yield f"postgresql://planner@127.0.0.1:{port}/postgres"
+        finally:
+            run(pg_ctl, "-D", data, "-m", "immediate", "-w", "stop")
+    finally:
+        shutil.rmtree(folder)

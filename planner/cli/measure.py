@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cost_models.errors import MeasurementError
-from planner.cli.options import print_json
+from planner.cli.options import duration_s, print_json
 
 if TYPE_CHECKING:
     from executor.measure import Measurement
@@ -62,7 +62,11 @@ JSON_OPTION = click.option(
     help="What the backend alone knows, as url=http://HOST:PORT of `endpoint`; repeatable.",
 )
 @click.option(
-    "--time-budget", default=600.0, show_default=True, help="Seconds for everything together."
+    "--time-budget",
+    type=duration_s,
+    default="10m",
+    show_default=True,
+    help="For everything together: 90s, 20m or 1h.",
 )
 @click.option(
     "--workdir", default="planner-measure", show_default=True, help="For logs and files made."

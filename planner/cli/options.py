@@ -13,6 +13,16 @@ import click
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def duration_s(text: str) -> float:
+    """Read a time option: 90, 90s, 20m or 1h."""
+    units_s = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units_s else (text, "s")
+    try:
+        return float(number) * units_s[unit]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a time: write 90s, 20m or 1h") from None
+
+
 def common_options(function: Any) -> Any:
     """Options that say what is served on what."""
     options = (

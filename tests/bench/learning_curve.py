@@ -29,7 +29,10 @@ from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import FRONT_END_LIMITED, Row, predict_run_with
 
-EVERYWHERE = ("tpot_ms.mean", "output_tok_per_s", "e2el_ms.p50", "e2el_ms.p99", "itl_ms.p99")
+EVERYWHERE = (
+    "tpot_ms.mean", "output_tok_per_s", "output_tok_per_s_per_gpu", "e2el_ms.p50", "e2el_ms.p99",
+    "itl_ms.p99", "ttft_ms.mean",
+)  # fmt: skip
 OPEN_LOOP = ("ttft_ms.p50", "ttft_ms.p99")
 
 

@@ -1,0 +1,118 @@
+"""`planner tune`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cost_models.errors import MeasurementError
+from planner.cli.measure import STORE_OPTION
+from planner.cli.options import at_least, common_options, duration_s, print_json, read_slo
+
+if TYPE_CHECKING:
+    from planner.tuning.tune import Tuned, TuneRequest
+
+
+@click.command("tune")
+@common_options
+@click.option("--backend", required=True, help="What runs it: `planner doctor` lists them.")
+@click.option("--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8.")
+@click.option(
+    "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
+)
+@click.option("--rate", type=float, default=None, help="Requests/s instead of the workload's.")
+@click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
+@click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
+@click.option(
+    "--time-budget", type=duration_s, default="20m", show_default=True, help="90s, 20m or 1h."
+)
+@click.option(
+    "--min-gain",
+    default=0.01,
+    show_default=True,
+    help="Ends when measuring on is expected to gain less, as a share of the best.",
+)
+@click.option("--repeats", default=1, show_default=True, help="Runs of a configuration.")
+@click.option("--requests", "num_requests", default=0, help="Requests of a run; default: workload.")
+@click.option("--random-weights", is_flag=True, help="Let the engine make up weights.")
+@click.option(
+    "--option",
+    "backend_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What the backend alone knows; repeatable.",
+)
+@click.option(
+    "--workdir", default="planner-measure", show_default=True, help="For logs and files made."
+)
+@click.option("--seed", default=0, show_default=True, help="Hosts that share a study share it.")
+@click.option(
+    "--study", default="tune", show_default=True, help="Its name in the store, to resume and share."
+)
+@STORE_OPTION
+def tune_command(as_json: bool, **options: Any) -> int:
+    """Measure the configurations that teach most, and find the best on real hardware."""
+    from planner.tuning.tune import tune  # noqa: PLC0415  help must not wait
+
+    result = tune(_tune_request(options))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print_tuned(result, engine=options["engine"], store=options["store"])
+    return 0 if result.best else MeasurementError.exit_status
+
+
+def _tune_request(options: dict[str, Any]) -> TuneRequest:
+    from planner.api import PlanRequest  # noqa: PLC0415
+    from planner.knobs import parse_assignments  # noqa: PLC0415
+    from planner.measuring.cases import MeasureRequest  # noqa: PLC0415
+    from planner.tuning.tune import TuneRequest  # noqa: PLC0415
+
+    plan = PlanRequest(
+        gpu=options["gpu"],
+        workload=options["workload"],
+        model=options["model"],
+        engine=options["engine"],
+        num_gpus=options["num_gpus"],
+        slo=read_slo(options["slo"]),
+        objective=options["objective"],
+        pins=parse_assignments(options["pin"], "--pin"),
+        limits=parse_assignments(options["limit"], "--limit"),
+        seed=options["seed"],
+        calibration=options["calibration"],
+    )
+    measure = MeasureRequest(
+        backend=options["backend"],
+        workload=options["workload"],
+        model=options["model"],
+        gpu=options["gpu"],
+        rate_per_s=options["rate"],
+        num_requests=options["num_requests"],
+        random_weights=options["random_weights"],
+        backend_options=parse_assignments(options["backend_options"], "--option"),
+        store=options["store"],
+        workdir=options["workdir"],
+        repeats=at_least(options["repeats"], 1, "--repeats"),
+        seed=options["seed"],
+    )
+    return TuneRequest(
+        plan=plan,
+        measure=measure,
+        study=options["study"],
+        rate_per_s=options["rate"],
+        time_budget_s=at_least(options["time_budget"], 1.0, "--time-budget"),
+        smallest_gain=at_least(options["min_gain"], 0.0, "--min-gain"),
+        said=lambda line: click.echo(line, err=True),
+    )
+
+
+def _print_tuned(result: Tuned, *, engine: str, store: str) -> None:
+    for tried in result.tried:
+        found = f"{tried.measured:10.4g}" if tried.measured is not None else f"{tried.failure:>10}"
+        mark = "★" if result.best and tried.index == result.best.index else " "
+        click.echo(f"{mark} measured {found}, predicted {tried.predicted:10.4g}  {tried.label}")
+    click.echo(f"Ended: {result.reason}")
+    if result.best:
+        click.echo(f"Best for {result.objective}: {result.best.label}")
+        click.echo(f"Learn from it: planner calibrate --store {store} --engine {engine} --install")

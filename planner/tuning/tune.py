@@ -1,0 +1,387 @@
+"""Tuning on real hardware: an Optuna study whose sampler is the cost model.
+
+Each trial is one candidate of the pool, measured by the executor and kept in the run store. The
+study lives in the same database, so several hosts can work on it together and a study that was
+interrupted goes on: a candidate that another host measures counts as measured with the expected
+outcome, one whose host died is given out again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from cost_models.errors import ConfigError
+from executor.backend import Failure, load_backend
+from executor.measure import Measurement
+from executor.store import RunStore
+from planner.api import PlanRequest, Problem, requested_problem
+from planner.measuring.cases import MeasureRequest
+from planner.measuring.measure import measure_request, store_url
+from planner.measuring.runs import flat_metrics
+from planner.prediction.simulation import workload_demand
+from planner.tuning.belief import Belief
+from planner.tuning.pool import Pool, make_pool, measured_log_score
+from planner.what_if import changed_load
+
+SMALLEST_GAIN = 0.01
+"""Expected gain, as a share of the best score, below which tuning ends."""
+
+HEARTBEAT_S = 10
+
+MISSED_HEARTBEATS = 4
+"""After so many a host counts as dead, and its candidate is free again."""
+
+MOST_ATTEMPTS = 2
+"""Times that a candidate is tried which fails for other reasons than memory."""
+
+CANDIDATE = "candidate"
+FAILURE = "failure"
+RUN_IDS = "run_ids"
+POOL_KEY = "pool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneRequest:
+    """What is tuned, on what, and for how long."""
+
+    plan: PlanRequest
+    measure: MeasureRequest
+    """Its backend, store, repeats and time limits; configurations come from the plan."""
+    study: str = "tune"
+    """Hosts that name the same study in the same store share it."""
+    rate_per_s: float | None = None
+    """Instead of the workload's."""
+    time_budget_s: float = 1200.0
+    smallest_gain: float = SMALLEST_GAIN
+    heartbeat_s: int = HEARTBEAT_S
+    said: Callable[[str], None] = field(default=lambda _line: None)
+    """Told what is measured next, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One candidate that was measured, or failed."""
+
+    index: int
+    label: str
+    config: Mapping[str, Any]
+    predicted: float
+    """Score; requests/s, tokens/s/GPU, or 1/ms for latency."""
+    measured: float | None
+    """None where it failed."""
+    failure: str
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What a study has found so far."""
+
+    objective: str
+    tried: tuple[Tried, ...]
+    """In order of measuring."""
+    best: Tried | None
+    expected_gain: float
+    """Of measuring on, as a share of the best score."""
+    reason: str
+    """Why tuning ended."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON form."""
+        return {
+            "objective": self.objective,
+            "reason": self.reason,
+            "expected_gain": round(self.expected_gain, 5),
+            "best": _tried_to_json(self.best) if self.best else None,
+            "tried": [_tried_to_json(tried) for tried in self.tried],
+        }
+
+
+def _tried_to_json(tried: Tried) -> dict[str, Any]:
+    return {
+        "label": tried.label,
+        "config": dict(tried.config),
+        "predicted": tried.predicted,
+        "measured": tried.measured,
+        "failure": tried.failure,
+        "runs": list(tried.run_ids),
+    }
+
+
+def tune(request: TuneRequest) -> Tuned:
+    """Measure the candidates that teach most until little is left to gain.
+
+    Raises:
+        PlannerError: Bad input, a store that does not answer, or a study of another question.
+        KeyboardInterrupt: Interrupted; what was measured is kept, and the study goes on later.
+    """
+    load_backend(request.measure.backend)
+    return _Tuning(request).run()
+
+
+class _Tuning:
+    def __init__(self, request: TuneRequest) -> None:
+        self.request = request
+        self.problem = _problem(request)
+        self.objective = request.plan.objective or self.problem.workload.objective
+        demand = workload_demand(self.problem.workload, seed=request.plan.seed)
+        self.pool = make_pool(self.problem, request.plan, demand, objective=self.objective)
+        self.until_s = time.monotonic() + request.time_budget_s
+        self.study = self._opened_study()
+        self.reason = "time budget spent"
+
+    def run(self) -> Tuned:
+        """Measure until the gain is small or the time is over."""
+        with _quiet():
+            self.study.optimize(
+                self._measure,
+                timeout=max(self.until_s - time.monotonic(), 0.1),
+                catch=(_CandidateFailedError,),
+                callbacks=[self._stop_when_done],
+            )
+        return self._result()
+
+    def _opened_study(self) -> optuna.Study:
+        with _quiet(), _storage_errors(self.request.measure.store):
+            study = optuna.create_study(
+                direction="maximize",
+                sampler=_ModelSampler(self.pool),
+                storage=_storage(self.request.measure.store, self.request.heartbeat_s),
+                study_name=self.request.study,
+                load_if_exists=True,
+            )
+            known, key = study.user_attrs.get(POOL_KEY), self._question_key()
+            if known is None:
+                study.set_user_attr(POOL_KEY, key)
+            elif known != key:
+                raise ConfigError(
+                    f"study {self.request.study!r} in {self.request.measure.store} is of another "
+                    "question or calibration",
+                    hint="give another --study",
+                )
+            return study
+
+    def _question_key(self) -> str:
+        """The same for hosts that ask the same of the same candidates."""
+        plan, rate = self.request.plan, self.request.rate_per_s
+        asked = (plan.gpu, self.problem.workload.name, self.problem.model.name, plan.engine)
+        return f"{self.pool.key} {self.objective} {rate} {sorted(self.problem.slo.items())} {asked}"
+
+    def _measure(self, trial: Trial) -> float:
+        """Measure one candidate; what fails says so in the study."""
+        index = int(trial.suggest_categorical(CANDIDATE, range(len(self.pool.configs))))
+        self.request.said(f"{self._progress_words()}; next: {self.label(index)}")
+        request = replace(
+            self.request.measure,
+            configs=(self.pool.configs[index],),
+            time_budget_s=max(self.until_s - time.monotonic(), 1.0),
+        )
+        measurements = measure_request(request)
+        records = [record for m in measurements for record in m.records]
+        trial.set_user_attr(RUN_IDS, [record["run_id"] for record in records])
+        scores = self._log_scores(measurements)
+        if not scores:
+            failure = str(records[-1]["status"]) if records else "out_of_time"
+            trial.set_user_attr(FAILURE, failure)
+            raise _CandidateFailedError(failure)
+        return median(scores)
+
+    def _log_scores(self, measurements: list[Measurement]) -> list[float]:
+        scores = []
+        with closing(RunStore(self.request.measure.store)) as store:
+            for record in (r for m in measurements for r in m.records if r["status"] == "ok"):
+                scores.append(
+                    measured_log_score(
+                        flat_metrics(record["measured"]),
+                        store.run(record["run_id"]).requests(),
+                        objective=self.objective,
+                        slo=self.problem.slo,
+                        num_gpus=int(record.get("num_gpus") or 1),
+                    )
+                )
+        return scores
+
+    def _stop_when_done(self, study: optuna.Study, _trial: FrozenTrial) -> None:
+        state = _State.of(study, self.pool)
+        if not state.gains.any():
+            self.reason = "no other candidate can be the best"
+            study.stop()
+        elif state.expected_gain < self.request.smallest_gain and state.measured:
+            self.reason = (
+                f"measuring on is expected to gain {100 * state.expected_gain:.2f} %, less than "
+                f"{100 * self.request.smallest_gain:g} %"
+            )
+            study.stop()
+
+    def _progress_words(self) -> str:
+        state = _State.of(self.study, self.pool)
+        return f"{len(state.measured)} measured, gain to expect {100 * state.expected_gain:.1f} %"
+
+    def label(self, index: int) -> str:
+        """Name a candidate by what sets it apart."""
+        config = self.pool.configs[index]
+        words = {0: "plan's choice", self.pool.default: "engine's default"}.get(index, "")
+        parts = [
+            config.quantization, f"kv {config.kv_cache_dtype}", f"TP{config.tensor_parallel_size}",
+            f"batch {config.max_batch_size}", f"tokens {config.max_num_tokens}",
+            f"blocks {config.tokens_per_block}",
+        ]  # fmt: skip
+        return " ".join(parts) + (f" ({words})" if words else "")
+
+    def _result(self) -> Tuned:
+        trials = [t for t in self.study.trials if t.state.is_finished() and CANDIDATE in t.params]
+        tried = tuple(self._tried(trial) for trial in trials)
+        measured = [one for one in tried if one.measured is not None]
+        return Tuned(
+            objective=self.objective,
+            tried=tried,
+            best=max(measured, key=lambda one: one.measured or 0.0, default=None),
+            expected_gain=_State.of(self.study, self.pool).expected_gain,
+            reason=self.reason,
+        )
+
+    def _tried(self, trial: FrozenTrial) -> Tried:
+        index = int(trial.params[CANDIDATE])
+        prediction = self.pool.predictions[index]
+        return Tried(
+            index=index,
+            label=self.label(index),
+            config=prediction.to_json()["config"],
+            predicted=math.exp(self.pool.log_scores[index]),
+            measured=None if trial.value is None else math.exp(trial.value),
+            failure=str(trial.user_attrs.get(FAILURE, "" if trial.value is not None else "lost")),
+            run_ids=tuple(trial.user_attrs.get(RUN_IDS, ())),
+        )
+
+
+def _problem(request: TuneRequest) -> Problem:
+    problem = requested_problem(request.plan)
+    if request.rate_per_s is None:
+        return problem
+    return changed_load(problem, rate_per_s=request.rate_per_s)
+
+
+class _CandidateFailedError(Exception):
+    """A candidate could not be measured; its runs say why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _State:
+    """What a study knows now."""
+
+    belief: Belief
+    choosable: NDArray[np.bool_]
+    measured: Mapping[int, list[float]]
+    pending: tuple[int, ...]
+
+    @classmethod
+    def of(cls, study: optuna.Study, pool: Pool) -> _State:
+        measured: dict[int, list[float]] = {}
+        failures: Counter[int] = Counter()
+        choosable = np.ones(len(pool.configs), dtype=bool)
+        pending = []
+        free_bytes = pool.free_bytes()
+        for trial in study.get_trials(deepcopy=False):
+            if CANDIDATE not in trial.params:
+                continue
+            index = int(trial.params[CANDIDATE])
+            if trial.value is not None:
+                measured.setdefault(index, []).append(trial.value)
+            elif trial.state is TrialState.RUNNING:
+                pending.append(index)
+            elif trial.user_attrs.get(FAILURE) == Failure.OUT_OF_MEMORY:
+                # What leaves less free than one that did not fit does not fit either.
+                choosable &= free_bytes > free_bytes[index]
+            elif FAILURE in trial.user_attrs:
+                failures[index] += 1
+        for index, count in failures.items():
+            choosable[index] &= count < MOST_ATTEMPTS
+        choosable[list(measured)] = True
+        return cls(
+            belief=pool.belief().after(measured).without_news(pending),
+            choosable=choosable,
+            measured=measured,
+            pending=tuple(pending),
+        )
+
+    @property
+    def gains(self) -> NDArray[np.float64]:
+        """What measuring each candidate is worth; nothing where it is being measured, or was."""
+        gains = self.belief.gains(self.choosable)
+        gains[[*self.measured, *self.pending]] = 0.0
+        return gains
+
+    @property
+    def expected_gain(self) -> float:
+        """The largest of them."""
+        return float(self.gains.max())
+
+
+class _ModelSampler(optuna.samplers.BaseSampler):
+    """Suggests the candidate whose measurement is worth most; at first the plan's own choice."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def infer_relative_search_space(
+        self,
+        study: optuna.Study,  # noqa: ARG002  Optuna's form
+        trial: FrozenTrial,  # noqa: ARG002
+    ) -> dict[str, BaseDistribution]:
+        """Return the one parameter there is."""
+        return {CANDIDATE: CategoricalDistribution(range(len(self.pool.configs)))}
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,  # noqa: ARG002  Optuna's form
+        search_space: dict[str, BaseDistribution],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Return the next candidate."""
+        state = _State.of(study, self.pool)
+        if not state.measured and 0 not in state.pending and state.choosable[0]:
+            return {CANDIDATE: 0}
+        return {CANDIDATE: int(state.gains.argmax())}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, _: Any) -> Any:  # noqa: ARG002
+        """Refuse: there is no other parameter."""
+        raise AssertionError(param_name)
+
+
+def _storage(store: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
+    url = store_url(store).replace("postgresql://", "postgresql+psycopg://", 1)
+    return optuna.storages.RDBStorage(
+        url, heartbeat_interval=heartbeat_s, grace_period=MISSED_HEARTBEATS * heartbeat_s
+    )
+
+
+@contextmanager
+def _storage_errors(store: str) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, ImportError, RuntimeError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise ConfigError(f"store {store}: {reason}", hint="check --store") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
