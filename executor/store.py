@@ -34,7 +34,13 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from cost_models.errors import ConfigError, MeasurementError
 from executor.records import MeasuredRequest, RunRecord
@@ -106,9 +112,16 @@ class RunStore:
             _check_is_there(self._url)
         self._engine = _engine(self._url, lock_wait_s)
         with self._errors():
-            _METADATA.create_all(self._engine)
+            self._make_tables()
             self._check_schema()
         self._take_in_spilled()
+
+    def _make_tables(self) -> None:
+        try:
+            _METADATA.create_all(self._engine)
+        except (IntegrityError, ProgrammingError):
+            # Another host made them in the same moment; what is really wrong fails again.
+            _METADATA.create_all(self._engine)
 
     @property
     def spill_path(self) -> Path:

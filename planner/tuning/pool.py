@@ -25,6 +25,9 @@ from planner.tuning.belief import Belief
 
 FloatArray = NDArray[np.float64]
 
+SEARCH_S = 600.0
+"""Longest search; ample, so that slow hosts and fast ones find the same candidates."""
+
 POOL_SIZE = 24
 
 NUM_BEST = 12
@@ -107,7 +110,7 @@ def make_pool(problem: Problem, request: PlanRequest, demand: Demand, *, objecti
     options = SearchOptions(
         objective=objective,
         trials=request.trials,
-        time_budget_s=request.time_budget_s,
+        time_budget_s=SEARCH_S,
         seed=request.seed,
     )
     space = search_space(problem, request)

@@ -11,22 +11,18 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-import numpy as np
 import optuna
-from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import FrozenTrial, Trial
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from cost_models.errors import ConfigError
-from executor.backend import Failure, load_backend
+from executor.backend import load_backend
 from executor.measure import Measurement
 from executor.store import RunStore
 from planner.api import PlanRequest, Problem, requested_problem
@@ -34,8 +30,8 @@ from planner.measuring.cases import MeasureRequest
 from planner.measuring.measure import measure_request, store_url
 from planner.measuring.runs import flat_metrics
 from planner.prediction.simulation import workload_demand
-from planner.tuning.belief import Belief
-from planner.tuning.pool import Pool, make_pool, measured_log_score
+from planner.tuning.pool import make_pool, measured_log_score
+from planner.tuning.sampler import CANDIDATE, FAILURE, ModelSampler, StudyState
 from planner.what_if import changed_load
 
 SMALLEST_GAIN = 0.01
@@ -46,11 +42,9 @@ HEARTBEAT_S = 10
 MISSED_HEARTBEATS = 4
 """After so many a host counts as dead, and its candidate is free again."""
 
-MOST_ATTEMPTS = 2
-"""Times that a candidate is tried which fails for other reasons than memory."""
+OPENING_ATTEMPTS, OPENING_WAIT_S = 5, 0.5
+"""Of a store whose tables several hosts make at once."""
 
-CANDIDATE = "candidate"
-FAILURE = "failure"
 RUN_IDS = "run_ids"
 POOL_KEY = "pool"
 
@@ -142,39 +136,44 @@ class _Tuning:
         demand = workload_demand(self.problem.workload, seed=request.plan.seed)
         self.pool = make_pool(self.problem, request.plan, demand, objective=self.objective)
         self.until_s = time.monotonic() + request.time_budget_s
-        self.study = self._opened_study()
+        with _quiet(), _storage_errors(request.measure.store):
+            self.storage = _storage(request.measure.store, request.heartbeat_s)
+            self.study = self._opened_study()
         self.reason = "time budget spent"
 
     def run(self) -> Tuned:
         """Measure until the gain is small or the time is over."""
-        with _quiet():
-            self.study.optimize(
-                self._measure,
-                timeout=max(self.until_s - time.monotonic(), 0.1),
-                catch=(_CandidateFailedError,),
-                callbacks=[self._stop_when_done],
-            )
-        return self._result()
+        try:
+            with _quiet(), _storage_errors(self.request.measure.store):
+                self.study.optimize(
+                    self._measure,
+                    timeout=max(self.until_s - time.monotonic(), 0.1),
+                    catch=(_CandidateFailedError,),
+                    callbacks=[self._stop_when_done],
+                )
+                return self._result()
+        finally:
+            self.storage.remove_session()
+            self.storage.engine.dispose()
 
     def _opened_study(self) -> optuna.Study:
-        with _quiet(), _storage_errors(self.request.measure.store):
-            study = optuna.create_study(
-                direction="maximize",
-                sampler=_ModelSampler(self.pool),
-                storage=_storage(self.request.measure.store, self.request.heartbeat_s),
-                study_name=self.request.study,
-                load_if_exists=True,
+        study = optuna.create_study(
+            direction="maximize",
+            sampler=ModelSampler(self.pool),
+            storage=self.storage,
+            study_name=self.request.study,
+            load_if_exists=True,
+        )
+        known, key = study.user_attrs.get(POOL_KEY), self._question_key()
+        if known is None:
+            study.set_user_attr(POOL_KEY, key)
+        elif known != key:
+            raise ConfigError(
+                f"study {self.request.study!r} in {self.request.measure.store} is of another "
+                "question or calibration",
+                hint="give another --study",
             )
-            known, key = study.user_attrs.get(POOL_KEY), self._question_key()
-            if known is None:
-                study.set_user_attr(POOL_KEY, key)
-            elif known != key:
-                raise ConfigError(
-                    f"study {self.request.study!r} in {self.request.measure.store} is of another "
-                    "question or calibration",
-                    hint="give another --study",
-                )
-            return study
+        return study
 
     def _question_key(self) -> str:
         """The same for hosts that ask the same of the same candidates."""
@@ -217,7 +216,7 @@ class _Tuning:
         return scores
 
     def _stop_when_done(self, study: optuna.Study, _trial: FrozenTrial) -> None:
-        state = _State.of(study, self.pool)
+        state = StudyState.of(study, self.pool)
         if not state.gains.any():
             self.reason = "no other candidate can be the best"
             study.stop()
@@ -229,7 +228,7 @@ class _Tuning:
             study.stop()
 
     def _progress_words(self) -> str:
-        state = _State.of(self.study, self.pool)
+        state = StudyState.of(self.study, self.pool)
         return f"{len(state.measured)} measured, gain to expect {100 * state.expected_gain:.1f} %"
 
     def label(self, index: int) -> str:
@@ -251,7 +250,7 @@ class _Tuning:
             objective=self.objective,
             tried=tried,
             best=max(measured, key=lambda one: one.measured or 0.0, default=None),
-            expected_gain=_State.of(self.study, self.pool).expected_gain,
+            expected_gain=StudyState.of(self.study, self.pool).expected_gain,
             reason=self.reason,
         )
 
@@ -280,94 +279,18 @@ class _CandidateFailedError(Exception):
     """A candidate could not be measured; its runs say why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _State:
-    """What a study knows now."""
-
-    belief: Belief
-    choosable: NDArray[np.bool_]
-    measured: Mapping[int, list[float]]
-    pending: tuple[int, ...]
-
-    @classmethod
-    def of(cls, study: optuna.Study, pool: Pool) -> _State:
-        measured: dict[int, list[float]] = {}
-        failures: Counter[int] = Counter()
-        choosable = np.ones(len(pool.configs), dtype=bool)
-        pending = []
-        free_bytes = pool.free_bytes()
-        for trial in study.get_trials(deepcopy=False):
-            if CANDIDATE not in trial.params:
-                continue
-            index = int(trial.params[CANDIDATE])
-            if trial.value is not None:
-                measured.setdefault(index, []).append(trial.value)
-            elif trial.state is TrialState.RUNNING:
-                pending.append(index)
-            elif trial.user_attrs.get(FAILURE) == Failure.OUT_OF_MEMORY:
-                # What leaves less free than one that did not fit does not fit either.
-                choosable &= free_bytes > free_bytes[index]
-            elif FAILURE in trial.user_attrs:
-                failures[index] += 1
-        for index, count in failures.items():
-            choosable[index] &= count < MOST_ATTEMPTS
-        choosable[list(measured)] = True
-        return cls(
-            belief=pool.belief().after(measured).without_news(pending),
-            choosable=choosable,
-            measured=measured,
-            pending=tuple(pending),
-        )
-
-    @property
-    def gains(self) -> NDArray[np.float64]:
-        """What measuring each candidate is worth; nothing where it is being measured, or was."""
-        gains = self.belief.gains(self.choosable)
-        gains[[*self.measured, *self.pending]] = 0.0
-        return gains
-
-    @property
-    def expected_gain(self) -> float:
-        """The largest of them."""
-        return float(self.gains.max())
-
-
-class _ModelSampler(optuna.samplers.BaseSampler):
-    """Suggests the candidate whose measurement is worth most; at first the plan's own choice."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-
-    def infer_relative_search_space(
-        self,
-        study: optuna.Study,  # noqa: ARG002  Optuna's form
-        trial: FrozenTrial,  # noqa: ARG002
-    ) -> dict[str, BaseDistribution]:
-        """Return the one parameter there is."""
-        return {CANDIDATE: CategoricalDistribution(range(len(self.pool.configs)))}
-
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,  # noqa: ARG002  Optuna's form
-        search_space: dict[str, BaseDistribution],  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Return the next candidate."""
-        state = _State.of(study, self.pool)
-        if not state.measured and 0 not in state.pending and state.choosable[0]:
-            return {CANDIDATE: 0}
-        return {CANDIDATE: int(state.gains.argmax())}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, _: Any) -> Any:  # noqa: ARG002
-        """Refuse: there is no other parameter."""
-        raise AssertionError(param_name)
-
-
 def _storage(store: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
     url = store_url(store).replace("postgresql://", "postgresql+psycopg://", 1)
-    return optuna.storages.RDBStorage(
-        url, heartbeat_interval=heartbeat_s, grace_period=MISSED_HEARTBEATS * heartbeat_s
-    )
+    grace_s = MISSED_HEARTBEATS * heartbeat_s
+    for _ in range(OPENING_ATTEMPTS - 1):
+        try:
+            return optuna.storages.RDBStorage(
+                url, heartbeat_interval=heartbeat_s, grace_period=grace_s
+            )
+        except (IntegrityError, ProgrammingError):
+            # Another host makes the tables in the same moment; what is really wrong fails again.
+            time.sleep(OPENING_WAIT_S)
+    return optuna.storages.RDBStorage(url, heartbeat_interval=heartbeat_s, grace_period=grace_s)
 
 
 @contextmanager
