@@ -129,6 +129,9 @@ def first_problem(error: Any, path: Path) -> ProfileError:
     if problem["type"] in ("extra_forbidden", "missing"):
         text = "is not a known key" if problem["type"] == "extra_forbidden" else "is missing"
         return ProfileError(f"{path}: {key} {text}")
+    if problem["type"] == "union_tag_not_found":
+        lacks = f"{path}: {key} lacks its {problem['ctx']['discriminator']}"
+        return ProfileError(lacks, hint="write a number, or name the kind")
     value = str(problem.get("input"))[:60]
     return ProfileError(f"{path}: {key}={value!r}: {problem['msg'].lower()}")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from planner.workloads.workload import (
     LARGEST_TOKENS,
@@ -107,8 +107,16 @@ class EmpiricalLength(_Strict):
         return LengthDistribution(probabilities=np.linspace(0.0, 1.0, len(ordered)), tokens=ordered)
 
 
+def _plain_number(value: Any) -> Any:
+    """A number alone is the length of every request."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"kind": "fixed", "tokens": value} if is_number else value
+
+
 Length = Annotated[
-    FixedLength | LognormalLength | QuantileLength | EmpiricalLength, Field(discriminator="kind")
+    FixedLength | LognormalLength | QuantileLength | EmpiricalLength,
+    Field(discriminator="kind"),
+    BeforeValidator(_plain_number),
 ]
 
 
