@@ -24,6 +24,8 @@ class State:
     theme: str = ""
     runs_file: str = ""
     """Last file of measured runs."""
+    measuring: Mapping[str, str] = field(default_factory=dict)
+    """What the form of the Measure screen says, by field."""
 
 
 def default_state_file() -> Path:
@@ -63,12 +65,13 @@ def _state(data: Any) -> State:
     if not isinstance(data, Mapping) or data.get("schema_version") != SCHEMA_VERSION:
         raise ValueError("not a state of this version")
     names = [item.name for item in fields(Question)]
-    asked = data["question"]
+    asked, form = data["question"], dict(data.get("measuring", {}))
     return State(
         question=Question(**{name: _text(asked, name) for name in names}),
         screen=_text(data, "screen"),
         theme=_text(data, "theme"),
         runs_file=_text(data, "runs_file"),
+        measuring={str(name): _text(form, name) for name in form},
     )
 
 

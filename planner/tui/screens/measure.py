@@ -103,13 +103,14 @@ class MeasureScreen(PlannerScreen):
 
     def compose_body(self) -> ComposeResult:
         """Lay out the form, the live figures and the log."""
+        kept = {**VALUES, **self.planner_app.state.measuring}
         with Horizontal(id="body"):
             with VerticalScroll(id="form", can_focus=False):
                 for name, label in LABELS.items():
                     yield Field(
                         name,
                         label,
-                        value=VALUES.get(name, ""),
+                        value=kept.get(name, ""),
                         placeholder=HINTS.get(name, ""),
                         choices=(lambda: self.backends) if name == "backend" else None,
                     )
@@ -166,7 +167,8 @@ class MeasureScreen(PlannerScreen):
 
     @on(Input.Changed)
     def check_field(self, event: Input.Changed) -> None:
-        """Say at once what is wrong with a field."""
+        """Say at once what is wrong with a field, and keep what the form says for the next time."""
+        self.planner_app.remember(measuring={name: self._text(name) for name in LABELS})
         if event.input.name == "backend":
             self._check_backend()
         elif event.input.name in LABELS:

@@ -61,6 +61,21 @@ async def test_question_screen_and_theme_survive_a_restart(tmp_path: Path) -> No
 
 
 @pytest.mark.asyncio
+async def test_the_form_of_a_measurement_survives_a_restart(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, workload="nothing") as pilot:
+        await pilot.press("f5")
+        await fill(pilot, "requests", "12")
+        await until(pilot, lambda: app_of(pilot).state.measuring.get("requests") == "12")
+    async with planner_at(tmp_path, workload="nothing") as pilot:
+        await pilot.press("f5")
+        form = {
+            name: pilot.app.screen.query_one(f"#field-{name} Input", Input).value
+            for name in ("requests", "backend", "repeats")
+        }
+        assert form == {"requests": "12", "backend": "transformers", "repeats": ""}
+
+
+@pytest.mark.asyncio
 async def test_broken_state_file_becomes_a_notice_on_screen(tmp_path: Path) -> None:
     (tmp_path / "tui.json").write_text("{")
     async with planner_at(tmp_path) as pilot:
