@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from cost_models.calibration import Calibration, ErrorQuantiles
 from cost_models.calibration_io import (
@@ -26,7 +25,9 @@ from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import fitted_constants, with_constants
 from planner.calibration.intervals import left_out_coverage, residual_intervals
+from planner.calibration.memory import fit_memory
 from planner.calibration.own import own_operators
+from planner.calibration.solver import OUTLIER, STEP, solve
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import (
@@ -62,9 +63,6 @@ MOST_RUNS = 32
 
 ITERATIONS = 6
 
-SMALLEST_STEP = 0.05
-"""Change of a constant, in its prior's standard deviations, by which its effect is measured."""
-
 FEWEST_GROUPS = 3
 """Groups of runs without which leaving one out says nothing of the spread."""
 
@@ -76,9 +74,6 @@ FLAGGED_WEIGHT = 0.3
 
 WEIGHED_DOWN = frozenset({"client_limited", "throttled", "shared_gpu", "stalled", "cached_prompts"})
 """Flags that do so."""
-
-OUTLIER = 3.0
-"""Expected errors beyond which a metric's pull grows no more."""
 
 
 def calibrate_runs(
@@ -101,8 +96,10 @@ def calibrate_runs(
         raise ProfileError(f"{names}: no usable run of engine {engine!r}")
     fit, left_out = fitted_and_left_out(runs, progress=progress)
     shipped = load_calibration(load_gpu(runs[0].gpu), engine)
+    memory = fit_memory(runs, shipped)
     fitted = replace(
         with_constants(shipped, fit.values),
+        memory=memory.constants,
         intervals=_laid_over(shipped.intervals, residual_intervals(left_out)),
         sources=(f"{len(runs)} runs of {names}",),
     )
@@ -115,6 +112,7 @@ def calibrate_runs(
     write_text(Path(out), json.dumps(content, indent=1) + "\n")
     return [
         *fit.lines(),
+        *memory.lines(),
         *_flagged_lines(runs),
         *_outlier_lines(runs, fit),
         *_left_out_errors(left_out),
@@ -256,14 +254,11 @@ def fit_constants(runs: Sequence[MeasuredRun]) -> Fit:
             z[told] = free
             return np.concatenate([misses(z), free])
 
-        fit = least_squares(
+        fit = solve(
             residuals,
             z[told],
             bounds=((low - prior)[told] / log_sd[told], (high - prior)[told] / log_sd[told]),
-            loss="soft_l1",
-            f_scale=OUTLIER,
-            diff_step=SMALLEST_STEP,
-            max_nfev=ITERATIONS,
+            evaluations=ITERATIONS,
         )
     z[told] = fit.x
     # The prior is part of the residuals, so 1 is its own standard deviation.
@@ -323,7 +318,7 @@ def _misses_of_task(task: tuple[int, dict[str, float]]) -> list[float]:
 def _told(misses: Callable[[FloatArray], FloatArray], start: FloatArray) -> NDArray[np.bool_]:
     """Which constants change any prediction at all; the others stay at their prior."""
     base = misses(start)
-    shifted = start + np.diag(np.full(start.size, SMALLEST_STEP))
+    shifted = start + np.diag(np.full(start.size, STEP))
     return np.array([bool(np.abs(misses(z) - base).max() > 0) for z in shifted])
 
 
