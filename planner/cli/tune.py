@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 @click.option(
     "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
 )
-@click.option("--rate", type=float, default=None, help="Requests/s instead of the workload's.")
+@click.option(
+    "--rate",
+    type=float,
+    default=None,
+    help="Requests/s; default: the highest that the plan is predicted to serve.",
+)
 @click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
 @click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
 @click.option(
@@ -100,7 +105,6 @@ def _tune_request(options: dict[str, Any]) -> TuneRequest:
         plan=plan,
         measure=measure,
         study=options["study"],
-        rate_per_s=options["rate"],
         time_budget_s=at_least(options["time_budget"], 1.0, "--time-budget"),
         smallest_gain=at_least(options["min_gain"], 0.0, "--min-gain"),
         said=lambda line: click.echo(line, err=True),

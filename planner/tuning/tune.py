@@ -21,16 +21,17 @@ import optuna
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from cost_models.errors import ConfigError
+from cost_models.errors import ConfigError, MeasurementError
 from executor.backend import load_backend
 from executor.measure import Measurement
 from executor.store import RunStore
-from planner.api import PlanRequest, Problem, requested_problem
+from planner.api import PlanRequest, plan_problem, requested_problem
+from planner.estimator.load import Protocol
 from planner.measuring.cases import MeasureRequest
 from planner.measuring.measure import measure_request, store_url
 from planner.measuring.runs import flat_metrics
 from planner.prediction.simulation import workload_demand
-from planner.tuning.pool import make_pool, measured_log_score
+from planner.tuning.pool import SEARCH_S, make_pool, measured_log_score
 from planner.tuning.sampler import CANDIDATE, FAILURE, ModelSampler, StudyState
 from planner.what_if import changed_load
 
@@ -58,8 +59,6 @@ class TuneRequest:
     """Its backend, store, repeats and time limits; configurations come from the plan."""
     study: str = "tune"
     """Hosts that name the same study in the same store share it."""
-    rate_per_s: float | None = None
-    """Instead of the workload's."""
     time_budget_s: float = 1200.0
     smallest_gain: float = SMALLEST_GAIN
     heartbeat_s: int = HEARTBEAT_S
@@ -124,15 +123,20 @@ def tune(request: TuneRequest) -> Tuned:
         PlannerError: Bad input, a store that does not answer, or a study of another question.
         KeyboardInterrupt: Interrupted; what was measured is kept, and the study goes on later.
     """
-    load_backend(request.measure.backend)
+    state = load_backend(request.measure.backend).availability()
+    if not state.can_run:
+        raise MeasurementError(
+            f"backend {request.measure.backend!r}: {state.problem}", hint=state.install
+        )
     return _Tuning(request).run()
 
 
 class _Tuning:
     def __init__(self, request: TuneRequest) -> None:
-        self.request = request
-        self.problem = _problem(request)
+        self.problem = requested_problem(request.plan)
         self.objective = request.plan.objective or self.problem.workload.objective
+        self.request = self._at_a_telling_rate(request)
+        self.problem = changed_load(self.problem, rate_per_s=self.request.measure.rate_per_s)
         demand = workload_demand(self.problem.workload, seed=request.plan.seed)
         self.pool = make_pool(self.problem, request.plan, demand, objective=self.objective)
         self.until_s = time.monotonic() + request.time_budget_s
@@ -140,6 +144,21 @@ class _Tuning:
             self.storage = _storage(request.measure.store, request.heartbeat_s)
             self.study = self._opened_study()
         self.reason = "time budget spent"
+
+    def _at_a_telling_rate(self, request: TuneRequest) -> TuneRequest:
+        """Raise an open loop's rate to what the plan can just serve: below it all are alike."""
+        load, rate_per_s = self.problem.evaluator.load, request.measure.rate_per_s
+        is_open = load.protocol is Protocol.OPEN_LOOP
+        if rate_per_s is None and is_open and self.objective in ("goodput", "throughput"):
+            # Ample time, so that slow hosts and fast ones find the same rate.
+            asked = replace(request.plan, time_budget_s=SEARCH_S)
+            highest = plan_problem(self.problem, asked).recommended.highest_rate_per_s
+            rate_per_s = float(f"{highest:.3g}")
+            request.said(
+                f"measured at {rate_per_s:g} requests/s, the highest rate that the plan is "
+                "predicted to serve under the SLO; --rate takes another"
+            )
+        return replace(request, measure=replace(request.measure, rate_per_s=rate_per_s))
 
     def run(self) -> Tuned:
         """Measure until the gain is small or the time is over."""
@@ -177,7 +196,7 @@ class _Tuning:
 
     def _question_key(self) -> str:
         """The same for hosts that ask the same of the same candidates."""
-        plan, rate = self.request.plan, self.request.rate_per_s
+        plan, rate = self.request.plan, self.request.measure.rate_per_s
         asked = (plan.gpu, self.problem.workload.name, self.problem.model.name, plan.engine)
         return f"{self.pool.key} {self.objective} {rate} {sorted(self.problem.slo.items())} {asked}"
 
@@ -266,13 +285,6 @@ class _Tuning:
             failure=str(trial.user_attrs.get(FAILURE, "" if trial.value is not None else "lost")),
             run_ids=tuple(trial.user_attrs.get(RUN_IDS, ())),
         )
-
-
-def _problem(request: TuneRequest) -> Problem:
-    problem = requested_problem(request.plan)
-    if request.rate_per_s is None:
-        return problem
-    return changed_load(problem, rate_per_s=request.rate_per_s)
 
 
 class _CandidateFailedError(Exception):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from optuna.trial import TrialState
 
 from cost_models.calibration_io import engine_constants_to_json, load_calibration
 from cost_models.profile_io import load_gpu
+from executor.store import RunStore
 from planner import api
 from planner.prediction.simulation import workload_demand
 from planner.tuning.pool import make_pool, measured_log_score
@@ -99,6 +102,26 @@ def test_it_measures_the_plans_choice_first_and_goes_on_where_it_stopped(tmp_pat
     other = cli(tmp_path, "--min-gain", "0.2", "--objective", "latency")
     assert other.returncode == 2
     assert "another question or calibration; give another --study" in other.stderr
+
+
+def test_an_engine_that_is_not_there_is_said_before_anything_is_tried(tmp_path: Path) -> None:
+    result = cli(tmp_path, PATH="/usr/bin:/bin")
+    assert result.returncode == 3
+    assert "vllm is not installed; pip install" in result.stderr
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_an_open_loop_is_measured_where_configurations_differ(tmp_path: Path) -> None:
+    asked = json.loads((DATA / "few.json").read_text())
+    asked["arrival"] = {"process": "poisson", "rate_per_s": 1.0, "num_requests": 6}
+    asked |= {"slo": {"tpot_ms.mean": 20.0}, "objective": "goodput"}
+    (tmp_path / "open.json").write_text(json.dumps(asked))
+    result = cli(tmp_path, "--workload", str(tmp_path / "open.json"), "--min-gain", "0.9")
+    assert result.returncode == 0, result.stderr
+    rate = float(re.search(r"measured at ([\d.e+]+) requests/s", result.stderr)[1])  # type: ignore[index]
+    assert rate > 10
+    with closing(RunStore(str(tmp_path / "planner-runs.db"))) as store:
+        assert store.runs()[0].record["workload"]["rate_per_s"] == pytest.approx(rate)
 
 
 def test_what_does_not_fit_teaches_and_is_not_tried_again(tmp_path: Path) -> None:
