@@ -43,7 +43,7 @@ tuned = tune(TuneRequest(
                      limits={"max_batch_size": "16,32", "max_num_tokens": "1024,8192"}),
     measure=MeasureRequest(backend="vllm", workload=workload, gpu="h200", random_weights=True,
                            repeats=1, store=store, workdir=workdir),
-    time_budget_s=150.0, smallest_gain=0.0, heartbeat_s=1,
+    time_budget_s=150.0, smallest_gain=0.0, heartbeat_s=3,
     said=lambda line: print(line, flush=True),
 ))
 print(tuned.reason)
