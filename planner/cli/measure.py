@@ -64,6 +64,7 @@ JSON_OPTION = click.option(
 @click.option(
     "--time-budget",
     type=duration_s,
+    metavar="TIME",
     default="10m",
     show_default=True,
     help="For everything together: 90s, 20m or 1h.",

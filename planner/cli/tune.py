@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cost_models.errors import MeasurementError
 from planner.cli.measure import STORE_OPTION
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 @click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
 @click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
 @click.option(
-    "--time-budget", type=duration_s, default="20m", show_default=True, help="90s, 20m or 1h."
+    "--time-budget",
+    type=duration_s,
+    default="20m",
+    show_default=True,
+    metavar="TIME",
+    help="90s, 20m or 1h.",
 )
 @click.option(
     "--min-gain",
@@ -60,12 +66,19 @@ def tune_command(as_json: bool, **options: Any) -> int:
     """Measure the configurations that teach most, and find the best on real hardware."""
     from planner.tuning.tune import tune  # noqa: PLC0415  help must not wait
 
+    if not _is_given("engine") and options["backend"] == "vllm":
+        options["engine"] = "vllm"
     result = tune(_tune_request(options))
     if as_json:
         print_json(result.to_json())
     else:
         _print_tuned(result, engine=options["engine"], store=options["store"])
     return 0 if result.best else MeasurementError.exit_status
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
 
 
 def _tune_request(options: dict[str, Any]) -> TuneRequest:

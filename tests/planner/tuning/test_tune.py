@@ -77,7 +77,7 @@ def unsure(folder: Path) -> str:
 def cli(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     program = "from planner.cli.main import main; main()"
     fixed = (
-        "tune", "--gpu", "h200", "--engine", "vllm", "--backend", "vllm", "--random-weights",
+        "tune", "--gpu", "h200", "--backend", "vllm", "--random-weights",
         "--workload", workload(folder), "--json", "--pin", "quantization=fp8",
         "--limit", "max_num_tokens=1024,8192",
     )  # fmt: skip
@@ -96,6 +96,8 @@ def test_it_measures_the_plans_choice_first_and_goes_on_where_it_stopped(tmp_pat
     assert found["expected_gain"] < 0.2
     assert found["reason"]
     assert found["best"]["measured"] > 0
+    # The backend's own engine is planned for.
+    assert found["best"]["config"]["capacity_scheduler_policy"] == "RECOMPUTE"
     again = cli(tmp_path, "--min-gain", "0.2")
     resumed = json.loads(again.stdout)
     assert resumed["tried"][0] == found["tried"][0]
