@@ -10,14 +10,16 @@ Sixteen runs take about two minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.calibration_io import read_engine_file
 from cost_models.profile_io import load_gpu, load_model
@@ -34,6 +36,12 @@ EVERYWHERE = (
     "itl_ms.p99", "ttft_ms.mean",
 )  # fmt: skip
 OPEN_LOOP = ("ttft_ms.p50", "ttft_ms.p99")
+
+
+RESAMPLES = 200
+
+FloatArray = NDArray[np.float64]
+Statistic = Callable[[FloatArray], Any]
 
 
 def main() -> None:
@@ -57,6 +65,7 @@ def main() -> None:
     splits = list(_splits(runs, by_model=arguments.by_model))
     sizes = [int(size) for size in arguments.sizes.split(",")]
     priors = {n: c.prior for n, c in fitted_constants(read_engine_file(arguments.engine)).items()}
+    _print_own_errors([run for _, held in splits for run in held])
     points = [_point("priors", 0, [_row(run, priors) for _, held in splits for run in held])]
     points += [_learned(splits, size) for size in sizes]
     if arguments.microbench:
@@ -113,6 +122,42 @@ def _point(title: str, num_runs: int, rows: Sequence[Row]) -> dict[str, Any]:
         )
     means = {name: round(float(errors.mean()), 2) for name, errors in found.items()}
     return {"num_runs": num_runs, "label": title, "mape_pct": means}
+
+
+def _print_own_errors(runs: Sequence[MeasuredRun]) -> None:
+    """Print by how much the measured figures themselves would vary: bootstrap over requests."""
+    rng = np.random.default_rng(0)
+    spreads: dict[str, list[float]] = {}
+    for run in runs:
+        if "requests_file" not in run.workload:
+            continue
+        with gzip.open(run.folder / str(run.workload["requests_file"]), "rt") as file:
+            lines = [json.loads(line) for line in file]
+        ttft, e2el, osl = (np.array([r[k] for r in lines]) for k in ("ttft_ms", "e2el_ms", "osl"))
+        tpot = (e2el - ttft)[osl > 1] / (osl[osl > 1] - 1)
+        statistics: dict[str, tuple[FloatArray, Statistic]] = {
+            "tpot_ms.mean": (tpot, np.mean),
+            "e2el_ms.p50": (e2el, np.median),
+            "e2el_ms.p99": (e2el, _p99),
+            "ttft_ms.mean": (ttft, np.mean),
+            "ttft_ms.p50": (ttft, np.median),
+            "ttft_ms.p99": (ttft, _p99),
+        }
+        for name, (values, statistic) in statistics.items():
+            if _counts(run, name):
+                drawn = [
+                    statistic(values[rng.integers(0, len(values), len(values))])
+                    for _ in range(RESAMPLES)
+                ]
+                spread = float(100 * np.std(drawn) / statistic(values))
+                spreads.setdefault(name, []).append(spread)
+    print("bootstrap error of the measured figures, mean over the runs held out")  # noqa: T201
+    for name, found in spreads.items():
+        print(f"  {name:18} n {len(found):3}  {np.mean(found):5.1f} %")  # noqa: T201
+
+
+def _p99(values: FloatArray) -> float:
+    return float(np.quantile(values, 0.99))
 
 
 def _counts(run: MeasuredRun, metric: str) -> bool:
