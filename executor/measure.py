@@ -10,7 +10,7 @@ import hashlib
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -165,11 +165,24 @@ def measure(case: Case, tools: Tools) -> Measurement:
         MeasurementError: The store does not take a run.
         KeyboardInterrupt: Interrupted; what was measured is stored, the server has ended.
     """
+    return measure_together([case], tools)[0]
+
+
+def measure_together(cases: Sequence[Case], tools: Tools) -> list[Measurement]:
+    """Measure cases of one deployment, one after the other, behind one start of its server.
+
+    The time budget is theirs together. A server that dies fails the case at hand and those that
+    were still to come; the same call goes on with these.
+
+    Raises:
+        MeasurementError: The store does not take a run.
+        KeyboardInterrupt: Interrupted; what was measured is stored, the server has ended.
+    """
     _allow_many_connections()
-    session = _Session(case, tools)
-    if not session.is_complete:
-        session.run()
-    return session.measurement
+    stay = _Stay(cases, tools)
+    if stay.waiting:
+        stay.run()
+    return [session.measurement for session in stay.sessions]
 
 
 def _allow_many_connections() -> None:
@@ -178,12 +191,122 @@ def _allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-class _Session:
-    """The state of one measurement, owned by `measure`."""
+class _Stay:
+    """One start of a backend, and the cases that are measured meanwhile."""
 
-    def __init__(self, case: Case, tools: Tools) -> None:
-        self.case = case
+    def __init__(self, cases: Sequence[Case], tools: Tools) -> None:
         self.tools = tools
+        self.deployment = cases[0].deployment
+        self.until_s = time.monotonic() + tools.options.time_budget_s
+        self.memory_before = memory_used_bytes(tools.reader)
+        self.observer = Observer(tools.observe, tools.reader)
+        self.sessions = [_Session(case, self) for case in cases]
+        self.waiting = [session for session in self.sessions if not session.is_complete]
+        """Not complete; the first is the one at hand."""
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the time budget."""
+        return self.until_s - time.monotonic()
+
+    def run(self) -> None:
+        """Bring the backend up, measure, and turn every failure into stored runs."""
+        try:
+            with interrupts_as_errors(), self.observer:
+                self._measure()
+        except ServerFailedError as error:
+            for session in self.waiting:
+                session.keep(_failed(error))
+        except KeyboardInterrupt:
+            session = self.waiting[0] if self.waiting else self.sessions[-1]
+            if all(record["status"] != Failure.INTERRUPTED for record in session.records):
+                session.keep(Outcome(status=Failure.INTERRUPTED, error="interrupted"))
+            raise
+
+    def _measure(self) -> None:
+        backend, limits = self.tools.backend, self.tools.options.limits
+        check_can_run(backend, self.deployment)
+        with self._saying("prepare"):
+            limit_s = self.within(limits.prepare_s)
+            deployment = backend.prepare(self.deployment, limit_s=limit_s)
+        if isinstance(backend, BenchmarkBackend):
+            self._each(lambda session: session.benchmark_all(backend, deployment))
+        elif isinstance(backend, ServingBackend):
+            with self._serving(backend, deployment) as server:
+                self._each(lambda session: session.load_all(server))
+
+    def _each(self, measure_one: Callable[[_Session], None]) -> None:
+        """Measure the cases in turn, each in its share of the time that is left."""
+        while self.waiting and self.left_s > 0:
+            session = self.waiting[0]
+            session.until_s = time.monotonic() + self.left_s / len(self.waiting)
+            measure_one(session)
+            del self.waiting[0]
+
+    @contextmanager
+    def _serving(self, backend: ServingBackend, deployment: Deployment) -> Iterator[Server]:
+        limits, server = self.tools.options.limits, None
+        try:
+            with self._saying("start"):
+                server = backend.start(deployment, limit_s=self.within(limits.start_s))
+            yield server
+        finally:
+            if server is not None:
+                self.say("stop")
+                server.stop()
+            self.check_memory_is_free()
+
+    def check_memory_is_free(self) -> None:
+        """Store a failure where memory stays in use: later runs must not be trusted."""
+        limit_s = self.tools.options.limits.free_memory_s
+        if not self.tools.backend.uses_gpu:
+            return
+        if not wait_until_free(self.tools.reader, self.memory_before, limit_s=limit_s):
+            used = memory_used_bytes(self.tools.reader)
+            self.sessions[-1].keep(
+                Outcome(
+                    status=Failure.NOT_ENDED,
+                    error=f"GPU memory in use {limit_s:g} s after the end: {used} bytes, "
+                    f"{self.memory_before} before the start",
+                )
+            )
+
+    def within(self, limit_s: float) -> float:
+        """Return a phase's limit, or what is left of the time budget where that is less."""
+        return max(min(limit_s, self.left_s), LEAST_PHASE_S)
+
+    def say(self, what: str) -> None:
+        """Tell who watches what is done now."""
+        left_s = max(self.left_s, 0.0)
+        self.observer.enter_phase(what, left_s)
+        self.tools.progress(what, left_s)
+
+    @contextmanager
+    def _saying(self, what: str) -> Iterator[None]:
+        """Say what begins, and every few seconds that it goes on: an engine starts for minutes."""
+        self.say(what)
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(TICK_INTERVAL_S):
+                self.say(f"{what} goes on")
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            ticking.join()
+
+
+class _Session:
+    """The state of one case, owned by its stay."""
+
+    def __init__(self, case: Case, stay: _Stay) -> None:
+        self.case = case
+        self.stay = stay
+        self.tools = tools = stay.tools
         self.key = case.key(tools.backend)
         self.records: list[Mapping[str, Any]] = [
             run.record for run in tools.store.finished(self.key)
@@ -193,9 +316,7 @@ class _Session:
         self.stem = f"{case.gpu}_{tools.backend.name}_{deployment.model.label}_{self.key[:10]}"
         # Asked for once: a store that is locked later must not keep a run from its id.
         self.num_stored = tools.store.count(self.stem)
-        self.until_s = time.monotonic() + tools.options.time_budget_s
-        self.memory_before = memory_used_bytes(tools.reader)
-        self.observer = Observer(tools.observe, tools.reader)
+        self.until_s = stay.until_s
 
     @property
     def measurement(self) -> Measurement:
@@ -209,36 +330,19 @@ class _Session:
 
     @property
     def left_s(self) -> float:
-        """What is left of the time budget."""
+        """What is left of this case's share of the time budget."""
         return self.until_s - time.monotonic()
 
-    def run(self) -> None:
-        """Bring the backend up, measure, and turn every failure into a stored run."""
-        try:
-            with interrupts_as_errors(), self.observer:
-                self._measure()
-        except ServerFailedError as error:
-            self._keep(_failed(error))
-        except KeyboardInterrupt:
-            if all(record["status"] != Failure.INTERRUPTED for record in self.records):
-                self._keep(Outcome(status=Failure.INTERRUPTED, error="interrupted"))
-            raise
+    def load_all(self, server: Server) -> None:
+        """Warm a server up for this case and send its traffic until the repeats agree."""
+        self._say("warm up")
+        with self._seen(server) as view:
+            self._warm_up(server, view)
+        self._repeat(lambda number: self._load(server, number))
 
-    def _measure(self) -> None:
-        backend, options = self.tools.backend, self.tools.options
-        limits = options.limits
-        check_can_run(backend, self.case.deployment)
-        with self._saying("prepare"):
-            limit_s = self._within(limits.prepare_s)
-            deployment = backend.prepare(self.case.deployment, limit_s=limit_s)
-        if isinstance(backend, BenchmarkBackend):
-            self._repeat(lambda number: self._benchmark(backend, deployment, number))
-        elif isinstance(backend, ServingBackend):
-            with self._serving(backend, deployment) as server:
-                self._say("warm up")
-                with self._seen(server) as view:
-                    self._warm_up(server, view)
-                self._repeat(lambda number: self._load(server, number))
+    def benchmark_all(self, backend: BenchmarkBackend, deployment: Deployment) -> None:
+        """Let the engine's own program measure until the repeats agree."""
+        self._repeat(lambda number: self._benchmark(backend, deployment, number))
 
     def _warm_up(self, server: Server, view: LoadView) -> None:
         """Send what makes the engine compile, capture and tune all that the runs will need.
@@ -272,34 +376,6 @@ class _Session:
             )
             _raise_if_broken(driven, server)
 
-    @contextmanager
-    def _serving(self, backend: ServingBackend, deployment: Deployment) -> Iterator[Server]:
-        limits, server = self.tools.options.limits, None
-        try:
-            with self._saying("start"):
-                server = backend.start(deployment, limit_s=self._within(limits.start_s))
-            yield server
-        finally:
-            if server is not None:
-                self._say("stop")
-                server.stop()
-            self._check_memory_is_free()
-
-    def _check_memory_is_free(self) -> None:
-        """Store a failure where memory stays in use: later runs must not be trusted."""
-        limit_s = self.tools.options.limits.free_memory_s
-        if not self.tools.backend.uses_gpu:
-            return
-        if not wait_until_free(self.tools.reader, self.memory_before, limit_s=limit_s):
-            used = memory_used_bytes(self.tools.reader)
-            self._keep(
-                Outcome(
-                    status=Failure.NOT_ENDED,
-                    error=f"GPU memory in use {limit_s:g} s after the end: {used} bytes, "
-                    f"{self.memory_before} before the start",
-                )
-            )
-
     def _repeat(self, run_once: Callable[[int], Outcome]) -> None:
         """Run until the rule is content, the time is spent, or a run fails."""
         while True:
@@ -308,7 +384,7 @@ class _Session:
             start_s = time.monotonic()
             outcome = run_once(number)
             took_s = time.monotonic() - start_s
-            self._keep(outcome)
+            self.keep(outcome)
             if outcome.status == Failure.INTERRUPTED:
                 raise KeyboardInterrupt
             # A run that would be cut off by the end of the budget is not begun.
@@ -343,11 +419,11 @@ class _Session:
     def _seen(self, server: Server) -> Iterator[LoadView]:
         """Let the observer see the load that is sent meanwhile."""
         view = LoadView()
-        self.observer.watch_load(view, server)
+        self.stay.observer.watch_load(view, server)
         try:
             yield view
         finally:
-            self.observer.watch_load(None, None)
+            self.stay.observer.watch_load(None, None)
 
     def _benchmark(self, backend: BenchmarkBackend, deployment: Deployment, number: int) -> Outcome:
         """Let the engine's own program measure the traffic once."""
@@ -359,7 +435,7 @@ class _Session:
                 protocol=self.case.traffic.protocol,
                 limit_s=self._within(self.tools.options.limits.run_s),
             )
-        self._check_memory_is_free()
+        self.stay.check_memory_is_free()
         measured = measured_section(result.requests) if result.requests else {}
         return Outcome(
             requests=result.requests,
@@ -380,29 +456,11 @@ class _Session:
         return max(min(limit_s, self.left_s), LEAST_PHASE_S)
 
     def _say(self, what: str) -> None:
-        left_s = max(self.left_s, 0.0)
-        self.observer.enter_phase(what, left_s)
-        self.tools.progress(what, left_s)
+        if len(self.stay.sessions) > 1:
+            what = f"case {self.stay.sessions.index(self) + 1}, {what}"
+        self.stay.say(what)
 
-    @contextmanager
-    def _saying(self, what: str) -> Iterator[None]:
-        """Say what begins, and every few seconds that it goes on: an engine starts for minutes."""
-        self._say(what)
-        done = threading.Event()
-
-        def tick() -> None:
-            while not done.wait(TICK_INTERVAL_S):
-                self._say(f"{what} goes on")
-
-        ticking = threading.Thread(target=tick, daemon=True)
-        ticking.start()
-        try:
-            yield
-        finally:
-            done.set()
-            ticking.join()
-
-    def _keep(self, outcome: Outcome) -> None:
+    def keep(self, outcome: Outcome) -> None:
         """Store a run in the moment that it ends."""
         record = self._record(outcome)
         self.num_stored += 1
@@ -437,7 +495,7 @@ class _Session:
     def _machine_flags(self, outcome: Outcome) -> Iterator[str]:
         if outcome.telemetry.get("throttled"):
             yield "throttled"
-        if self.tools.backend.uses_gpu and is_shared(self.memory_before):
+        if self.tools.backend.uses_gpu and is_shared(self.stay.memory_before):
             yield "shared_gpu"
 
     def _weights_note(self) -> Iterator[str]:

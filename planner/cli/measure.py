@@ -33,8 +33,10 @@ JSON_OPTION = click.option(
 @click.option("--backend", required=True, help="What runs it: `planner doctor` lists them.")
 @click.option(
     "--workload",
-    default="",
-    help="Shipped name, JSON file, or a trace (CSV, JSONL); default: the plan's.",
+    "workloads",
+    multiple=True,
+    help="Shipped name, JSON file, or a trace (CSV, JSONL); default: the plan's. Repeatable: "
+    "several share each start of the engine.",
 )
 @click.option(
     "--model", default="", help="Model name, config.json or folder; overrides the workload's."
@@ -96,7 +98,10 @@ def measure_command(
         raise click.UsageError("give a plan or --config, not both")
     if not time_budget > 0:
         raise click.UsageError(f"--time-budget {time_budget}: it must be above 0")
+    first, *more = options.pop("workloads") or ("",)
     request = MeasureRequest(
+        workload=first,
+        more_workloads=more,
         plan=plan or "",
         settings=parse_assignments(settings, "--set"),
         backend_options=parse_assignments(backend_options, "--option"),

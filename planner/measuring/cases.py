@@ -72,6 +72,8 @@ class MeasureRequest:
     backend: str
     workload: str = ""
     """Name or file; empty is that of the plan."""
+    more_workloads: Sequence[str] = ()
+    """Measured behind the same starts of the engine."""
     plan: str = ""
     """A plan.json; else `config` and `settings` say what is measured."""
     config: str = ""

@@ -20,7 +20,14 @@ from cost_models.profile_io import load_gpu
 from executor.backend import Availability, load_backend
 from executor.backend import backend_names as installed_backends
 from executor.machine import NvmlReader
-from executor.measure import Measurement, MeasureOptions, PhaseLimits, Tools, measure
+from executor.measure import (
+    Case,
+    Measurement,
+    MeasureOptions,
+    PhaseLimits,
+    Tools,
+    measure_together,
+)
 from executor.microbench.run import Microbench, microbench, write_tables
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
@@ -41,34 +48,50 @@ class BackendState:
 def measure_request(request: MeasureRequest) -> list[Measurement]:
     """Measure every case of a request and return what is known of each.
 
-    The time budget is shared by the cases; one that was measured before takes none.
+    Cases that deploy the same share one start of the engine. The time budget is shared by the
+    cases; one that was measured before takes none.
 
     Raises:
         PlannerError: Bad input, or a store that takes nothing. What an engine does wrong is a
             stored run.
     """
     backend = load_backend(request.backend)
-    cases = cases_of(request, backend)
+    workloads = (request.workload, *request.more_workloads)
+    cases = [c for w in workloads for c in cases_of(replace(request, workload=w), backend)]
+    groups = _by_deployment(cases)
     store = RunStore(request.store)
     until_s = time.monotonic() + request.time_budget_s
     results = []
     try:
-        for number, case in enumerate(cases):
+        for number, group in enumerate(groups):
             left_s = until_s - time.monotonic()
             if left_s <= 0:
                 break
             tools = Tools(
                 backend=backend,
                 store=store,
-                reader=NvmlReader(case.deployment.config.num_gpus),
-                options=_options(request, left_s / (len(cases) - number)),
-                progress=_progress(request, f"{number + 1}/{len(cases)}"),
+                reader=NvmlReader(group[0].deployment.config.num_gpus),
+                options=_options(request, left_s / (len(groups) - number)),
+                progress=_progress(request, f"{number + 1}/{len(groups)}"),
                 observe=request.observe,
             )
-            results.append(measure(case, tools))
+            results += measure_together(group, tools)
     finally:
         store.close()
     return results
+
+
+def _by_deployment(cases: Sequence[Case]) -> list[list[Case]]:
+    """Group the cases that deploy the same, in order of their first."""
+    groups: list[list[Case]] = []
+    for case in cases:
+        same = (group for group in groups if group[0].deployment == case.deployment)
+        group = next(same, None)
+        if group is None:
+            groups.append([case])
+        else:
+            group.append(case)
+    return groups
 
 
 def measured_drift(results: Sequence[Measurement], *, store: str) -> list[str]:

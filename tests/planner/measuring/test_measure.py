@@ -151,6 +151,21 @@ def test_the_doctor_names_every_backend_and_what_it_lacks(folder: Path) -> None:
     assert "endpoint" in planner(folder, "doctor").stdout
 
 
+def test_workloads_share_a_start_of_the_engine(folder: Path) -> None:
+    longer = {**WORKLOAD, "name": "longer", "osl": 6, "max_output_tokens": 6}
+    (folder / "longer.json").write_text(json.dumps(longer))
+    result = planner(
+        folder, "measure", "--backend", "vllm", "--gpu", "h200", "--random-weights",
+        "--repeats", "1", "--set", "max_seq_len=64",
+        "--workload", "few.json", "--workload", "longer.json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(": start,") == 1
+    assert "case 2, run 1" in result.stderr
+    listed = planner(folder, "runs", "list").stdout.splitlines()
+    assert len(listed) == 2
+
+
 def test_an_empty_store_has_nothing_to_export(folder: Path) -> None:
     missing = planner(folder, "runs", "export", "out")
     assert missing.returncode == 2
