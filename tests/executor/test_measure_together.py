@@ -11,7 +11,7 @@ from executor.backend import Deployment
 from executor.measure import Case, measure, measure_together
 from executor.store import RunStore
 from tests.executor.test_backends import marked_processes
-from tests.executor.test_measure import OPTIONS, TRAFFIC, tools
+from tests.executor.test_measure import OPTIONS, TRAFFIC, WARM_UP_REQUESTS, tools
 
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
@@ -65,11 +65,13 @@ def test_a_server_that_dies_fails_what_was_still_to_come(
     cases: list[Case], store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_FAILURE", "dies")
+    monkeypatch.setenv("STAND_IN_FAILS_AFTER", str(WARM_UP_REQUESTS + 3))
     results = measure_together(cases, tools(store))
-    assert not results[1].is_ok
-    assert results[1].records[-1]["error"]
+    assert [[r["status"] for r in result.records] for result in results] == [["crashed"]] * 2
+    assert all(result.records[0]["error"] for result in results)
     assert marked_processes() == set()
     monkeypatch.delenv("STAND_IN_FAILURE")
+    monkeypatch.delenv("STAND_IN_FAILS_AFTER")
     again = measure_together(cases, tools(store))
     assert [len(result.measured) for result in again] == [2, 2]
 
