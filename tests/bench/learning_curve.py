@@ -66,12 +66,15 @@ def main() -> None:
     sizes = [int(size) for size in arguments.sizes.split(",")]
     priors = {n: c.prior for n, c in fitted_constants(read_engine_file(arguments.engine)).items()}
     _print_own_errors([run for _, held in splits for run in held])
-    points = [_point("priors", 0, [_row(run, priors) for _, held in splits for run in held])]
-    points += [_learned(splits, size) for size in sizes]
+    first = [_row(run, priors) for _, held in splits for run in held]
+    # The same runs in every row of the curve: those whose rate the GPU decides, by the priors.
+    scored = {r.run.run_id for r in first if r.front_end_share < FRONT_END_LIMITED}
+    points = [_point("priors", 0, first, scored)]
+    points += [_point("fitted", size, _learned(splits, size), scored) for size in sizes]
     if arguments.microbench:
         _install(arguments.microbench, runs[0].gpu)
         rows = [_row(run, priors) for _, held in splits for run in held]
-        points.append(_point("priors, own micro-benchmarks", 0, rows))
+        points.append(_point("priors, own micro-benchmarks", 0, rows, scored))
     command = "python -m tests.bench.learning_curve " + " ".join(
         [*map(str, arguments.runs), "--engine", arguments.engine, "--sizes", arguments.sizes]
         + ["--by-model"] * arguments.by_model
@@ -94,21 +97,21 @@ def _splits(runs: Sequence[MeasuredRun], *, by_model: bool) -> Iterator[Split]:
         yield [r for r, own in pairs if own != model], [r for r, own in pairs if own == model]
 
 
-def _learned(splits: Sequence[Split], size: int) -> dict[str, Any]:
+def _learned(splits: Sequence[Split], size: int) -> list[Row]:
     rows = []
     for fitted, held in splits:
         values = fit_constants(most_different(fitted, size)).values
         rows += [_row(run, values) for run in held]
-    return _point("fitted", size, rows)
+    return rows
 
 
 def _row(run: MeasuredRun, values: Mapping[str, float]) -> Row:
     return predict_run_with(run, calibrated(run, values))
 
 
-def _point(title: str, num_runs: int, rows: Sequence[Row]) -> dict[str, Any]:
+def _point(title: str, num_runs: int, rows: Sequence[Row], scored: set[str]) -> dict[str, Any]:
     """Mean and largest error in percent of each metric over what was held out."""
-    kept = [row for row in rows if row.front_end_share < FRONT_END_LIMITED]
+    kept = [row for row in rows if row.run.run_id in scored]
     found = {
         name: np.abs([100 * (r.predicted[name] / r.run.measured[name] - 1) for r in having])
         for name in (*EVERYWHERE, *OPEN_LOOP)
