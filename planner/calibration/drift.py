@@ -12,6 +12,9 @@ WATCHED = ("tpot_ms.mean", "output_tok_per_s", "e2el_ms.p50", "ttft_ms.mean")
 FAR = 1.5
 """Widths of the interval's side from which a measurement is far outside, not one of ten."""
 
+TOLERATED_SHARE = 0.1
+"""Share of many runs that may lie far outside by chance or by what no model explains."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:

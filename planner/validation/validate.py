@@ -17,7 +17,13 @@ from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
-from planner.calibration.drift import Drift, drift_lines, drifts, new_versions
+from planner.calibration.drift import (
+    TOLERATED_SHARE,
+    Drift,
+    drift_lines,
+    drifts,
+    new_versions,
+)
 from planner.calibration.own import files_in_force
 from planner.estimator.load import Lengths, Load, Protocol
 from planner.measuring.bench_limits import tuned_limits
@@ -134,6 +140,8 @@ class Validation:
             known = run_calibration(rows[0].run, calibration).seen_versions
             versions = new_versions((row.run.engine_version for row in rows), known)
             found = [drift for row in rows for drift in row.drifts()]
+            if len({drift.run_id for drift in found}) <= TOLERATED_SHARE * len(rows):
+                found = []
             lines += drift_lines(found, versions, engine=engine, source=source)
         return lines
 

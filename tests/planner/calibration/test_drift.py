@@ -59,5 +59,4 @@ def test_a_slower_engine_of_another_version_is_noticed(tmp_path: Path) -> None:
 
 def test_runs_that_the_calibration_rests_on_have_not_drifted() -> None:
     lines = validate(RUNS).drift_lines(f"--runs {RUNS}")
-    assert not any("was never seen" in line for line in lines)
-    assert len(lines) <= 5
+    assert lines == []
