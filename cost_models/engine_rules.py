@@ -28,6 +28,8 @@ class PrecisionRule:
     """Why it is not deployable."""
     with_quantizations: tuple[str, ...] = ()
     """KV dtypes only: weight precisions that it needs; empty is any."""
+    searched: bool = True
+    """Whether the search offers it; what needs a checkpoint that nobody makes must be asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ class EngineRules:
         names = [
             name
             for name, rule in self.quantizations.items()
-            if _runs(rule, gpu) and name not in (*NATIVE_ONLY, "fp16")
+            if _runs(rule, gpu) and rule.searched and name not in (*NATIVE_ONLY, "fp16")
         ]
         if native == "fp8_block":
             # Published in FP8 blocks: there is no BF16 checkpoint to start from.

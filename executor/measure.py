@@ -47,7 +47,7 @@ from executor.protocols import ClosedLoop
 from executor.records import MeasuredRequest, RunRecord, measured_section
 from executor.repeats import RepeatRule
 from executor.store import RunStore, resume_key
-from executor.traffic import Traffic, random_prompts, warm_up_rounds
+from executor.traffic import Traffic, Warmth, random_prompts, warm_up_rounds, warmth_for
 from executor.window import longest_stall_s, steady_section
 
 Progress = Callable[[str, float], None]
@@ -203,6 +203,7 @@ class _Stay:
         self.sessions = [_Session(case, self) for case in cases]
         self.waiting = [session for session in self.sessions if not session.is_complete]
         """Not complete; the first is the one at hand."""
+        self.warmth = Warmth()
 
     @property
     def left_s(self) -> float:
@@ -352,11 +353,8 @@ class _Session:
         """
         config, options = self.case.deployment.config, self.tools.options
         until_s = time.monotonic() + self._within(options.limits.warm_up_s)
-        rounds = warm_up_rounds(
-            self.case.traffic,
-            max_batch_size=config.max_batch_size,
-            max_num_tokens=config.max_num_tokens,
-        )
+        needed = warmth_for(self.case.traffic, max_batch_size=config.max_batch_size)
+        rounds = warm_up_rounds(self.case.traffic, needed, self.stay.warmth)
         for number, part in enumerate(rounds):
             left_s = until_s - time.monotonic()
             if left_s <= 0:
@@ -375,6 +373,7 @@ class _Session:
                 view=view,
             )
             _raise_if_broken(driven, server)
+        self.stay.warmth = needed.and_more(self.stay.warmth)
 
     def _repeat(self, run_once: Callable[[int], Outcome]) -> None:
         """Run until the rule is content, the time is spent, or a run fails."""

@@ -21,6 +21,9 @@ WARM_UP_SAMPLE_OSL = 32
 
 MOST_WARM_UP_CLIENTS = 512
 
+MOST_WARM_UP_TOKENS = 200_000
+"""Prompt tokens of the mix that ends a warm-up: seconds on a datacenter GPU."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
@@ -64,6 +67,23 @@ class WarmUpRound:
     concurrency: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmth:
+    """What an engine has been warmed up for."""
+
+    prompt_tokens: int = 0
+    """Longest prompt."""
+    clients: int = 0
+    """Most sequences at a time."""
+
+    def and_more(self, other: Warmth) -> Warmth:
+        """Return what both cover."""
+        return Warmth(
+            prompt_tokens=max(self.prompt_tokens, other.prompt_tokens),
+            clients=max(self.clients, other.clients),
+        )
+
+
 def random_prompts(
     isl: Sequence[int],
     osl: Sequence[int],
@@ -84,26 +104,40 @@ def random_prompts(
     return prompts
 
 
-def warm_up_rounds(
-    traffic: Traffic, *, max_batch_size: int, max_num_tokens: int
-) -> Iterator[WarmUpRound]:
+def warmth_for(traffic: Traffic, *, max_batch_size: int) -> Warmth:
+    """Return what an engine must be warmed up for before the traffic is measured."""
+    clients = min(traffic.most_clients, max_batch_size, MOST_WARM_UP_CLIENTS)
+    return Warmth(prompt_tokens=max(traffic.isl), clients=clients)
+
+
+def warm_up_rounds(traffic: Traffic, needed: Warmth, done: Warmth) -> Iterator[WarmUpRound]:
     """Yield what makes an engine compile and tune every kind of step that the traffic needs.
 
     Prompts alone by length, batches of decoding sequences by size, then a mix of both.
+
+    Args:
+        traffic: What will be measured.
+        needed: What that needs.
+        done: What was warmed up since the engine's start; it is not repeated.
     """
-    longest = max(traffic.isl)
-    lengths = [n for n in _doubling(longest) if n <= max(max_num_tokens, longest)]
-    yield WarmUpRound(isl=lengths, osl=[2] * len(lengths), concurrency=1)
-    clients = min(traffic.most_clients, max_batch_size, MOST_WARM_UP_CLIENTS)
-    short = min(longest, 32)
-    for size in _doubling(clients):
-        yield WarmUpRound(isl=[short] * size, osl=[WARM_UP_OSL] * size, concurrency=size)
-    count = min(2 * clients, len(traffic.isl))
+    lengths = [n for n in _doubling(needed.prompt_tokens) if n > done.prompt_tokens]
+    if lengths:
+        yield WarmUpRound(isl=lengths, osl=[2] * len(lengths), concurrency=1)
+    short = min(needed.prompt_tokens, 32)
+    for size in _doubling(needed.clients):
+        if size > done.clients:
+            yield WarmUpRound(isl=[short] * size, osl=[WARM_UP_OSL] * size, concurrency=size)
+    count = _within(traffic.isl, MOST_WARM_UP_TOKENS, most=2 * needed.clients)
     yield WarmUpRound(
         isl=traffic.isl[:count],
         osl=[min(osl, WARM_UP_SAMPLE_OSL) for osl in traffic.osl[:count]],
-        concurrency=clients,
+        concurrency=needed.clients,
     )
+
+
+def _within(isl: Sequence[int], tokens: int, *, most: int) -> int:
+    """Return how many of the first prompts stay within a number of tokens; at least one."""
+    return max(int(np.searchsorted(np.cumsum(isl[:most]), tokens, side="right")), 1)
 
 
 def protocol_of(workload: Mapping[str, Any], arrival_s: Sequence[float]) -> LoadProtocol:

@@ -118,7 +118,6 @@ class VllmBackend(ServingBackend):
             (config.num_replicas != 1, "num_replicas"),
             (config.moe_expert_parallel_size not in (1, config.tensor_parallel_size), _EXPERTS),
             (config.enable_attention_dp, "enable_attention_dp"),
-            (not config.enable_chunked_prefill, "enable_chunked_prefill=False"),
         )
         return [f"{knob} ({config.kv_cache_dtype})" if knob == "kv_cache_dtype" else knob
                 for is_lacking, knob in wanted if is_lacking]  # fmt: skip
@@ -171,6 +170,8 @@ def flags(deployment: Deployment) -> list[str]:
         *QUANTIZATION_FLAGS.get(config.quantization, ()),
         *_cache_flags(config),
     ]  # fmt: skip
+    if not config.enable_chunked_prefill:
+        found.append("--no-enable-chunked-prefill")
     if config.moe_expert_parallel_size > 1:
         found.append("--enable-expert-parallel")
     if config.cuda_graph_max_batch_size == 0:

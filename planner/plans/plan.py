@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cost_models.engine import EngineConfig
+from planner.plans.decide import Finalist, best_of_each_split, decide, neighbouring, with_knob
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand
-from planner.search.objective import KV_HANDICAP, QUALITY_HANDICAP
+from planner.search.objective import quality_handicap
 from planner.search.space import SearchSpace
-from planner.search.study import Candidate, SearchOptions, SearchResult, evaluated, search
+from planner.search.study import Candidate, SearchOptions, SearchResult, search
 
 NUM_ALTERNATIVES = 5
 
@@ -126,92 +127,71 @@ class Plan:
 def make_plan(
     space: SearchSpace, evaluator: Evaluator, options: SearchOptions, demand: Demand
 ) -> Plan:
-    """Search a space, simulate the finalists and explain the result.
-
-    The closed form ranks; the first finalist that keeps every limit when the demand is
-    simulated is recommended. Those behind it stay predicted in closed form.
-    """
+    """Search a space, let the simulation decide between the finalists, and explain the result."""
     found = search(space, evaluator, options)
-    finalists = _finalists(found)
-    simulated = _simulated(finalists, evaluator, demand)
-    best, recommended = simulated[-1]
-    if not recommended.feasible:
-        best, recommended = _repaired(space, evaluator, simulated, (options.objective, demand))
-    known = {candidate.config: prediction for candidate, prediction in simulated}
-    predictions = [known.get(c.config) or predict_config(evaluator, c.config) for c in finalists]
+    finalists = best_of_each_split(found)
+    simulated = decide(space, evaluator, finalists, objective=options.objective, demand=demand)
+    winner = simulated[0]
+    recommended = winner.prediction
+    closed_form = _ClosedForm(evaluator, recommended)
+    known = {finalist.config: finalist for finalist in simulated}
+    rejected = [c for c in finalists if c.config != winner.config]
     return Plan(
         status="feasible" if recommended.feasible else "infeasible",
         objective=options.objective,
         recommended=recommended,
         alternatives=tuple(
-            Alternative(
-                prediction=prediction, rejected_because=_rejection(best, candidate, prediction)
-            )
-            for candidate, prediction in zip(finalists, predictions, strict=True)
-            if candidate.config != best.config
+            _simulated_alternative(winner, known[c.config])
+            if c.config in known
+            else _alternative(winner.candidate, c, closed_form.predict(c.config))
+            for c in rejected[:NUM_ALTERNATIVES]
         ),
-        neighbours=_neighbours(space, evaluator, best.config),
+        neighbours=_neighbours(space, closed_form),
         relaxations=() if recommended.feasible else _relaxations(recommended, evaluator.slo),
         search=found,
         risk=evaluator.risk,
     )
 
 
-def _finalists(found: SearchResult) -> list[Candidate]:
-    """The best candidate, and the best of each other way to split and store the model."""
-    by_split: dict[tuple[Any, ...], Candidate] = {}
-    for candidate in found.candidates:
-        by_split.setdefault(_split(candidate.config), candidate)
-    return list(by_split.values())[: NUM_ALTERNATIVES + 1]
+class _ClosedForm:
+    """Predicts what was not simulated, corrected by what the simulation made of the winner."""
+
+    def __init__(self, evaluator: Evaluator, recommended: Prediction) -> None:
+        self.evaluator = evaluator
+        self.base = predict_config(evaluator, recommended.config)
+        self.factor = {
+            name: (1 + excess) / (1 + self.base.slo_excess[name])
+            for name, excess in recommended.slo_excess.items()
+            if 1 + self.base.slo_excess[name] > 0
+        }
+
+    def predict(self, config: EngineConfig) -> Prediction:
+        """Return a prediction whose limits are broken as far beside the winner's as they are."""
+        prediction = predict_config(self.evaluator, config)
+        return replace(
+            prediction,
+            slo_excess={
+                name: (1 + excess) * self.factor.get(name, 1.0) - 1
+                for name, excess in prediction.slo_excess.items()
+            },
+        )
 
 
-Simulated = tuple[Candidate, Prediction]
+def _simulated_alternative(winner: Finalist, other: Finalist) -> Alternative:
+    gain = (other.value - winner.value) / abs(winner.value) if winner.value else 0.0
+    return Alternative(
+        prediction=other.prediction,
+        rejected_because=_rejection(gain, other.candidate, other.prediction),
+    )
 
 
-def _simulated(finalists: list[Candidate], evaluator: Evaluator, demand: Demand) -> list[Simulated]:
-    """Simulate finalists in order, up to the first that keeps every limit."""
-    results: list[Simulated] = []
-    for candidate in finalists:
-        results.append((candidate, predict_config(evaluator, candidate.config, demand)))
-        if results[-1][1].feasible:
-            break
-    return results
+def _alternative(best: Candidate, other: Candidate, prediction: Prediction) -> Alternative:
+    gain = (other.raw_score - best.raw_score) / abs(best.raw_score) if best.raw_score else 0.0
+    return Alternative(prediction=prediction, rejected_because=_rejection(gain, other, prediction))
 
 
-def _repaired(
-    space: SearchSpace,
-    evaluator: Evaluator,
-    simulated: list[Simulated],
-    task: tuple[str, Demand],
-) -> Simulated:
-    """Try smaller steps where the simulation breaks a limit that the closed form keeps.
-
-    Long prefills hold up whatever decodes beside them, which averages do not show. Returns
-    the first that keeps every limit, else the nearest to it.
-    """
-    objective, demand = task
-    tried = list(simulated)
-    for config in _with_smaller_steps(space, simulated[0][0].config):
-        candidate = evaluated(config, evaluator, objective)
-        tried.append((candidate, predict_config(evaluator, config, demand)))
-        if tried[-1][1].feasible:
-            return tried[-1]
-    return min(tried, key=lambda result: result[1].violation)
-
-
-def _with_smaller_steps(space: SearchSpace, config: EngineConfig) -> list[EngineConfig]:
-    """The same with smaller token budgets and chunked prefill, largest first."""
-    budgets = [b for b in space.choices("max_num_tokens") if b < config.max_num_tokens]
-    chunked = True in space.choices("enable_chunked_prefill")
-    smaller = [
-        replace(config, max_num_tokens=budget, enable_chunked_prefill=chunked)
-        for budget in sorted(budgets, reverse=True)
-    ]
-    model, gpu = space.model, space.gpu
-    return [c for c in smaller if not space.rules.violations(c, model=model, gpu=gpu)]
-
-
-def _rejection(best: Candidate, other: Candidate, prediction: Prediction) -> str:
+def _rejection(gain: float, other: Candidate, prediction: Prediction) -> str:
+    """Say why a candidate is not recommended; `gain` is that on the objective, as a share."""
     if not prediction.fits:
         shortfall = float(prediction.memory.shortfall_bytes) / 2**30
         return f"does not fit: {shortfall:.1f} GiB short ({prediction.memory.binding})"
@@ -221,47 +201,26 @@ def _rejection(best: Candidate, other: Candidate, prediction: Prediction) -> str
         return f"misses the SLO: {worst} is {100 * prediction.slo_excess[worst]:.0f} % over"
     if prediction.refused_share > 0:
         return "refuses prompts longer than max_num_tokens"
-    gap = 100 * (other.raw_score / best.raw_score - 1) if best.raw_score else 0.0
-    gap = gap if best.raw_score >= 0 else -gap
-    if gap > 0.05:
-        handicap = (
-            QUALITY_HANDICAP[other.config.quantization] + KV_HANDICAP[other.config.kv_cache_dtype]
-        )
+    if gain > 0.0005:
         return (
-            f"{gap:+.1f} % on the objective, less than the {100 * handicap:.0f} % that "
-            f"{other.config.quantization}/{other.config.kv_cache_dtype} must gain for its risk to "
-            "quality"
+            f"{100 * gain:+.1f} % on the objective, less than the "
+            f"{100 * quality_handicap(other.config):.0f} % that {other.config.quantization}/"
+            f"{other.config.kv_cache_dtype} must gain for its risk to quality"
         )
-    return f"{gap:+.1f} % on the objective"
+    return f"{100 * gain:+.1f} % on the objective"
 
 
-def _neighbours(
-    space: SearchSpace, evaluator: Evaluator, config: EngineConfig
-) -> tuple[Neighbour, ...]:
+def _neighbours(space: SearchSpace, closed_form: _ClosedForm) -> tuple[Neighbour, ...]:
     """Predict what each change of one knob would do; both sides in closed form."""
-    base = predict_config(evaluator, config)
+    base = closed_form.base
     neighbours = []
     for knob in NEIGHBOUR_KNOBS:
-        current = getattr(config, knob)
-        for value in _beside(list(space.choices(knob)), current):
-            changed = replace(config, **{knob: value})
-            if knob == "max_batch_size":
-                changed = replace(changed, cuda_graph_max_batch_size=value)
-            if changed.num_gpus > space.num_gpus or space.rules.violations(
-                changed, model=space.model, gpu=space.gpu
-            ):
-                continue
-            neighbours.append(_neighbour(knob, value, base, predict_config(evaluator, changed)))
+        for value in neighbouring(list(space.choices(knob)), getattr(base.config, knob)):
+            changed = with_knob(space, base.config, knob, value)
+            if changed is not None:
+                prediction = closed_form.predict(changed)
+                neighbours.append(_neighbour(knob, value, base, prediction))
     return tuple(neighbours)
-
-
-def _beside(values: list[Any], current: Any) -> list[Any]:
-    """The next smaller and larger value of a number; every other value of anything else."""
-    if isinstance(current, bool) or not isinstance(current, int | float):
-        return [value for value in values if value != current]
-    below = [value for value in values if value < current]
-    above = [value for value in values if value > current]
-    return [*([max(below)] if below else []), *([min(above)] if above else [])]
 
 
 def _neighbour(knob: str, value: Any, base: Prediction, changed: Prediction) -> Neighbour:
@@ -282,10 +241,12 @@ def _verdict(base: Prediction, changed: Prediction) -> str:
         return f"misses {', '.join(broken)}"
     if changed.refused_share > 0:
         return "refuses long prompts"
-    if base.highest_rate_per_s <= 0:
-        return "meets the SLO"
-    gain = changed.highest_rate_per_s / base.highest_rate_per_s - 1
-    return "no difference" if abs(gain) < 0.005 else f"{100 * gain:+.1f} % highest rate"
+    what, one, other = "highest rate", base.highest_rate_per_s, changed.highest_rate_per_s
+    if one <= 0:
+        name = "output_tok_per_s_per_gpu"
+        what, one, other = "tokens/s", base.value(name), changed.value(name)
+    gain = other / one - 1
+    return "no difference" if abs(gain) < 0.005 else f"{100 * gain:+.1f} % {what}"
 
 
 def _relaxations(nearest: Prediction, slo: Mapping[str, float]) -> tuple[Relaxation, ...]:
@@ -300,15 +261,3 @@ def _relaxations(nearest: Prediction, slo: Mapping[str, float]) -> tuple[Relaxat
         needed = total + float(nearest.memory.shortfall_bytes)
         broken.append(Relaxation(limit="memory_bytes per GPU", needed=needed, given=total))
     return tuple(broken)
-
-
-def _split(config: EngineConfig) -> tuple[Any, ...]:
-    return (
-        config.quantization,
-        config.kv_cache_dtype,
-        config.tensor_parallel_size,
-        config.pipeline_parallel_size,
-        config.moe_expert_parallel_size,
-        config.enable_attention_dp,
-        config.num_replicas,
-    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.engine import EngineConfig
 from planner.estimator.load import Load, Protocol
 from planner.prediction.evaluator import Evaluation, Slice
 
@@ -17,6 +18,7 @@ QUALITY_HANDICAP: Mapping[str, float] = {
     "fp16": 0.0,
     "fp8_block": 0.01,
     "fp8": 0.02,
+    "fp8_dynamic": 0.01,
     "w4a16_mxfp4": 0.0,
     "w4a8_mxfp4_mxfp8": 0.02,
     "int8_wo": 0.02,
@@ -72,12 +74,14 @@ def score(
     return rate * load.osl.mean / gpus
 
 
+def quality_handicap(config: EngineConfig) -> float:
+    """Return the share of the objective that a configuration's precisions must gain."""
+    return QUALITY_HANDICAP[config.quantization] + KV_HANDICAP[config.kv_cache_dtype]
+
+
 def handicapped(scores: FloatArray, rows: Slice) -> FloatArray:
     """Return scores less what the row's precision must gain before it is preferred."""
-    base = rows.base
-    handicap = QUALITY_HANDICAP.get(base.quantization, 0.1) + KV_HANDICAP.get(
-        base.kv_cache_dtype, 0.05
-    )
+    handicap = quality_handicap(rows.base)
     return np.where(scores >= 0, scores * (1 - handicap), scores * (1 + handicap))
 
 

@@ -124,7 +124,7 @@ class SearchSpace:
             "enable_block_reuse": (self.base.enable_block_reuse,),
             "cuda_graph_max_batch_size": (self.base.cuda_graph_max_batch_size,),
         }
-        if knob in defaults:
+        if knob in defaults and knob not in self.rules.knobs:
             return defaults[knob]
         return self.rules.legal_values(knob, model=self.model, gpu=self.gpu)
 

@@ -149,9 +149,16 @@ def measured_log_score(
     """
     values = dict(measured)
     if objective == "goodput":
-        values["goodput_request_per_s"] = goodput_per_s(_times(requests), request_limits(slo))
+        values["goodput_request_per_s"] = measured_goodput_per_s(requests, slo)
     score = _score(values, objective, num_gpus)
     return _penalised(score, values, slo)
+
+
+def measured_goodput_per_s(
+    requests: Sequence[Mapping[str, Any]], slo: Mapping[str, float]
+) -> float:
+    """Return the requests/s of a run that met every limit, from the lines of its requests file."""
+    return goodput_per_s(_times(requests), request_limits(slo))
 
 
 def _log_score_and_error(

@@ -150,6 +150,7 @@ class TestVllm(ServingContract):
             tokens_per_block=32,
             kv_cache_max_tokens=3200,
             enable_block_reuse=False,
+            enable_chunked_prefill=False,
             cuda_graph_max_batch_size=0,
             tensor_parallel_size=2,
             moe_expert_parallel_size=2,
@@ -159,15 +160,15 @@ class TestVllm(ServingContract):
         for part in (
             "--max-num-seqs 4", "--max-num-batched-tokens 128", "--block-size 32",
             "--num-gpu-blocks-override 100", "--quantization fp8", "--kv-cache-dtype fp8",
-            "--no-enable-prefix-caching", "--enforce-eager", "--tensor-parallel-size 2",
+            "--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--enforce-eager", "--tensor-parallel-size 2",
             "--enable-expert-parallel", '--speculative-config {"method": "ngram"}', "--seed 3",
             "--load-format dummy", "--max-model-len 128",
         ):  # fmt: skip
             assert part in line
 
     def test_what_it_lacks_is_said_before_anything_starts(self, deployment: Deployment) -> None:
-        config = replace(deployment.config, kv_cache_dtype="nvfp4", enable_chunked_prefill=False)
-        with pytest.raises(ServerFailedError, match=r"nvfp4.*enable_chunked_prefill") as caught:
+        config = replace(deployment.config, kv_cache_dtype="nvfp4", enable_attention_dp=True)
+        with pytest.raises(ServerFailedError, match=r"nvfp4.*enable_attention_dp") as caught:
             check_can_run(self.backend, replace(deployment, config=config))
         assert caught.value.kind is Failure.NOT_AVAILABLE
 

@@ -26,7 +26,7 @@ from executor.measure import Case, Measurement, MeasureOptions, PhaseLimits, Too
 from executor.protocols import ClosedLoop
 from executor.repeats import RepeatRule
 from executor.store import RunStore
-from executor.traffic import Traffic, warm_up_rounds
+from executor.traffic import Traffic, Warmth, warm_up_rounds, warmth_for
 from tests.executor.conftest import STAND_INS
 from tests.executor.openai_server import OpenAiServer
 from tests.executor.test_backends import TRTLLM_OPTIONS, marked_processes, served
@@ -40,7 +40,8 @@ TRAFFIC = Traffic(
 )
 
 WARM_UP_REQUESTS = sum(
-    len(part.isl) for part in warm_up_rounds(TRAFFIC, max_batch_size=4, max_num_tokens=128)
+    len(part.isl)
+    for part in warm_up_rounds(TRAFFIC, warmth_for(TRAFFIC, max_batch_size=4), Warmth())
 )
 
 LIMITS = PhaseLimits(start_s=30.0, warm_up_s=30.0, run_s=30.0, silence_s=10.0, free_memory_s=0.0)

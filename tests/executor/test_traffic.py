@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.protocols import ClosedLoop, OfflineBurst, OpenLoop
-from executor.traffic import Traffic, protocol_of, random_prompts, warm_up_rounds
+from executor.traffic import (
+    MOST_WARM_UP_TOKENS,
+    Traffic,
+    Warmth,
+    protocol_of,
+    random_prompts,
+    warm_up_rounds,
+    warmth_for,
+)
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=20), st.integers(0, 300))
@@ -34,11 +42,32 @@ def test_a_warm_up_sees_every_length_and_batch_size() -> None:
     traffic = Traffic(
         isl=[100, 1000] * 50, osl=[64] * 100, protocol=ClosedLoop(concurrency=24), workload={}
     )
-    alone, *batches, sample = warm_up_rounds(traffic, max_batch_size=16, max_num_tokens=512)
+    needed = warmth_for(traffic, max_batch_size=16)
+    alone, *batches, sample = warm_up_rounds(traffic, needed, Warmth())
     assert (alone.concurrency, alone.isl) == (1, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000])
     assert [batch.concurrency for batch in batches] == [1, 2, 4, 8, 16]
     assert all(len(batch.isl) == batch.concurrency for batch in batches)
     assert (sample.concurrency, len(sample.isl), max(sample.osl)) == (16, 32, 32)
+
+
+def test_behind_one_start_a_warm_up_adds_what_was_not_seen() -> None:
+    traffic = Traffic(
+        isl=[100, 1000] * 50, osl=[64] * 100, protocol=ClosedLoop(concurrency=24), workload={}
+    )
+    needed = warmth_for(traffic, max_batch_size=16)
+    alone, *batches, _ = warm_up_rounds(traffic, needed, Warmth(prompt_tokens=500, clients=8))
+    assert alone.isl == [512, 1000]
+    assert [batch.concurrency for batch in batches] == [16]
+    (mix,) = warm_up_rounds(traffic, needed, needed.and_more(Warmth(clients=400)))
+    assert mix.isl == traffic.isl[:32]
+
+
+def test_the_mix_of_a_warm_up_ends_after_so_many_prompt_tokens() -> None:
+    traffic = Traffic(
+        isl=[30_000] * 64, osl=[64] * 64, protocol=ClosedLoop(concurrency=32), workload={}
+    )
+    *_, mix = warm_up_rounds(traffic, warmth_for(traffic, max_batch_size=32), Warmth())
+    assert sum(mix.isl) <= MOST_WARM_UP_TOKENS < sum(traffic.isl[:64])
 
 
 def test_a_workload_section_says_how_it_is_sent() -> None:

@@ -1,0 +1,97 @@
+"""The decision near a limit, where averages rank wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner import PlanRequest, plan
+from planner.api import load_problem, predict_problem, search_space
+from planner.plans.decide import OBJECTIVE_METRICS, decide, neighbouring
+from planner.prediction.simulation import workload_demand
+from planner.search.objective import quality_handicap
+from planner.search.study import Candidate, SearchOptions, search
+
+REPOSITORY = Path(__file__).parents[3]
+REGRET = REPOSITORY / "profiles" / "runs" / "h200_vllm_regret"
+
+STEPS = ("max_num_tokens", "max_batch_size")
+
+
+@pytest.fixture(name="busy")
+def _busy(tmp_path: Path) -> str:
+    """A chat near what one H200 can serve, short enough to simulate often."""
+    data: dict[str, Any] = json.loads((REPOSITORY / "profiles/workloads/chat.json").read_text())
+    data["arrival"] |= {"rate_per_s": 30.0, "num_requests": 200}
+    data["slo"] = {"ttft_ms.p99": 1000.0, "tpot_ms.p99": 30.0}
+    path = tmp_path / "busy.json"
+    path.write_text(json.dumps(data))
+    return str(path)
+
+
+def simulated_score(workload: str, config: Any) -> tuple[bool, float]:
+    problem = load_problem(gpu="h200", workload=workload, model="", engine="vllm")
+    demand = workload_demand(problem.workload)
+    prediction, _ = predict_problem(problem, config, {}, demand=demand)
+    metric, sign = OBJECTIVE_METRICS["goodput"]
+    value = sign * prediction.value(metric)
+    return prediction.feasible, value * (1 - quality_handicap(config))
+
+
+def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(busy: str) -> None:
+    request = PlanRequest(gpu="h200", workload=busy, engine="vllm", trials=20)
+    found = plan(request)
+    best = found.recommended.config
+    problem = load_problem(gpu="h200", workload=busy, model="", engine="vllm")
+    space = search_space(problem, request)
+    own = simulated_score(busy, best)
+    assert own[0]
+    for knob in STEPS:
+        for value in neighbouring(list(space.choices(knob)), getattr(best, knob)):
+            if knob == "max_num_tokens" and value < best.max_batch_size:
+                continue
+            changed = best.__class__(
+                **{f: getattr(best, f) for f in best.__dataclass_fields__} | {knob: value}
+            )
+            feasible, score = simulated_score(busy, changed)
+            assert not feasible or score <= own[1] * 1.005
+
+
+def test_the_closed_forms_first_choice_does_not_win_where_the_simulation_rejects_it(
+    busy: str,
+) -> None:
+    request = PlanRequest(gpu="h200", workload=busy, engine="vllm")
+    problem = load_problem(gpu="h200", workload=busy, model="", engine="vllm")
+    space = search_space(problem, request)
+    found = search(space, problem.evaluator, SearchOptions(trials=0))
+    large = [c for c in found.candidates if c.config.quantization == "bf16"]
+    first: list[Candidate] = [large[0], found.candidates[0]]
+    finalists = decide(
+        space,
+        problem.evaluator,
+        first,
+        objective="goodput",
+        demand=workload_demand(problem.workload),
+    )
+    assert finalists[0].config.quantization == "fp8_dynamic"
+    assert finalists[0].prediction.feasible
+    assert not any(one.beats(finalists[0]) for one in finalists[1:])
+
+
+def test_what_changes_nothing_is_not_called_a_miss(busy: str) -> None:
+    found = plan(PlanRequest(gpu="h200", workload=busy, engine="vllm", trials=20))
+    verdicts = {(n.knob, n.value): n.verdict for n in found.neighbours}
+    memory = [v for (knob, _), v in verdicts.items() if knob == "free_gpu_memory_fraction"]
+    assert memory
+    assert set(memory) == {"no difference"}
+
+
+def test_an_uncontested_plan_is_decided_by_headroom() -> None:
+    found = plan(PlanRequest(gpu="h100", workload="chat", trials=20))
+    assert found.status == "feasible"
+    gains = [a.rejected_because for a in found.alternatives]
+    assert all(reason.startswith("-") for reason in gains)
+    assert all(a.prediction.simulation is None for a in found.alternatives)
