@@ -463,8 +463,8 @@ class _Session:
         """Store a run in the moment that it ends."""
         record = self._record(outcome)
         self.num_stored += 1
-        self.tools.store.save(record, outcome.requests, key=self.key)
-        self.records.append(record.to_json())
+        stored = self.tools.store.save(record, outcome.requests, key=self.key)
+        self.records.append(stored.to_json())
 
     def _record(self, outcome: Outcome) -> RunRecord:
         case, backend = self.case, self.tools.backend

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,11 @@ class RunStore:
             return Path(f"{self._url.database}.spilled.jsonl")
         return Path("planner-runs.spilled.jsonl")
 
-    def save(self, run: RunRecord, requests: Sequence[MeasuredRequest], *, key: str) -> None:
+    def save(self, run: RunRecord, requests: Sequence[MeasuredRequest], *, key: str) -> RunRecord:
         """Store a run with all its requests; on return it is safe.
+
+        Returns:
+            The run as it is stored: where another host took its id meanwhile, it has the next.
 
         Raises:
             MeasurementError: The database did not take it; says where the run is instead.
@@ -139,13 +142,16 @@ class RunStore:
         row = _row(run, requests, key)
         try:
             with self._errors():
-                self._insert(row)
+                while not self._insert(row):
+                    run = replace(run, run_id=_next_id(run.run_id))
+                    row = _row(run, requests, key)
         except MeasurementError as error:
             path = self._spill(row)
             raise MeasurementError(
                 f"{error.message}; run {run.run_id} is in {path}",
                 hint=f"{error.hint}; the next use of this store takes it in",
             ) from error
+        return run
 
     def finished(self, key: str) -> list[StoredRun]:
         """Return the runs of a key that ended well, oldest first."""
@@ -183,9 +189,16 @@ class RunStore:
         """Release the connections."""
         self._engine.dispose()
 
-    def _insert(self, row: Mapping[str, Any]) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(insert(_RUNS).values(**row))
+    def _insert(self, row: Mapping[str, Any]) -> bool:
+        """Store a row and return True, or return False where its id is taken."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_RUNS).values(**row))
+        except IntegrityError:
+            if self._select(_RUNS.c.run_id == row["run_id"]):
+                return False
+            raise
+        return True
 
     def _select(self, *conditions: Any) -> list[StoredRun]:
         query = select(_RUNS).where(*conditions).order_by(_RUNS.c.stored_at_s, _RUNS.c.run_id)
@@ -271,6 +284,11 @@ def _row(run: RunRecord, requests: Sequence[MeasuredRequest], key: str) -> dict[
         "record": json.dumps(run.to_json()),
         "requests_gz": gzip.compress(lines.encode(), mtime=0),
     }
+
+
+def _next_id(run_id: str) -> str:
+    stem, _, number = run_id.rpartition("-")
+    return f"{stem}-{int(number) + 1}"
 
 
 def _parsed(url: str) -> URL:

@@ -8,13 +8,13 @@ from typing import Any
 
 from cost_models.calibration import Calibration, OperatorFits
 from cost_models.calibration_io import load_calibration
-from cost_models.errors import ProfileError
-from cost_models.profile_io import load_gpu, read_json_object
+from cost_models.profile_io import load_gpu
 from planner.api import load_problem
 from planner.calibration.own import SHIPPED, files_in_force
-from planner.measuring.cases import plan_configs
+from planner.measuring.cases import asked_of_plan, plan_configs
 from planner.prediction.predict import predict_config
 from planner.prediction.simulation import workload_demand
+from planner.workloads.workload import load_workload
 
 SHOWN_METRICS = (
     "ttft_ms.p99",
@@ -75,7 +75,7 @@ def compare(
     Raises:
         PlannerError: A file cannot be read, or is of another GPU or engine.
     """
-    asked = _asked(plan) if plan else {"gpu": gpu, "engine": engine}
+    asked = asked_of_plan(Path(plan)) if plan else {"gpu": gpu, "engine": engine}
     spec, engine = load_gpu(asked["gpu"]), asked["engine"]
     one, other = (
         load_calibration(spec, engine, files_in_force(name, gpu=spec.name, engine=engine))
@@ -113,22 +113,15 @@ def compare_predictions(plan: str, before: str, after: str) -> tuple[Change, ...
     """
     path = Path(plan)
     (config,) = plan_configs(path)
-    asked = _asked(plan)
+    asked = asked_of_plan(path)
     metrics = []
     given = {name: asked[name] for name in ("gpu", "workload", "model", "engine", "slo")}
+    demand = workload_demand(load_workload(asked["workload"]))
     for calibration in (before, after):
         problem = load_problem(**given, calibration=calibration)
-        demand = workload_demand(problem.workload)
         prediction = predict_config(problem.evaluator, config, demand)
         metrics.append({name: prediction.value(name) for name in SHOWN_METRICS})
     return _changes(*metrics, all_names=True)
-
-
-def _asked(plan: str) -> dict[str, Any]:
-    asked = read_json_object(Path(plan)).get("asked") or {}
-    if not asked.get("workload"):
-        raise ProfileError(f"{plan}: not a plan that says what it was asked", hint="make it anew")
-    return dict(asked)
 
 
 def _constants(calibration: Calibration) -> dict[str, float]:

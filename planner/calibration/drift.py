@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 WATCHED = ("tpot_ms.mean", "output_tok_per_s", "e2el_ms.p50", "ttft_ms.mean")
@@ -80,22 +80,39 @@ def new_versions(versions: Iterable[str], known: Iterable[str]) -> list[str]:
     return sorted({version for version in versions if version and version not in seen})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """One run beside what was predicted of it."""
+
+    engine: str
+    engine_version: str
+    drifts: tuple[Drift, ...]
+
+
 def drift_lines(
-    found: Iterable[Drift], versions: Iterable[str], *, engine: str, source: str
+    runs: Sequence[Watched], known: Callable[[str], Iterable[str]], *, source: str
 ) -> list[str]:
-    """Say what drifted, and the command that recalibrates; nothing where nothing did.
+    """Say which runs the calibration no longer explains, by engine, and how to recalibrate.
 
     Args:
-        found: Metrics far outside their interval.
-        versions: Engine versions that the calibration has not seen.
-        engine: Whose calibration it is.
+        runs: Of any engines.
+        known: Versions that an engine's calibration has seen.
         source: Runs as `planner calibrate` takes them: `--runs FILE` or `--store URL`.
+
+    Returns:
+        Nothing where nothing drifted, or no more runs than chance explains.
     """
-    lines = [f"drift: {drift.words}" for drift in found]
-    lines += [
-        f"drift: {engine} {version} was never seen by the calibration in force"
-        for version in versions
-    ]
-    if lines:
-        lines.append(f"recalibrate: planner calibrate {source} --engine {engine} --install")
+    lines: list[str] = []
+    for engine in dict.fromkeys(run.engine for run in runs):
+        of_engine = [run for run in runs if run.engine == engine]
+        far = [run for run in of_engine if run.drifts]
+        is_chance = len(far) <= TOLERATED_SHARE * len(of_engine)
+        found = [] if is_chance else [f"drift: {d.words}" for run in far for d in run.drifts]
+        found += [
+            f"drift: {engine} {version} was never seen by the calibration in force"
+            for version in new_versions((run.engine_version for run in of_engine), known(engine))
+        ]
+        if found:
+            command = f"recalibrate: planner calibrate {source} --engine {engine} --install"
+            lines += [*found, command]
     return lines

@@ -9,28 +9,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cost_models.errors import MeasurementError
-from planner.cli.options import duration_s, print_json
+from planner.cli.options import (
+    JSON_OPTION,
+    STORE_OPTION,
+    duration_s,
+    measuring_options,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from executor.measure import Measurement
     from executor.store import StoredRun
 
-STORE_OPTION = click.option(
-    "--store",
-    default="sqlite:///planner-runs.db",
-    show_default=True,
-    metavar="URL",
-    help="Where runs are kept: sqlite:///FILE or postgresql://USER@HOST/NAME.",
-)
-
-JSON_OPTION = click.option(
-    "--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else."
-)
-
 
 @click.command("measure")
 @click.argument("plan", required=False)
-@click.option("--backend", required=True, help="What runs it: `planner doctor` lists them.")
 @click.option(
     "--workload",
     "workloads",
@@ -53,16 +46,7 @@ JSON_OPTION = click.option(
     metavar="K",
     help="Measure the plan's recommendation and the K - 1 alternatives that may still beat it.",
 )
-@click.option("--requests", "num_requests", default=0, help="Requests of a run; default: workload.")
 @click.option("--repeats", default=0, help="Runs of a configuration; default: until they agree.")
-@click.option("--random-weights", is_flag=True, help="Let the engine make up weights.")
-@click.option(
-    "--option",
-    "backend_options",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="What the backend alone knows, as url=http://HOST:PORT of `endpoint`; repeatable.",
-)
 @click.option(
     "--time-budget",
     type=duration_s,
@@ -71,11 +55,8 @@ JSON_OPTION = click.option(
     show_default=True,
     help="For everything together: 90s, 20m or 1h.",
 )
-@click.option(
-    "--workdir", default="planner-measure", show_default=True, help="For logs and files made."
-)
 @click.option("--seed", default=0, show_default=True, help="Same seed, same lengths and tokens.")
-@STORE_OPTION
+@measuring_options
 @JSON_OPTION
 def measure_command(
     plan: str | None,

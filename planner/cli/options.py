@@ -13,6 +13,26 @@ import click
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+CALIBRATION_OPTION = click.option(
+    "--calibration",
+    default="",
+    metavar="FILE",
+    help="Instead of your calibration in force; `shipped` for none of yours.",
+)
+
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else."
+)
+
+STORE_OPTION = click.option(
+    "--store",
+    default="sqlite:///planner-runs.db",
+    show_default=True,
+    metavar="URL",
+    help="Where runs are kept: sqlite:///FILE or postgresql://USER@HOST/NAME.",
+)
+
+
 def duration_s(text: str) -> float:
     """Read a time option: 90, 90s, 20m or 1h."""
     units_s = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -49,19 +69,52 @@ def common_options(function: Any) -> Any:
             metavar="METRIC=LIMIT",
             help="For example ttft_ms.p99=500; repeatable.",
         ),
-        click.option(
-            "--calibration",
-            default="",
-            metavar="FILE",
-            help="Instead of your calibration in force; `shipped` for none of yours.",
-        ),
-        click.option(
-            "--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else."
-        ),
+        CALIBRATION_OPTION,
+        JSON_OPTION,
     )
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def measuring_options(function: Any) -> Any:
+    """Options that say how an engine is brought up and loaded."""
+    options = (
+        click.option("--backend", required=True, help="What runs it: `planner doctor` lists them."),
+        click.option(
+            "--requests", "num_requests", default=0, help="Requests of a run; default: workload."
+        ),
+        click.option("--random-weights", is_flag=True, help="Let the engine make up weights."),
+        click.option(
+            "--option",
+            "backend_options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="What the backend alone knows, as url=http://HOST:PORT of `endpoint`; repeatable.",
+        ),
+        click.option(
+            "--workdir",
+            default="planner-measure",
+            show_default=True,
+            help="For logs and files made.",
+        ),
+        STORE_OPTION,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def searched_on(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `plan` and `tune` read alike, as arguments of a `PlanRequest`."""
+    from planner.knobs import parse_assignments  # noqa: PLC0415
+
+    same = ("gpu", "workload", "model", "engine", "num_gpus", "objective", "seed", "calibration")
+    return {name: options[name] for name in same} | {
+        "slo": read_slo(options["slo"]),
+        "pins": parse_assignments(options["pin"], "--pin"),
+        "limits": parse_assignments(options["limit"], "--limit"),
+    }
 
 
 def at_least(value: Any, least: float, option: str) -> Any:

@@ -14,7 +14,7 @@ from planner.cli.options import (
     common_options,
     print_json,
     progress_bar,
-    read_slo,
+    searched_on,
 )
 
 if TYPE_CHECKING:
@@ -72,23 +72,12 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
 
 def _plan_request(options: dict[str, Any]) -> PlanRequest:
     from planner.api import PlanRequest  # noqa: PLC0415
-    from planner.knobs import parse_assignments  # noqa: PLC0415
 
     return PlanRequest(
-        gpu=options["gpu"],
-        workload=options["workload"],
-        model=options["model"],
-        engine=options["engine"],
-        num_gpus=options["num_gpus"],
-        slo=read_slo(options["slo"]),
+        **searched_on(options),
         risk=options["risk"],
-        objective=options["objective"],
-        pins=parse_assignments(options["pin"], "--pin"),
-        limits=parse_assignments(options["limit"], "--limit"),
         trials=at_least(options["trials"], 0, "--trials"),
         time_budget_s=at_least(options["time_budget"], 0.1, "--time-budget"),
-        seed=options["seed"],
         storage=options["storage"],
-        calibration=options["calibration"],
         usd_per_hour=options["usd_per_hour"],
     )

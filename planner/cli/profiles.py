@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cost_models.errors import PlannerError, ProfileError
-from planner.cli.options import print_json
+from planner.cli.options import JSON_OPTION, print_json
 
 
 @click.group("profiles")
@@ -58,7 +58,7 @@ def profiles_check(file: str) -> int:
 @click.option("--before", default="shipped", show_default=True, help="A calibration file.")
 @click.option("--after", default="", help="Another; default: yours in force.")
 @click.option("--plan", default="", metavar="FILE", help="plan.json to predict under both.")
-@click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+@JSON_OPTION
 def profiles_diff(plan: str, as_json: bool, **options: str) -> int:
     """Say in what two calibrations differ, and what that does to a plan."""
     from planner.calibration.diff import compare  # noqa: PLC0415  help must not wait

@@ -8,8 +8,14 @@ import click
 from click.core import ParameterSource
 
 from cost_models.errors import MeasurementError
-from planner.cli.measure import STORE_OPTION
-from planner.cli.options import at_least, common_options, duration_s, print_json, read_slo
+from planner.cli.options import (
+    at_least,
+    common_options,
+    duration_s,
+    measuring_options,
+    print_json,
+    searched_on,
+)
 
 if TYPE_CHECKING:
     from planner.tuning.tune import Tuned, TuneRequest
@@ -17,7 +23,6 @@ if TYPE_CHECKING:
 
 @click.command("tune")
 @common_options
-@click.option("--backend", required=True, help="What runs it: `planner doctor` lists them.")
 @click.option("--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8.")
 @click.option(
     "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
@@ -45,23 +50,11 @@ if TYPE_CHECKING:
     help="Ends when measuring on is expected to gain less, as a share of the best.",
 )
 @click.option("--repeats", default=1, show_default=True, help="Runs of a configuration.")
-@click.option("--requests", "num_requests", default=0, help="Requests of a run; default: workload.")
-@click.option("--random-weights", is_flag=True, help="Let the engine make up weights.")
-@click.option(
-    "--option",
-    "backend_options",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="What the backend alone knows; repeatable.",
-)
-@click.option(
-    "--workdir", default="planner-measure", show_default=True, help="For logs and files made."
-)
 @click.option("--seed", default=0, show_default=True, help="Hosts that share a study share it.")
 @click.option(
     "--study", default="tune", show_default=True, help="Its name in the store, to resume and share."
 )
-@STORE_OPTION
+@measuring_options
 def tune_command(as_json: bool, **options: Any) -> int:
     """Measure the configurations that teach most, and find the best on real hardware."""
     from planner.tuning.tune import tune  # noqa: PLC0415  help must not wait
@@ -87,19 +80,7 @@ def _tune_request(options: dict[str, Any]) -> TuneRequest:
     from planner.measuring.cases import MeasureRequest  # noqa: PLC0415
     from planner.tuning.tune import TuneRequest  # noqa: PLC0415
 
-    plan = PlanRequest(
-        gpu=options["gpu"],
-        workload=options["workload"],
-        model=options["model"],
-        engine=options["engine"],
-        num_gpus=options["num_gpus"],
-        slo=read_slo(options["slo"]),
-        objective=options["objective"],
-        pins=parse_assignments(options["pin"], "--pin"),
-        limits=parse_assignments(options["limit"], "--limit"),
-        seed=options["seed"],
-        calibration=options["calibration"],
-    )
+    plan = PlanRequest(**searched_on(options))
     measure = MeasureRequest(
         backend=options["backend"],
         workload=options["workload"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import print_json, progress_bar
+from planner.cli.options import CALIBRATION_OPTION, JSON_OPTION, print_json, progress_bar
 
 
 @click.command("validate")
@@ -17,12 +17,7 @@ from planner.cli.options import print_json, progress_bar
     metavar="FILE",
     help="Operator table (CSV or parquet) instead of runs.",
 )
-@click.option(
-    "--calibration",
-    default="",
-    metavar="FILE",
-    help="Instead of your calibration in force; `shipped` for none of yours.",
-)
+@CALIBRATION_OPTION
 @click.option(
     "--report",
     "report_folder",
@@ -36,7 +31,7 @@ from planner.cli.options import print_json, progress_bar
     metavar="FILE",
     help="JSON with errors by number of fitted runs, for the report.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+@JSON_OPTION
 def validate_command(runs: str | None, operators: str, as_json: bool, **options: str) -> int:
     """Predict every measured run of a file (or operator of a table) and print the error."""
     if bool(runs) == bool(operators):
@@ -74,9 +69,8 @@ def _validate_runs(
         check_installed()
     with progress_bar("predicting runs") as progress:
         result = validate(runs, calibration=calibration, progress=progress)
-    content = result.to_json() | {
-        "drift": result.drift_lines(f"--runs {runs}", calibration=calibration)
-    }
+    drift = result.drift_lines(f"--runs {runs}", calibration=calibration)
+    content = result.to_json() | {"drift": drift}
     if report_folder:
         from planner.validation.report import make_report, write_report  # noqa: PLC0415
 
@@ -94,6 +88,6 @@ def _validate_runs(
         print_json(content)
     else:
         print_validation(result)
-        for line in result.drift_lines(f"--runs {runs}", calibration=calibration):
+        for line in drift:
             click.echo(line)
     return 0

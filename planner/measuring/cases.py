@@ -142,11 +142,9 @@ def _as_planned(request: MeasureRequest) -> MeasureRequest:
     """Return the request with workload and model of its plan, where it names none."""
     if request.workload:
         return request
-    asked = read_json_object(Path(request.plan)).get("asked") if request.plan else None
-    if not isinstance(asked, Mapping) or not asked.get("workload"):
-        raise ConfigError(
-            f"{request.plan or 'the request'} names no workload", hint="give --workload"
-        )
+    if not request.plan:
+        raise ConfigError("the request names no workload", hint="give --workload")
+    asked = asked_of_plan(Path(request.plan))
     model = request.model or str(asked.get("model", ""))
     return replace(request, workload=str(asked["workload"]), model=model)
 
@@ -296,6 +294,20 @@ def _configs(
 
         config, _ = config_from_options(options_file(request.config), config)
     return [apply_settings(config, request.settings)]
+
+
+def asked_of_plan(path: Path) -> Mapping[str, Any]:
+    """Return what a plan.json was asked: GPU, workload, model, engine and SLO.
+
+    Raises:
+        ProfileError: Not a plan, or one that does not say.
+    """
+    asked = read_json_object(path).get("asked")
+    if not isinstance(asked, Mapping) or not asked.get("workload"):
+        raise ProfileError(
+            f"{path}: names no workload", hint="give --workload, or make the plan anew"
+        )
+    return asked
 
 
 def plan_configs(path: Path, *, top: int = 1) -> list[EngineConfig]:

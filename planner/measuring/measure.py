@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from executor.measure import (
 from executor.microbench.run import Microbench, microbench, write_tables
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
-from planner.calibration.drift import drift_lines, drifts, new_versions
+from planner.calibration.drift import Watched, drift_lines, drifts
 from planner.calibration.own import files_in_force
 from planner.measuring.cases import COMPARED_METRICS, MeasureRequest, cases_of, local_gpu
 from planner.measuring.runs import flat_metrics
@@ -96,24 +96,32 @@ def _by_deployment(cases: Sequence[Case]) -> list[list[Case]]:
 
 def measured_drift(results: Sequence[Measurement], *, store: str) -> list[str]:
     """Say which runs lie far outside what was predicted before them, and what to do about it."""
-    records = [r for result in results for r in result.records if r["status"] == "ok"]
-    found, versions, engines = [], [], []
-    for record in records:
-        predicted = {
-            name: (said["value"], (said["interval_90"][0], said["interval_90"][1]))
-            for name, said in (record.get("predicted") or {}).items()
-        }
-        if predicted:
-            engine, gpu = str(record["engine"]), load_gpu(str(record["gpu"]))
-            own = files_in_force("", gpu=gpu.name, engine=engine)
-            known = load_calibration(gpu, engine, own).seen_versions
-            found += drifts(record["run_id"], flat_metrics(record["measured"]), predicted)
-            versions += new_versions([str(record.get("engine_version") or "")], known)
-            engines.append(engine)
-    if not engines:
-        return []
-    source = f"--store {store}"
-    return drift_lines(found, dict.fromkeys(versions), engine=engines[0], source=source)
+    records = [
+        record
+        for result in results
+        for record in result.records
+        if record["status"] == "ok" and record.get("predicted")
+    ]
+    gpus = {str(record["engine"]): str(record["gpu"]) for record in records}
+
+    def known(engine: str) -> Sequence[str]:
+        gpu = load_gpu(gpus[engine])
+        own = files_in_force("", gpu=gpu.name, engine=engine)
+        return load_calibration(gpu, engine, own).seen_versions
+
+    return drift_lines([_watched(record) for record in records], known, source=f"--store {store}")
+
+
+def _watched(record: Mapping[str, Any]) -> Watched:
+    predicted = {
+        name: (said["value"], (said["interval_90"][0], said["interval_90"][1]))
+        for name, said in record["predicted"].items()
+    }
+    return Watched(
+        engine=str(record["engine"]),
+        engine_version=str(record.get("engine_version") or ""),
+        drifts=tuple(drifts(record["run_id"], flat_metrics(record["measured"]), predicted)),
+    )
 
 
 def store_url(name: str) -> str:

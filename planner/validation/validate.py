@@ -17,13 +17,7 @@ from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
-from planner.calibration.drift import (
-    TOLERATED_SHARE,
-    Drift,
-    drift_lines,
-    drifts,
-    new_versions,
-)
+from planner.calibration.drift import Drift, Watched, drift_lines, drifts
 from planner.calibration.own import files_in_force
 from planner.estimator.load import Lengths, Load, Protocol
 from planner.measuring.bench_limits import tuned_limits
@@ -134,16 +128,20 @@ class Validation:
             source: Runs as `planner calibrate` takes them.
             calibration: As the runs were validated with.
         """
-        lines: list[str] = []
-        for engine in dict.fromkeys(row.run.engine for row in self.rows):
-            rows = [row for row in self.rows if row.run.engine == engine]
-            known = run_calibration(rows[0].run, calibration).seen_versions
-            versions = new_versions((row.run.engine_version for row in rows), known)
-            found = [drift for row in rows for drift in row.drifts()]
-            if len({drift.run_id for drift in found}) <= TOLERATED_SHARE * len(rows):
-                found = []
-            lines += drift_lines(found, versions, engine=engine, source=source)
-        return lines
+        first = {row.run.engine: row.run for row in reversed(self.rows)}
+        watched = [
+            Watched(
+                engine=row.run.engine,
+                engine_version=row.run.engine_version,
+                drifts=tuple(row.drifts()),
+            )
+            for row in self.rows
+        ]
+        return drift_lines(
+            watched,
+            lambda engine: run_calibration(first[engine], calibration).seen_versions,
+            source=source,
+        )
 
     def without_front_end_limited(self) -> Validation:
         """Return the runs whose rate the GPU, not the front end, decides."""

@@ -160,7 +160,8 @@ class TestVllm(ServingContract):
         for part in (
             "--max-num-seqs 4", "--max-num-batched-tokens 128", "--block-size 32",
             "--num-gpu-blocks-override 100", "--quantization fp8", "--kv-cache-dtype fp8",
-            "--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--enforce-eager", "--tensor-parallel-size 2",
+            "--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--enforce-eager",
+            "--tensor-parallel-size 2",
             "--enable-expert-parallel", '--speculative-config {"method": "ngram"}', "--seed 3",
             "--load-format dummy", "--max-model-len 128",
         ):  # fmt: skip

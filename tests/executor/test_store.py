@@ -51,6 +51,16 @@ def test_a_campaign_finds_its_own_good_runs(tmp_path: Path) -> None:
     assert (store.count("a"), store.count("c")) == (2, 0)
 
 
+def test_hosts_that_end_the_same_run_in_one_moment_both_keep_theirs(tmp_path: Path) -> None:
+    one, other = (RunStore(str(tmp_path / "runs.db")) for _ in range(2))
+    assert one.save(record("a-1"), REQUESTS, key="k").run_id == "a-1"
+    assert other.save(record("a-1"), (), key="k").run_id == "a-2"
+    stored = one.runs()
+    assert [run.run_id for run in stored] == ["a-1", "a-2"]
+    assert [run.record["run_id"] for run in stored] == ["a-1", "a-2"]
+    assert not one.spill_path.exists()
+
+
 def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path / "runs.db"))
     for run_id in ("h200_a-1", "h200_a-12", "h200_b-1"):

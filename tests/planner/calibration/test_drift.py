@@ -7,12 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from planner.calibration.drift import drift_lines, drifts, new_versions
+from planner.calibration.drift import Watched, drift_lines, drifts, new_versions
 from planner.validation.validate import validate
 
 RUNS = Path(__file__).parents[3] / "profiles" / "runs" / "h200_vllm" / "runs.jsonl"
 
 PREDICTED = {"tpot_ms.mean": (10.0, (9.0, 11.0)), "itl_ms.p99": (20.0, (19.0, 21.0))}
+
+
+def _seen(engine: str) -> list[str]:
+    return ["0.25.1"] if engine == "vllm" else []
+
+
+def watched(tpot_ms: float, version: str, engine: str = "vllm") -> Watched:
+    found = drifts("run-1", {"tpot_ms.mean": tpot_ms}, PREDICTED)
+    return Watched(engine=engine, engine_version=version, drifts=tuple(found))
 
 
 @pytest.mark.parametrize(
@@ -33,14 +42,29 @@ def test_a_version_is_new_only_to_who_knows_versions() -> None:
 
 
 def test_drift_is_said_with_the_way_out() -> None:
-    found = drifts("run-1", {"tpot_ms.mean": 13.0}, PREDICTED)
-    lines = drift_lines(found, ["0.26.0"], engine="vllm", source="--store runs.db")
+    lines = drift_lines([watched(13.0, "0.26.0")], _seen, source="--store runs.db")
     assert lines == [
         "drift: run-1: tpot_ms.mean 13, predicted 10 (9 to 11)",
         "drift: vllm 0.26.0 was never seen by the calibration in force",
         "recalibrate: planner calibrate --store runs.db --engine vllm --install",
     ]
-    assert drift_lines([], [], engine="vllm", source="--store runs.db") == []
+    assert drift_lines([], _seen, source="--store runs.db") == []
+
+
+def test_one_far_run_among_many_is_chance() -> None:
+    many = [watched(10.0, "0.25.1")] * 9
+    assert drift_lines([*many, watched(13.0, "0.25.1")], _seen, source="--store runs.db") == []
+    few = drift_lines([*many[:3], watched(13.0, "0.25.1")], _seen, source="--store runs.db")
+    assert len(few) == 2
+
+
+def test_each_engine_is_recalibrated_by_a_command_of_its_own() -> None:
+    runs = [watched(13.0, "0.25.1"), watched(13.0, "1.2", engine="trtllm")]
+    commands = [line for line in drift_lines(runs, _seen, source="--runs f") if "recal" in line]
+    assert [command.split("--engine ")[1] for command in commands] == [
+        "vllm --install",
+        "trtllm --install",
+    ]
 
 
 def test_a_slower_engine_of_another_version_is_noticed(tmp_path: Path) -> None:
