@@ -7,7 +7,7 @@ climbed under it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +104,7 @@ def decide(
     *,
     objective: str,
     demand: Demand,
+    stopped: Callable[[], bool] | None = None,
 ) -> list[Finalist]:
     """Return all that were simulated, the winner first.
 
@@ -113,16 +114,23 @@ def decide(
         finalists: Best first, by the closed form.
         objective: What is maximised.
         demand: Requests to simulate.
+        stopped: Asked before each further simulation; once true, the best so far wins.
     """
-    return _Decision(space, evaluator, objective, demand).run(finalists)
+    return _Decision(space, evaluator, objective, demand, stopped).run(finalists)
 
 
 class _Decision:
     def __init__(
-        self, space: SearchSpace, evaluator: Evaluator, objective: str, demand: Demand
+        self,
+        space: SearchSpace,
+        evaluator: Evaluator,
+        objective: str,
+        demand: Demand,
+        stopped: Callable[[], bool] | None,
     ) -> None:
         self.space, self.evaluator = space, evaluator
         self.objective, self.demand = objective, demand
+        self.stopped = stopped or (lambda: False)
         self.simulated: dict[EngineConfig, Finalist] = {}
 
     def run(self, finalists: list[Candidate]) -> list[Finalist]:
@@ -158,13 +166,13 @@ class _Decision:
         return best
 
     def _has_had_enough(self) -> bool:
-        """Whether another simulation would take longer than a person waits."""
+        """Whether another simulation would take longer than a person waits, or was called off."""
         runs = [one.prediction.simulation for one in self.simulated.values()]
         work = sum(
             run.num_steps + STEPS_PER_REQUEST * run.num_requests for run in runs if run is not None
         )
         is_much = work >= MOST_WORK and len(runs) >= FEWEST_SIMULATED
-        return is_much or len(runs) >= MOST_SIMULATED
+        return is_much or len(runs) >= MOST_SIMULATED or self.stopped()
 
     def _beside(self, config: EngineConfig, knob: str) -> Iterator[EngineConfig]:
         """Yield the configurations that differ by one step of a knob and were not simulated."""

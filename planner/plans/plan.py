@@ -130,7 +130,14 @@ def make_plan(
     """Search a space, let the simulation decide between the finalists, and explain the result."""
     found = search(space, evaluator, options)
     finalists = best_of_each_split(found)
-    simulated = decide(space, evaluator, finalists, objective=options.objective, demand=demand)
+    simulated = decide(
+        space,
+        evaluator,
+        finalists,
+        objective=options.objective,
+        demand=demand,
+        stopped=options.stopped,
+    )
     winner = simulated[0]
     recommended = winner.prediction
     closed_form = _ClosedForm(evaluator, recommended)

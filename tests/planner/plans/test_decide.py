@@ -16,7 +16,6 @@ from planner.search.objective import quality_handicap
 from planner.search.study import Candidate, SearchOptions, search
 
 REPOSITORY = Path(__file__).parents[3]
-REGRET = REPOSITORY / "profiles" / "runs" / "h200_vllm_regret"
 
 STEPS = ("max_num_tokens", "max_batch_size")
 
@@ -79,6 +78,22 @@ def test_the_closed_forms_first_choice_does_not_win_where_the_simulation_rejects
     assert finalists[0].config.quantization == "fp8_dynamic"
     assert finalists[0].prediction.feasible
     assert not any(one.beats(finalists[0]) for one in finalists[1:])
+
+
+def test_a_search_that_is_called_off_decides_by_what_it_has(busy: str) -> None:
+    request = PlanRequest(gpu="h200", workload=busy, engine="vllm")
+    problem = load_problem(gpu="h200", workload=busy, model="", engine="vllm")
+    space = search_space(problem, request)
+    found = search(space, problem.evaluator, SearchOptions(trials=0))
+    finalists = decide(
+        space,
+        problem.evaluator,
+        list(found.candidates[:3]),
+        objective="goodput",
+        demand=workload_demand(problem.workload),
+        stopped=lambda: True,
+    )
+    assert [one.config for one in finalists] == [found.candidates[0].config]
 
 
 def test_what_changes_nothing_is_not_called_a_miss(busy: str) -> None:
