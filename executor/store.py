@@ -142,16 +142,14 @@ class RunStore:
         row = _row(run, requests, key)
         try:
             with self._errors():
-                while not self._insert(row):
-                    run = replace(run, run_id=_next_id(run.run_id))
-                    row = _row(run, requests, key)
+                row = self._insert(row)
         except MeasurementError as error:
             path = self._spill(row)
             raise MeasurementError(
                 f"{error.message}; run {run.run_id} is in {path}",
                 hint=f"{error.hint}; the next use of this store takes it in",
             ) from error
-        return run
+        return replace(run, run_id=row["run_id"])
 
     def finished(self, key: str) -> list[StoredRun]:
         """Return the runs of a key that ended well, oldest first."""
@@ -189,16 +187,23 @@ class RunStore:
         """Release the connections."""
         self._engine.dispose()
 
-    def _insert(self, row: Mapping[str, Any]) -> bool:
-        """Store a row and return True, or return False where its id is taken."""
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(insert(_RUNS).values(**row))
-        except IntegrityError:
-            if self._select(_RUNS.c.run_id == row["run_id"]):
-                return False
-            raise
-        return True
+    def _insert(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Store a row, under the next free id where another run took its own, and return it.
+
+        A row that is there already, from a spilled file that was taken in before, stays once.
+        """
+        while True:
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(insert(_RUNS).values(**row))
+            except IntegrityError:
+                found = self._select(_RUNS.c.run_id == row["run_id"])
+                if not found:
+                    raise
+                if (found[0].key, found[0].stored_at_s) != (row["key"], row["stored_at_s"]):
+                    row = _renumbered(row)
+                    continue
+            return row
 
     def _select(self, *conditions: Any) -> list[StoredRun]:
         query = select(_RUNS).where(*conditions).order_by(_RUNS.c.stored_at_s, _RUNS.c.run_id)
@@ -248,9 +253,8 @@ class RunStore:
             row["requests_gz"] = base64.b64decode(row["requests_gz"])
         except ValueError:
             return  # cut off while it was written
-        if not self._select(_RUNS.c.run_id == row["run_id"]):
-            with self._errors():
-                self._insert(row)
+        with self._errors():
+            self._insert(row)
 
     @property
     def _shown(self) -> str:
@@ -286,9 +290,12 @@ def _row(run: RunRecord, requests: Sequence[MeasuredRequest], key: str) -> dict[
     }
 
 
-def _next_id(run_id: str) -> str:
-    stem, _, number = run_id.rpartition("-")
-    return f"{stem}-{int(number) + 1}"
+def _renumbered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with the next number in its id."""
+    stem, _, number = row["run_id"].rpartition("-")
+    run_id = f"{stem}-{int(number) + 1}"
+    record = json.dumps({**json.loads(row["record"]), "run_id": run_id})
+    return {**row, "run_id": run_id, "record": record}
 
 
 def _parsed(url: str) -> URL:

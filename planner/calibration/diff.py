@@ -14,7 +14,6 @@ from planner.calibration.own import SHIPPED, files_in_force
 from planner.measuring.cases import asked_of_plan, plan_configs
 from planner.prediction.predict import predict_config
 from planner.prediction.simulation import workload_demand
-from planner.workloads.workload import load_workload
 
 SHOWN_METRICS = (
     "ttft_ms.p99",
@@ -114,14 +113,12 @@ def compare_predictions(plan: str, before: str, after: str) -> tuple[Change, ...
     path = Path(plan)
     (config,) = plan_configs(path)
     asked = asked_of_plan(path)
-    metrics = []
     given = {name: asked[name] for name in ("gpu", "workload", "model", "engine", "slo")}
-    demand = workload_demand(load_workload(asked["workload"]))
-    for calibration in (before, after):
-        problem = load_problem(**given, calibration=calibration)
-        prediction = predict_config(problem.evaluator, config, demand)
-        metrics.append({name: prediction.value(name) for name in SHOWN_METRICS})
-    return _changes(*metrics, all_names=True)
+    problems = [load_problem(**given, calibration=calibration) for calibration in (before, after)]
+    demand = workload_demand(problems[0].workload)
+    predictions = [predict_config(problem.evaluator, config, demand) for problem in problems]
+    one, other = ({name: p.value(name) for name in SHOWN_METRICS} for p in predictions)
+    return _changes(one, other, all_names=True)
 
 
 def _constants(calibration: Calibration) -> dict[str, float]:

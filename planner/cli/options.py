@@ -45,7 +45,8 @@ def duration_s(text: str) -> float:
 
 def common_options(function: Any) -> Any:
     """Options that say what is served on what."""
-    options = (
+    return _with_options(
+        function,
         click.option(
             "--gpu", required=True, help="GPU profile or alias (h100), a YAML file, or auto."
         ),
@@ -72,14 +73,31 @@ def common_options(function: Any) -> Any:
         CALIBRATION_OPTION,
         JSON_OPTION,
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+
+
+def searching_options(function: Any) -> Any:
+    """Options that say among what is searched, and for what."""
+    return _with_options(
+        function,
+        click.option(
+            "--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8."
+        ),
+        click.option(
+            "--objective",
+            default="",
+            help="goodput, throughput, latency or cost; default: the workload's.",
+        ),
+        click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable."),
+        click.option(
+            "--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable."
+        ),
+    )
 
 
 def measuring_options(function: Any) -> Any:
     """Options that say how an engine is brought up and loaded."""
-    options = (
+    return _with_options(
+        function,
         click.option("--backend", required=True, help="What runs it: `planner doctor` lists them."),
         click.option(
             "--requests", "num_requests", default=0, help="Requests of a run; default: workload."
@@ -100,6 +118,9 @@ def measuring_options(function: Any) -> Any:
         ),
         STORE_OPTION,
     )
+
+
+def _with_options(function: Any, *options: Callable[[Any], Any]) -> Any:
     for option in reversed(options):
         function = option(function)
     return function

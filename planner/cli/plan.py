@@ -15,6 +15,7 @@ from planner.cli.options import (
     print_json,
     progress_bar,
     searched_on,
+    searching_options,
 )
 
 if TYPE_CHECKING:
@@ -23,18 +24,13 @@ if TYPE_CHECKING:
 
 @click.command("plan", context_settings=CONTEXT)
 @common_options
-@click.option("--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8.")
-@click.option(
-    "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
-)
+@searching_options
 @click.option(
     "--risk",
     default=0.0,
     metavar="P",
     help="The SLO must hold at the upper end of the interval that holds 1 - P of measurements.",
 )
-@click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
-@click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
 @click.option("--trials", default=120, show_default=True, help="Optuna trials after the screening.")
 @click.option("--time-budget", default=10.0, show_default=True, help="Seconds for the search.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same plan.")

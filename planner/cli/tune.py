@@ -15,6 +15,7 @@ from planner.cli.options import (
     measuring_options,
     print_json,
     searched_on,
+    searching_options,
 )
 
 if TYPE_CHECKING:
@@ -23,18 +24,13 @@ if TYPE_CHECKING:
 
 @click.command("tune")
 @common_options
-@click.option("--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8.")
-@click.option(
-    "--objective", default="", help="goodput, throughput, latency or cost; default: the workload's."
-)
+@searching_options
 @click.option(
     "--rate",
     type=float,
     default=None,
     help="Requests/s; default: the highest that the plan is predicted to serve.",
 )
-@click.option("--pin", multiple=True, metavar="KNOB=VALUE", help="Fix a knob; repeatable.")
-@click.option("--limit", multiple=True, metavar="KNOB=A,B,C", help="Restrict a knob; repeatable.")
 @click.option(
     "--time-budget",
     type=duration_s,

@@ -7,8 +7,8 @@ climbed under it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cost_models.engine import EngineConfig
@@ -16,7 +16,7 @@ from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
 from planner.prediction.simulation import Demand
-from planner.search.objective import quality_handicap
+from planner.search.objective import handicapped
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
 
@@ -76,7 +76,7 @@ class Finalist:
     @property
     def score(self) -> float:
         """The simulated objective less what the precision must gain; larger is better."""
-        return self.value - abs(self.value) * quality_handicap(self.config)
+        return handicapped(self.value, self.config)
 
     def beats(self, other: Finalist) -> bool:
         """Whether it is better by more than chance; of equals the closed form decides."""
@@ -176,7 +176,7 @@ class _Decision:
 
     def _beside(self, config: EngineConfig, knob: str) -> Iterator[EngineConfig]:
         """Yield the configurations that differ by one step of a knob and were not simulated."""
-        for value in neighbouring(list(self.space.choices(knob)), getattr(config, knob)):
+        for value in neighbouring(self.space.choices(knob), getattr(config, knob)):
             changed = with_knob(self.space, config, knob, value)
             if changed is not None and changed not in self.simulated:
                 yield changed
@@ -199,9 +199,7 @@ def with_knob(
     space: SearchSpace, config: EngineConfig, knob: str, value: Any
 ) -> EngineConfig | None:
     """Return a configuration with one knob changed, or None where that is not legal."""
-    changed = replace(config, **{knob: value})
-    if knob == "max_batch_size" and "cuda_graph_max_batch_size" not in space.limits:
-        changed = replace(changed, cuda_graph_max_batch_size=value)
+    changed = space.with_knobs(config, **{knob: value})
     if changed.max_batch_size > changed.max_num_tokens or changed.num_gpus > space.num_gpus:
         return None
     if space.rules.violations(changed, model=space.model, gpu=space.gpu):
@@ -209,7 +207,7 @@ def with_knob(
     return changed
 
 
-def neighbouring(values: list[Any], current: Any) -> list[Any]:
+def neighbouring(values: Sequence[Any], current: Any) -> list[Any]:
     """Return the next smaller and larger of numbers; of anything else every other value."""
     if isinstance(current, bool) or not isinstance(current, int | float):
         return [value for value in values if value != current]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cost_models.engine import EngineConfig
-from planner.plans.decide import Finalist, best_of_each_split, decide, neighbouring, with_knob
+from planner.plans.decide import best_of_each_split, decide, neighbouring, with_knob
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand
@@ -142,17 +142,21 @@ def make_plan(
     recommended = winner.prediction
     closed_form = _ClosedForm(evaluator, recommended)
     known = {finalist.config: finalist for finalist in simulated}
-    rejected = [c for c in finalists if c.config != winner.config]
+
+    def rejected(candidate: Candidate) -> Alternative:
+        other = known.get(candidate.config)
+        if other is not None:
+            return _alternative(candidate, other.prediction, _gain(other.value, winner.value))
+        gain = _gain(candidate.raw_score, winner.candidate.raw_score)
+        return _alternative(candidate, closed_form.predict(candidate.config), gain)
+
     return Plan(
         status="feasible" if recommended.feasible else "infeasible",
         objective=options.objective,
         recommended=recommended,
-        alternatives=tuple(
-            _simulated_alternative(winner, known[c.config])
-            if c.config in known
-            else _alternative(winner.candidate, c, closed_form.predict(c.config))
-            for c in rejected[:NUM_ALTERNATIVES]
-        ),
+        alternatives=tuple(rejected(c) for c in finalists if c.config != winner.config)[
+            :NUM_ALTERNATIVES
+        ],
         neighbours=_neighbours(space, closed_form),
         relaxations=() if recommended.feasible else _relaxations(recommended, evaluator.slo),
         search=found,
@@ -184,17 +188,13 @@ class _ClosedForm:
         )
 
 
-def _simulated_alternative(winner: Finalist, other: Finalist) -> Alternative:
-    gain = (other.value - winner.value) / abs(winner.value) if winner.value else 0.0
-    return Alternative(
-        prediction=other.prediction,
-        rejected_because=_rejection(gain, other.candidate, other.prediction),
-    )
-
-
-def _alternative(best: Candidate, other: Candidate, prediction: Prediction) -> Alternative:
-    gain = (other.raw_score - best.raw_score) / abs(best.raw_score) if best.raw_score else 0.0
+def _alternative(other: Candidate, prediction: Prediction, gain: float) -> Alternative:
     return Alternative(prediction=prediction, rejected_because=_rejection(gain, other, prediction))
+
+
+def _gain(value: float, best: float) -> float:
+    """Return by how much a value is above the best, as a share."""
+    return (value - best) / abs(best) if best else 0.0
 
 
 def _rejection(gain: float, other: Candidate, prediction: Prediction) -> str:
@@ -222,7 +222,7 @@ def _neighbours(space: SearchSpace, closed_form: _ClosedForm) -> tuple[Neighbour
     base = closed_form.base
     neighbours = []
     for knob in NEIGHBOUR_KNOBS:
-        for value in neighbouring(list(space.choices(knob)), getattr(base.config, knob)):
+        for value in neighbouring(space.choices(knob), getattr(base.config, knob)):
             changed = with_knob(space, base.config, knob, value)
             if changed is not None:
                 prediction = closed_form.predict(changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from planner.estimator.load import Load, Protocol
 from planner.prediction.evaluator import Evaluation, Slice
 
 FloatArray = NDArray[np.float64]
+Score = TypeVar("Score", float, FloatArray)
 
 QUALITY_HANDICAP: Mapping[str, float] = {
     "bf16": 0.0,
@@ -79,10 +81,9 @@ def quality_handicap(config: EngineConfig) -> float:
     return QUALITY_HANDICAP[config.quantization] + KV_HANDICAP[config.kv_cache_dtype]
 
 
-def handicapped(scores: FloatArray, rows: Slice) -> FloatArray:
-    """Return scores less what the row's precision must gain before it is preferred."""
-    handicap = quality_handicap(rows.base)
-    return np.where(scores >= 0, scores * (1 - handicap), scores * (1 + handicap))
+def handicapped(score: Score, config: EngineConfig) -> Score:
+    """Return a score, or an array of them, less what the precisions must gain before preferred."""
+    return score - abs(score) * quality_handicap(config)
 
 
 def violation(evaluation: Evaluation) -> FloatArray:

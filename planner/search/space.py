@@ -75,6 +75,12 @@ class SearchSpace:
             rows = Slice(base=self._with_single_choices(split), columns=columns)
             yield _legal_rows(rows)
 
+    def with_knobs(self, config: EngineConfig, **knobs: Any) -> EngineConfig:
+        """Return a configuration with knobs changed; CUDA graphs cover its batch unless limited."""
+        changed = replace(config, **knobs)
+        graphs = self.limits.get("cuda_graph_max_batch_size", (changed.max_batch_size,))[0]
+        return replace(changed, cuda_graph_max_batch_size=graphs)
+
     def size(self) -> int:
         """Return how many configurations the whole grid holds."""
         inner = np.prod(

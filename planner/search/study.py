@@ -6,7 +6,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -212,9 +212,7 @@ class _Search:
             knob: trial.suggest_categorical(knob, list(self._refined_choices(knob)))
             for knob in (*OUTER_KNOBS, *REFINED_KNOBS)
         }
-        config = replace(self.space.base, **values)
-        graphs = self.space.limits.get("cuda_graph_max_batch_size", (config.max_batch_size,))[0]
-        config = replace(config, cuda_graph_max_batch_size=graphs)
+        config = self.space.with_knobs(self.space.base, **values)
         problems = len(
             self.space.rules.violations(config, model=self.space.model, gpu=self.space.gpu)
         )
@@ -280,7 +278,7 @@ def scores(
         load=evaluator.load,
         usd_per_hour=evaluator.gpu.usd_per_hour,
     )
-    return handicapped(raw, rows), raw, violation(evaluation)
+    return handicapped(raw, rows.base), raw, violation(evaluation)
 
 
 def _candidate(

@@ -4,7 +4,7 @@ The folder holds workloads with an SLO, a design (the engine's default, the plan
 each workload, configurations spread over the space) and the runs measured so far, every
 configuration under every workload. For each workload: goodput and SLO of the first choice, of the
 default and of the best measured, and what a random search finds with as many runs on average.
-`--missing` prints the commands that measure the rest; put `--store URL --backend vllm` behind each.
+`--missing` prints the commands that measure the rest.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def main() -> None:
     folder: Path = arguments.folder
     design = [Entry(**entry) for entry in json.loads((folder / "design.json").read_text())]
     records = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
-    workloads = [p for p in sorted(folder.glob("*.json")) if p.name != "design.json"]
+    files = [p for p in sorted(folder.glob("*.json")) if p.name != "design.json"]
+    workloads = {path: load_workload(str(path)) for path in files}
     if arguments.missing:
         click.echo("\n".join(_commands(design, records, workloads)))
         return
-    for path in workloads:
-        workload = load_workload(str(path))
+    for workload in workloads.values():
         runs = list(_measured(workload, design, records, folder))
         _print(workload, runs, design)
 
@@ -135,14 +135,14 @@ def _print(workload: Workload, runs: list[Measured], design: list[Entry]) -> Non
 
 
 def _commands(
-    design: list[Entry], records: list[dict[str, Any]], workloads: list[Path]
+    design: list[Entry], records: list[dict[str, Any]], workloads: Mapping[Path, Workload]
 ) -> Iterator[str]:
     for entry in design:
         left = [
             path
-            for path in workloads
+            for path, workload in workloads.items()
             if not any(
-                _entry_of(r, design) == entry and _is_of(r, load_workload(str(path)))
+                _entry_of(r, design) == entry and _is_of(r, workload)
                 for r in records
                 if r["status"] == "ok"
             )
@@ -150,7 +150,10 @@ def _commands(
         if left:
             settings = " ".join(f"--set {knob}={value}" for knob, value in entry.settings.items())
             files = " ".join(f"--workload {path}" for path in left)
-            yield f"planner measure {files} {settings} --repeats 1"
+            yield (
+                f"planner measure --backend vllm --gpu h200 --random-weights --repeats 1 "
+                f"{files} {settings}"
+            )
 
 
 if __name__ == "__main__":

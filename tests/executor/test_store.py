@@ -61,6 +61,25 @@ def test_hosts_that_end_the_same_run_in_one_moment_both_keep_theirs(tmp_path: Pa
     assert not one.spill_path.exists()
 
 
+def test_a_spilled_run_whose_id_was_taken_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    store = RunStore(str(path), lock_wait_s=0.1)
+    other = sqlite3.connect(path)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(MeasurementError, match=r"locked"):
+        store.save(record("a-1"), REQUESTS, key="k")
+    other.rollback()
+    other.close()
+    store.save(record("a-1"), (), key="k")
+    spilled = store.spill_path.read_text()
+    for _ in range(2):  # the second time as after a death between taking in and unlinking
+        store.spill_path.write_text(spilled)
+        stored = {run.run_id: run for run in RunStore(str(path)).runs()}
+        assert sorted(stored) == ["a-1", "a-2"]
+        assert len(stored["a-2"].requests()) == len(REQUESTS)
+        assert stored["a-2"].record["run_id"] == "a-2"
+
+
 def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path / "runs.db"))
     for run_id in ("h200_a-1", "h200_a-12", "h200_b-1"):
