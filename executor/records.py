@@ -79,7 +79,7 @@ class MeasuredRequest:
             "osl": self.osl,
             "ttft_ms": _milliseconds(self.ttft_s),
             "e2el_ms": _milliseconds(self.e2el_s),
-            "itl_ms": [round(gap_s * 1e3, 3) for gap_s in self.itl_s],
+            "itl_ms": [round(gap_s * 1e3, 2) for gap_s in self.itl_s],
         }
         if any(tokens != 1 for tokens in self.chunk_tokens):
             line["chunk_tokens"] = list(self.chunk_tokens)
