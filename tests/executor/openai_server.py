@@ -21,9 +21,7 @@ class OpenAiServer(CompletionServer):
     fails_after: int = 0
     """Completions after which `failure` happens; 0 is never."""
     failure: str = ""
-    """`dies`, `runs_out_of_memory` or `hangs`."""
-    breaks_all: bool = False
-    """Break every connection in the middle of its reply from now on."""
+    """`dies`, `runs_out_of_memory`, `hangs` or `breaks_connections`."""
     cached_tokens: int = 0
     """What each prompt is said to have found in the prefix cache."""
     num_completions: int = 0
@@ -93,10 +91,10 @@ class OpenAiServer(CompletionServer):
                 os.write(1, b"torch.OutOfMemoryError: CUDA out of memory.\n")
             if self.failure in ("dies", "runs_out_of_memory"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            await reader.read()
-            raise ConnectionResetError
-        if self.breaks_all:
-            writer.transport.abort()
+            if self.failure == "breaks_connections":
+                writer.transport.abort()
+            else:
+                await reader.read()
             raise ConnectionResetError
         await super()._answer(request, reader, writer)
 

@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -199,29 +198,13 @@ def test_a_server_that_dies_in_the_warm_up(
 
 
 def test_a_connection_that_breaks_is_a_lost_one(case: Case, store: RunStore) -> None:
-    server = OpenAiServer(failure="hangs", fails_after=0)
+    server = OpenAiServer(failure="breaks_connections", fails_after=WARM_UP_REQUESTS + 3)
     with served(server) as url:
         wanted = replace(case.deployment, options={"url": url})
-        broken = Breaker(server, after=WARM_UP_REQUESTS + 3)
         result = measure(replace(case, deployment=wanted), tools(store, backend=EndpointBackend()))
-        broken.join()
     run = only_run(result, store)
     assert run["status"] == "lost_connection"
     assert run["engine"] == "endpoint"
-
-
-class Breaker(threading.Thread):
-    """Lets a server break the connection of one request in the middle of its reply."""
-
-    def __init__(self, server: OpenAiServer, *, after: int) -> None:
-        super().__init__(daemon=True)
-        self.server, self.after = server, after
-        self.start()
-
-    def run(self) -> None:
-        while self.server.num_completions < self.after:
-            time.sleep(0.0005)
-        self.server.breaks_all = True
 
 
 def test_a_time_budget_that_is_spent_ends_the_run(
