@@ -170,6 +170,10 @@ class Backend(ABC):
         """
         return deployment
 
+    def engine_of(self, deployment: Deployment) -> str:
+        """Return the `engine` of the runs of a deployment; option `engine` names another."""
+        return deployment.options.get("engine", self.engine)
+
     def versions(self) -> Mapping[str, str]:
         """Return the versions of the engine and of what it rests on."""
         return {}

@@ -476,7 +476,7 @@ class _Session:
             source=f"measured {time.strftime('%Y-%m-%d')} by `planner measure`",
             gpu=case.gpu,
             num_gpus=deployment.config.num_gpus,
-            engine=deployment.options.get("engine", backend.engine),
+            engine=backend.engine_of(deployment),
             engine_version=backend.availability().version or None,
             model=deployment.model.name,
             config=asdict(deployment.config),

@@ -213,12 +213,17 @@ _SIGNALS = {number.value for number in signal.Signals}
 
 
 def _environment(extra: Mapping[str, str], server_id: str) -> dict[str, str]:
-    """The guard runs from this installation, wherever the server's own packages lie."""
+    """The guard runs from this installation, wherever the server's own packages lie.
+
+    A process that sets its title writes it over the environment in which the marker is looked
+    for, as vLLM's EngineCore does; SPT_NOENV makes setproctitle leave that alone.
+    """
     home = str(Path(__file__).resolve().parents[1])
     path = extra.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     return {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
+        "SPT_NOENV": "1",
         **extra,
         "PYTHONPATH": f"{path}{os.pathsep}{home}" if path else home,
         MARKER: server_id,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from executor.backend import Deployment, Server, ServerFailedError
+from executor.backend import Deployment, Failure, Server, ServerFailedError
 from executor.load_generator import Endpoint
 from executor.process import ServerProcess, http_get
 
@@ -101,6 +104,60 @@ def launch(
         process.stop()
         raise
     return process
+
+
+def run_build(
+    command: Sequence[str],
+    *,
+    what: str,
+    result: Path,
+    log_path: Path,
+    limit_s: float,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run a program that builds something, to its end; nothing of it is left running.
+
+    Args:
+        command: Program and arguments.
+        what: What is built, for messages, as `quantizing`.
+        result: A file that is there afterwards.
+        log_path: Where its output goes.
+        limit_s: Time to end.
+        environment: Variables beside the inherited ones.
+
+    Raises:
+        ServerFailedError: It fails, makes no result, or takes too long.
+    """
+    process = ServerProcess(command, log_path=log_path, environment=environment)
+    try:
+        status = process.wait_ended(limit_s=limit_s)
+    except ServerFailedError as error:
+        raise ServerFailedError(
+            f"{what} {error.message}", kind=Failure.PREPARE_FAILED, log_tail=error.log_tail
+        ) from error
+    finally:
+        process.stop()
+    if status or not result.is_file():
+        raise ServerFailedError(
+            f"{what} ended with status {status} and {'a' if result.is_file() else 'no'} "
+            f"{result.name}",
+            kind=Failure.PREPARE_FAILED,
+            log_tail=process.log_tail(),
+        )
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder to build in, which replaces `target` at the end; a failure leaves none."""
+    unfinished = target.with_name(f".{target.name}-unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield unfinished
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def metric_values(text: str, metric: str) -> list[float]:

@@ -11,19 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from executor.backend import (
-    Availability,
-    Deployment,
-    Failure,
-    Server,
-    ServerFailedError,
-    ServingBackend,
-)
+from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
     GIB,
     LaunchedServer,
@@ -31,15 +25,34 @@ from executor.backends.launched import (
     launch,
     model_argument,
     program,
+    run_build,
+    whole_folder,
 )
 from executor.backends.random_model import write_model_folder
+from executor.backends.trtllm_engine import (
+    ENGINE_BACKEND,
+    engine_arguments,
+    engine_lacking,
+    uses_engine,
+    with_engine,
+)
 from executor.load_generator import Endpoint
 from executor.machine import installed_versions
-from executor.process import ServerProcess, free_port
+from executor.process import free_port
 
 INSTALL = "pip install 'trtllm-planner[trtllm]' (or use the container of TensorRT-LLM)"
 
 OLDEST = 1
+
+OPTION_CLASSES: Mapping[str, str] = {
+    "pytorch": "TorchLlmArgs",
+    "_autodeploy": "TorchLlmArgs",
+    ENGINE_BACKEND: "TrtLlmArgs",
+}
+"""The class of TensorRT-LLM that holds the options of each backend."""
+
+BACKENDS = tuple(OPTION_CLASSES)
+"""Values of option `backend`, the default first."""
 
 LOG_FACTS: Mapping[str, LogPattern] = {
     "kv_cache_tokens": (re.compile(r"for max tokens in paged KV cache \((\d+)\)"), 1.0),
@@ -55,9 +68,9 @@ LOG_FACTS: Mapping[str, LogPattern] = {
 """Lines of the log of 1.2; the first profiling run allocates a small cache, the last one counts."""
 
 SCHEMA_PROGRAM = (
-    "import json\n"
-    "from tensorrt_llm.llmapi.llm_args import TorchLlmArgs\n"
-    "print('schema: ' + json.dumps(TorchLlmArgs.model_json_schema()))\n"
+    "import json, sys\n"
+    "from tensorrt_llm.llmapi import llm_args\n"
+    "print('schema: ' + json.dumps(getattr(llm_args, sys.argv[1]).model_json_schema()))\n"
 )
 
 SCHEMA_LIMIT_S = 180.0
@@ -68,7 +81,8 @@ class TrtllmBackend(ServingBackend):
     """Starts `trtllm-serve`.
 
     Options: `command` (another program than `trtllm-serve`), `checkpoint` (a quantized folder),
-    `backend` (pytorch or _autodeploy).
+    `backend` (pytorch, _autodeploy or tensorrt); for the last, which serves an engine:
+    `build_arguments` (further flags of `trtllm-build`) and `engine_dir` (one built before).
     """
 
     name = "trtllm"
@@ -91,36 +105,61 @@ class TrtllmBackend(ServingBackend):
         """Return the versions that decide about speed."""
         return installed_versions(("tensorrt_llm", "tensorrt", "torch", "transformers"))
 
+    def engine_of(self, deployment: Deployment) -> str:
+        """Keep runs of a TensorRT engine apart: constants of the PyTorch backend are not theirs."""
+        engine = super().engine_of(deployment)
+        return f"{engine}-{ENGINE_BACKEND}" if uses_engine(deployment) else engine
+
     def lacking(self, deployment: Deployment) -> list[str]:
         """Return the options that the installed version does not know."""
         if deployment.config.num_replicas != 1:
             return ["num_replicas above 1: measure one replica"]
-        schema = installed_schema()
+        asked = deployment.options.get("backend", BACKENDS[0])
+        if asked not in BACKENDS:
+            return [f"option backend={asked}: one of {', '.join(BACKENDS)}"]
+        if uses_engine(deployment):
+            found = list(engine_lacking(deployment, self.versions().get("tensorrt_llm", "")))
+            if found:
+                return found
+        schema = installed_schema(OPTION_CLASSES[asked])
         return list(unknown_options(deployment.engine_options, schema, schema)) if schema else []
 
     def prepare(self, deployment: Deployment, *, limit_s: float) -> Deployment:
-        """Quantize the checkpoint where the plan asks for one that is not published."""
-        return prepared(deployment, limit_s=limit_s)
+        """Build what is not there: a checkpoint in the plan's precision, an engine of it."""
+        if "engine_dir" in deployment.options:
+            return deployment
+        until_s = time.monotonic() + limit_s
+        ready = prepared(deployment, limit_s=limit_s)
+        if not uses_engine(deployment):
+            return ready
+        return with_engine(
+            deployment,
+            checkpoint=ready.model.folder,
+            version=self.versions().get("tensorrt_llm", ""),
+            limit_s=max(until_s - time.monotonic(), 1.0),
+        )
 
     def start(self, deployment: Deployment, *, limit_s: float) -> Server:
         """Start it and wait for it."""
-        options, model = write_options(deployment), checkpoint(deployment)
-        port = free_port()
+        options, port = write_options(deployment), free_port()
+        is_engine = uses_engine(deployment)
+        loaded = engine_arguments(deployment) if is_engine else [checkpoint(deployment)]
         command = [
-            *program(deployment, self.program), model, "--host", "127.0.0.1", "--port", str(port),
-            "--backend", deployment.options.get("backend", "pytorch"), "--config", str(options),
+            *program(deployment, self.program), *loaded, "--host", "127.0.0.1",
+            "--port", str(port), "--backend", deployment.options.get("backend", BACKENDS[0]),
+            "--config", str(options),
         ]  # fmt: skip
         process = launch(command, deployment, port=port, limit_s=limit_s)
         return LaunchedServer(
-            process, endpoint=Endpoint(port=port, model=model), log_facts=LOG_FACTS
+            process, endpoint=Endpoint(port=port, model=loaded[0]), log_facts=LOG_FACTS
         )
 
 
-def installed_schema() -> dict[str, Any]:
+def installed_schema(options_class: str = "TorchLlmArgs") -> dict[str, Any]:
     """Return the JSON schema of the installed version's options; empty where it tells none."""
     try:
         answer = subprocess.run(  # noqa: S603  a fixed program
-            [sys.executable, "-c", SCHEMA_PROGRAM],
+            [sys.executable, "-c", SCHEMA_PROGRAM, options_class],
             capture_output=True,
             text=True,
             timeout=SCHEMA_LIMIT_S,
@@ -162,11 +201,23 @@ def prepared(deployment: Deployment, *, limit_s: float) -> Deployment:
     if given or not deployment.build_script or deployment.model.has_random_weights:
         folder = Path(given) if given else deployment.model.folder
         return replace(deployment, model=replace(deployment.model, folder=folder))
-    config = deployment.config
-    label = deployment.model.label
-    target = deployment.workdir / f"{label}-{config.quantization}-kv-{config.kv_cache_dtype}"
+    target = deployment.workdir / _checkpoint_name(deployment)
     if not (target / "config.json").is_file():
-        _build(deployment, target, limit_s)
+        script = deployment.workdir / "quantize.sh"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(deployment.build_script)
+        with whole_folder(target) as unfinished:
+            run_build(
+                ["bash", str(script)],
+                what="quantizing",
+                result=unfinished / "config.json",
+                log_path=deployment.workdir / "quantize.log",
+                limit_s=limit_s,
+                environment={
+                    "CHECKPOINT": str(unfinished),
+                    "SOURCE": model_argument(deployment, None),
+                },
+            )
     return replace(deployment, model=replace(deployment.model, folder=target))
 
 
@@ -191,30 +242,14 @@ def checkpoint(deployment: Deployment) -> str:
     return model_argument(deployment, folder)
 
 
-def _build(deployment: Deployment, target: Path, limit_s: float) -> None:
-    deployment.workdir.mkdir(parents=True, exist_ok=True)
-    script = deployment.workdir / "quantize.sh"
-    script.write_text(deployment.build_script)
-    process = ServerProcess(
-        ["bash", str(script)],
-        log_path=deployment.workdir / "quantize.log",
-        environment={"CHECKPOINT": str(target)},
-    )
-    try:
-        status = process.wait_ended(limit_s=limit_s)
-    except ServerFailedError as error:
-        raise ServerFailedError(
-            f"quantizing {error.message}", kind=Failure.PREPARE_FAILED, log_tail=error.log_tail
-        ) from error
-    finally:
-        process.stop()
-    if status or not (target / "config.json").is_file():
-        shutil.rmtree(target, ignore_errors=True)
-        raise ServerFailedError(
-            f"quantizing ended with status {status} and no checkpoint in {target}",
-            kind=Failure.PREPARE_FAILED,
-            log_tail=process.log_tail(),
-        )
+def _checkpoint_name(deployment: Deployment) -> str:
+    """Return what a checkpoint's folder is called; an engine's is split over its GPUs."""
+    config = deployment.config
+    name = f"{deployment.model.label}-{config.quantization}-kv-{config.kv_cache_dtype}"
+    if uses_engine(deployment):
+        split = f"tp{config.tensor_parallel_size}-pp{config.pipeline_parallel_size}"
+        return f"{name}-tensorrt-{split}"
+    return name
 
 
 def _alternatives(

@@ -20,7 +20,8 @@ from executor.backend import (
     ServerFailedError,
 )
 from executor.backends.launched import program
-from executor.backends.trtllm import TrtllmBackend, checkpoint, prepared, write_options
+from executor.backends.trtllm import BACKENDS, TrtllmBackend, checkpoint, write_options
+from executor.backends.trtllm_engine import uses_engine
 from executor.backends.trtllm_reports import (
     iteration_summary,
     read_iteration_log,
@@ -35,7 +36,7 @@ from executor.protocols import ClosedLoop, LoadProtocol, OpenLoop
 class TrtllmBenchBackend(BenchmarkBackend):
     """Runs `trtllm-bench throughput`, or `latency` with option `mode=latency`.
 
-    Options: `command` (another program than `trtllm-bench`), `checkpoint`, `mode`.
+    Options: `command` (another program than `trtllm-bench`), `mode`, and those of `trtllm`.
     """
 
     name = "trtllm-bench"
@@ -53,13 +54,17 @@ class TrtllmBenchBackend(BenchmarkBackend):
         """Return the versions that decide about speed."""
         return self._serving.versions()
 
+    def engine_of(self, deployment: Deployment) -> str:
+        """Return what the serving backend calls it."""
+        return self._serving.engine_of(deployment)
+
     def lacking(self, deployment: Deployment) -> list[str]:
         """Return the options that the installed version does not know."""
         return self._serving.lacking(deployment)
 
     def prepare(self, deployment: Deployment, *, limit_s: float) -> Deployment:
-        """Quantize the checkpoint where the plan asks for one that is not published."""
-        return prepared(deployment, limit_s=limit_s)
+        """Build what is not there: a checkpoint in the plan's precision, an engine of it."""
+        return self._serving.prepare(deployment, limit_s=limit_s)
 
     def benchmark(
         self,
@@ -133,13 +138,15 @@ def bench_command(deployment: Deployment, files: BenchFiles, protocol: LoadProto
     """Return the command line; the options file beats its flags, so both say the same."""
     config = deployment.config
     loaded, options = checkpoint(deployment), write_options(deployment)
-    command = [*program(deployment, "trtllm-bench"), "--model", deployment.model.hub_name]
+    # --model takes a name only; what exists as a file or folder is refused.
+    name = deployment.model.hub_name
+    name = f"local/{deployment.model.label}" if Path(name).exists() else name
+    command = [*program(deployment, "trtllm-bench"), "--model", name]
     if Path(loaded).is_dir():
-        # --model takes a name only; a folder is refused.
         command += ["--model_path", loaded]
     concurrency = protocol.concurrency if isinstance(protocol, ClosedLoop) else -1
     common = [
-        "--backend", "pytorch",
+        "--backend", deployment.options.get("backend", BACKENDS[0]),
         "--dataset", str(files.dataset),
         "--config", str(options),
         "--tp", str(config.tensor_parallel_size),
@@ -150,6 +157,8 @@ def bench_command(deployment: Deployment, files: BenchFiles, protocol: LoadProto
         "--report_json", str(files.report),
         "--iteration_log", str(files.iterations),
     ]  # fmt: skip
+    if uses_engine(deployment):
+        common += ["--engine_dir", deployment.options["engine_dir"]]
     if config.moe_expert_parallel_size > 1:
         common += ["--ep", str(config.moe_expert_parallel_size)]
     if deployment.options.get("mode") == "latency":

@@ -220,10 +220,7 @@ def deployment_of(
     engine_options: dict[str, Any] = {}
     build_script = ""
     if request.backend.startswith("trtllm"):
-        from planner.plans.artifacts import deployment_files, llm_api_options  # noqa: PLC0415
-
-        engine_options = llm_api_options(config, spec)
-        build_script = deployment_files(config, spec, workload).get("quantize.sh", "")
+        engine_options, build_script = _trtllm_files(config, spec, workload, request)
     return Deployment(
         model=model,
         config=config,
@@ -232,6 +229,19 @@ def deployment_of(
         engine_options=engine_options,
         build_script=build_script,
     )
+
+
+def _trtllm_files(
+    config: EngineConfig, spec: ModelSpec, workload: Workload, request: MeasureRequest
+) -> tuple[dict[str, Any], str]:
+    """Return the options file and the script that makes the checkpoint, for either backend."""
+    from planner.plans.artifacts import deployment_files, llm_api_options  # noqa: PLC0415
+    from planner.plans.tensorrt_engine import checkpoint_script, engine_options  # noqa: PLC0415
+
+    if request.backend_options.get("backend") == "tensorrt":
+        return engine_options(config, spec), checkpoint_script(config, spec)
+    files = deployment_files(config, spec, workload)
+    return llm_api_options(config, spec), files.get("quantize.sh", "")
 
 
 def prediction_of(

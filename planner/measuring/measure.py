@@ -34,7 +34,7 @@ from executor.store import RunStore, StoredRun
 from planner.calibration.drift import Watched, drift_lines, drifts
 from planner.calibration.own import files_in_force
 from planner.measuring.cases import COMPARED_METRICS, MeasureRequest, cases_of, local_gpu
-from planner.measuring.runs import flat_metrics
+from planner.measuring.runs import ENGINE_DEFAULTS, flat_metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,9 @@ def measured_drift(results: Sequence[Measurement], *, store: str) -> list[str]:
         record
         for result in results
         for record in result.records
-        if record["status"] == "ok" and record.get("predicted")
+        if record["status"] == "ok"
+        and record.get("predicted")
+        and record["engine"] in ENGINE_DEFAULTS
     ]
     gpus = {str(record["engine"]): str(record["gpu"]) for record in records}
 

@@ -58,6 +58,11 @@ MODELOPT_FORMATS: Mapping[str, str] = {
 }
 """`--qformat` of ModelOpt's examples/llm_ptq/hf_ptq.py."""
 
+ENGINE_ONLY = ("int8_wo", "int8_sq", "int4_wo")
+"""Precisions that only the TensorRT engine backend loads."""
+
+ENGINE_HINT = "planner measure builds an engine of it with --option backend=tensorrt"
+
 EMITTED_OPTIONS: Mapping[str, type | tuple[Any, ...]] = {
     "tensor_parallel_size": int,
     "pipeline_parallel_size": int,
@@ -351,7 +356,8 @@ def _quantize_script(config: EngineConfig, model: ModelSpec) -> str:
     if not weights:
         if config.quantization != model.checkpoint_quantization:
             raise ConfigError(
-                f"quantization={config.quantization}: no tool writes it for {model.name}"
+                f"quantization={config.quantization}: no tool writes it for {model.name}",
+                hint=ENGINE_HINT if config.quantization in ENGINE_ONLY else "",
             )
         weights = "none"
     return script + (

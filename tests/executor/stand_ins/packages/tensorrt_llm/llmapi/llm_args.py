@@ -49,3 +49,29 @@ class TorchLlmArgs(_Strict):
     scheduler_config: SchedulerConfig | None = None
     cuda_graph_config: CudaGraphConfig | None = None
     moe_config: MoeConfig | None = None
+
+
+class EngineKvCacheConfig(_Strict):
+    enable_block_reuse: bool = True
+    free_gpu_memory_fraction: float = 0.9
+    max_tokens: int | None = None
+    dtype: Literal["auto"] = "auto"
+
+
+class ExtendedRuntimePerfKnobConfig(_Strict):
+    multi_block_mode: bool = True
+    enable_context_fmha_fp32_acc: bool = False
+    cuda_graph_mode: bool = False
+    cuda_graph_cache_size: int = 0
+
+
+class TrtLlmArgs(_Strict):
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+    max_seq_len: int | None = None
+    enable_chunked_prefill: bool = False
+    kv_cache_config: EngineKvCacheConfig = EngineKvCacheConfig()
+    scheduler_config: SchedulerConfig | None = None
+    extended_runtime_perf_knob_config: ExtendedRuntimePerfKnobConfig | None = None
