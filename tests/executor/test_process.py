@@ -89,3 +89,18 @@ def test_exit_statuses_are_put_into_words(status: int | None, words: str) -> Non
 def test_a_tail_is_short() -> None:
     assert len(tail("line\n" * 100_000).splitlines()) == 40
     assert len(tail("x" * 100_000)) == 4000
+
+
+def test_a_process_that_sets_its_title_is_still_found(tmp_path: Path) -> None:
+    """As vLLM's EngineCore does: the title is written over what /proc shows of the environment."""
+    program = (
+        "import setproctitle, time\n"
+        "setproctitle.setproctitle('VLLM::EngineCore')\n"
+        "print('titled', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = ServerProcess([sys.executable, "-c", program], log_path=tmp_path / "log")
+    wait_for(lambda: "titled" in process.log_text())
+    assert len(process.pids) == 2  # the guard too
+    process.stop()
+    assert process.pids == []
