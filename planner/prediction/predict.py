@@ -155,7 +155,7 @@ def predict_config(
     if demand is not None and simulation is not None:
         limits = request_limits(evaluator.slo)
         values |= simulated_metrics(simulation, demand, limits)
-        values |= with_chunk_gaps(values, config.stream_interval)
+        values |= with_chunk_gaps(values, evaluator.tokens_per_chunk(config))
     values |= _economy(evaluator.gpu, config, evaluation, values)
     point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
     refused_share = float(evaluation.refused_share[0])
@@ -188,7 +188,7 @@ def step_breakdown(
     decode = StepBatch(decode_sequences=point.decoding, decode_kv_len=mean_kv_len(load))
     mixed = mixed_batch(load, decoding=point.decoding, prompts=point.prompts_per_mixed_step)
     return {
-        name: {family: float(seconds) for family, seconds in step.cost(batch).by_family.items()}
+        name: {family: float(s) for family, s in step.iteration(batch).by_family.items()}
         for name, batch in (("decode", decode), ("mixed", mixed))
     }
 
