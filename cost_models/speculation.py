@@ -222,17 +222,20 @@ def speculative_step(
 
 
 def _draft_step(draft: Draft, speculation: Speculation, verify: StepModel) -> StepModel:
-    """A pass of the draft: nothing is scheduled anew, and vLLM launches its layers one by one.
+    """A pass of the draft: nothing is scheduled anew, and it is launched while the target runs.
 
-    TensorRT-LLM's EAGLE and MTP draft inside the target's graph. A draft model of its own sees one token more than the target: the one that the target added.
+    TensorRT-LLM's EAGLE and MTP draft inside the target's graph. A draft model of its own sees one
+    token more than the target: the one that the target added.
     """
     calibration = verify.calibration
     own = 1.0 if draft.decoding_type == "DraftTarget" else 0.0
     in_one_graph = speculation.pads_drafts and not speculation.is_synchronous
     step = replace(
         calibration.step,
-        host_s=0.0 if in_one_graph else calibration.step.draft_pass_host_s,
+        host_s=0.0 if in_one_graph else calibration.step.draft_pass_s,
         host_per_sequence_s=0.0,
+        eager_layer_s=0.0,
+        eager_layer_tp_s=0.0,
         eager_sequence_s=0.0,
         piecewise_max_tokens=0,
     )
@@ -242,7 +245,6 @@ def _draft_step(draft: Draft, speculation: Speculation, verify: StepModel) -> St
         gpu=verify.gpu,
         calibration=replace(calibration, step=step),
         rows_per_sequence=verify.rows_per_sequence + own,
-        uniform_rate=1.0 if speculation.pads_drafts else 0.0,
     )
 
 

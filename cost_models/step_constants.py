@@ -66,8 +66,8 @@ class StepConstants:
     leaves bare, since the next step waits for the drafts of this one."""
     synchronous_host_per_sequence_s: float = 0.0
     """The same per running sequence."""
-    draft_pass_host_s: float = 0.0
-    """Per pass of a draft model: what the host prepares before its kernels."""
+    draft_pass_s: float = 0.0
+    """Per pass of a draft model: preparing it and choosing its tokens, which no operator is."""
     piecewise_decode_layer_s: float = 0.0
     """Per layer: launching a decode step whose layers are captured in graphs piece by piece."""
     family_scale: Mapping[str, float] = field(default_factory=dict)

@@ -62,7 +62,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "fp8_wide_gemm_s": _step(5e-6, 0.5, 5e-7, 3e-5),
     "synchronous_host_s": _step(1e-3, 0.7, 5e-5, 1e-2),
     "synchronous_host_per_sequence_s": _step(1e-5, 0.7, 5e-7, 2e-4),
-    "draft_pass_host_s": _step(2e-4, 0.7, 1e-5, 3e-3),
+    "draft_pass_s": _step(1e-4, 0.7, 1e-5, 3e-3),
     "piecewise_decode_layer_s": _step(5e-5, 0.5, 5e-6, 5e-4),
     "gemm": _scale(0.05),
     "attention_prefill": _scale(0.3),
