@@ -7,6 +7,7 @@ the memory model see. What rows share (step model, weights, serving curve) is ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -216,6 +217,19 @@ class Evaluator:
         """Return the tokens that one step yields for a sequence, on average."""
         speculation = self.speculation(config)
         return speculation.tokens_per_step if speculation else 1.0
+
+    def acceptance_log_error(self, config: EngineConfig) -> float:
+        """Return half the width, in log, of the 90 % interval of the tokens that a step yields.
+
+        0 where nothing is drafted, or where the text told how often drafts are right.
+        """
+        acceptance = self.acceptance(config)
+        if acceptance is None:
+            return 0.0
+        low, high = (
+            acceptance.shifted(share).tokens_per_step(config.max_draft_len) for share in (-1, 1)
+        )
+        return math.log(high / low) / 2
 
     def tokens_per_chunk(self, config: EngineConfig) -> float:
         """Return the tokens that a client gets at a time, on average."""
