@@ -6,11 +6,18 @@ from cost_models.engine import EngineConfig
 
 
 def captured_batch_sizes(config: EngineConfig, engine: str = "trtllm") -> tuple[int, ...]:
-    """Return the captured decode batch sizes in increasing order; empty when graphs are off."""
+    """Return the captured decode batch sizes in increasing order; empty when graphs are off.
+
+    Sequences, each with the tokens that a step verifies: vLLM counts tokens, in multiples of those.
+    """
     if engine == "vllm":
-        # Twice the batch limit: room for speculative tokens.
-        largest = min(config.cuda_graph_max_batch_size, 2 * config.max_batch_size)
-        return _up_to(largest, _vllm_sizes(largest)) if largest > 0 else ()
+        rows = 1 + config.max_draft_len if config.speculates else 1
+        # Twice the batch limit, as `VllmConfig._set_cudagraph_sizes` has it.
+        largest = min(config.cuda_graph_max_batch_size, 2 * rows * config.max_batch_size)
+        if largest < rows:
+            return ()
+        rounded = (-(-size // rows) for size in _up_to(largest, _vllm_sizes(largest)))
+        return tuple(sorted({size for size in rounded if size * rows <= largest}))
     largest = min(config.cuda_graph_max_batch_size, config.max_batch_size)
     if largest <= 0:
         return ()

@@ -52,6 +52,19 @@ class EngineConfig:
     stream_interval: int = 1
     disable_overlap_scheduler: bool = False
     allreduce_strategy: str = "AUTO"
+    decoding_type: str = ""
+    """Who drafts tokens ahead: `NGram`, `DraftTarget`, `Eagle`, `MTP`, `Medusa`; empty: nobody."""
+    max_draft_len: int = 0
+    """Draft tokens that one step verifies behind each sequence's own."""
+    speculative_model: str = ""
+    """The draft's checkpoint: a profile, hub name or path; n-grams and MTP need none."""
+    max_matching_ngram_size: int = 2
+    """Longest run of tokens that n-gram drafting looks up."""
+
+    @property
+    def speculates(self) -> bool:
+        """Whether steps verify drafts."""
+        return bool(self.decoding_type) and self.max_draft_len > 0
 
     @property
     def gpus_per_replica(self) -> int:

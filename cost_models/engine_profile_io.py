@@ -7,7 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cost_models.engine_rules import EngineRules, KnobRule, MoeBackendRule, PrecisionRule
+from cost_models.engine_rules import (
+    EngineRules,
+    KnobRule,
+    MoeBackendRule,
+    PrecisionRule,
+    SpeculationRule,
+)
 from cost_models.errors import ProfileError
 from cost_models.profile_io import read_yaml_object
 
@@ -40,6 +46,10 @@ def load_engine(name: str) -> EngineRules:
         moe_backends=tuple(
             MoeBackendRule(**_with_tuples(rule)) for rule in data.get("moe_backends", ())
         ),
+        speculation={
+            name: SpeculationRule(**_with_tuples(rule))
+            for name, rule in data.get("speculation", {}).items()
+        },
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from cost_models.acceptance import PRIORS
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from cost_models.gpu import GpuSpec
@@ -56,6 +57,23 @@ class MoeBackendRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationRule:
+    """One way to draft that an engine offers, in its own words."""
+
+    name: str
+    """How the engine spells it."""
+    length_option: str
+    """The option that takes `max_draft_len`."""
+    source: str
+    needs_model: bool = False
+    """Whether a draft's checkpoint must be named."""
+    pipeline: bool = False
+    """Whether it runs under pipeline parallelism."""
+    searched: tuple[int, ...] = ()
+    """Draft lengths that the search tries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
     """One reason why a configuration cannot be deployed."""
 
@@ -79,6 +97,8 @@ class EngineRules:
     kv_cache_dtypes: Mapping[str, PrecisionRule]
     knobs: Mapping[str, KnobRule]
     moe_backends: tuple[MoeBackendRule, ...] = ()
+    speculation: Mapping[str, SpeculationRule] = field(default_factory=dict)
+    """By decoding type."""
 
     def violations(
         self, config: EngineConfig, *, model: ModelSpec, gpu: GpuSpec
@@ -88,6 +108,7 @@ class EngineRules:
             *self._precision(config, model, gpu),
             *self._knob_values(config, model),
             *self._expert_kernels(config, model, gpu),
+            *self._speculation(config, model),
             *_contradictions(config, model),
         ]
         try:
@@ -183,6 +204,40 @@ class EngineRules:
         reason = f"{config.quantization} on {gpu.title} takes {' or '.join(known)} ({source})"
         return [Violation(knob="moe_backend", value=config.moe_backend, reason=reason)]
 
+    def _speculation(self, config: EngineConfig, model: ModelSpec) -> list[Violation]:
+        if not config.decoding_type and not config.max_draft_len:
+            return []
+        rule = self.speculation.get(config.decoding_type)
+        if rule is None:
+            offered = ", ".join(self.speculation)
+            reason = f"{self.title} does not offer it; offered: {offered}"
+            return [Violation(knob="decoding_type", value=config.decoding_type, reason=reason)]
+        size, stages = config.max_matching_ngram_size, config.pipeline_parallel_size
+        pairs = (
+            (not config.max_draft_len, "max_draft_len", "drafts at least one token"),
+            (
+                rule.needs_model and not config.speculative_model,
+                "speculative_model",
+                f"{config.decoding_type} needs the draft's checkpoint",
+            ),
+            (
+                config.decoding_type == "MTP" and not model.mtp_layers,
+                "decoding_type",
+                f"{model.name} has no multi-token-prediction layer",
+            ),
+            (
+                config.decoding_type == "NGram" and size < 1,
+                "max_matching_ngram_size",
+                "n-grams have one token at least",
+            ),
+            (
+                stages > 1 and not rule.pipeline,
+                "pipeline_parallel_size",
+                f"is not combined with {config.decoding_type} ({rule.source})",
+            ),
+        )
+        return [_violation(config, knob, reason) for broken, knob, reason in pairs if broken]
+
     def _knob_values(self, config: EngineConfig, model: ModelSpec) -> list[Violation]:
         found = []
         for knob, rule in self.knobs.items():
@@ -203,7 +258,8 @@ def check_values(config: EngineConfig) -> None:
     for knob, names in _NAMES.items():
         value = getattr(config, knob)
         if value not in names:
-            raise ConfigError(f"{knob}={value} is unknown", hint=f"known: {', '.join(names)}")
+            known = ", ".join(filter(None, names))
+            raise ConfigError(f"{knob}={value} is unknown", hint=f"known: {known}")
     for field in fields(EngineConfig):
         value = getattr(config, field.name)
         low, high = _RANGES.get(field.name, (1, 10_000_000))
@@ -223,6 +279,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
         "RECOMPUTE",
     ),
     "context_chunking_policy": ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"),
+    "decoding_type": ("", *PRIORS),
     "queue_order": (
         "FIRST_COME_FIRST_SERVED",
         "SHORTEST_JOB_FIRST",
@@ -247,6 +304,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "moe_expert_parallel_size": (1, 64),
     "num_replicas": (1, 64),
     "stream_interval": (1, 10_000),
+    "max_draft_len": (0, 64),
+    "max_matching_ngram_size": (0, 64),
 }
 
 
@@ -278,8 +337,8 @@ def _contradictions(config: EngineConfig, model: ModelSpec) -> list[Violation]:
             "is not combined with attention DP here",
         ),
     )
-    return [
-        Violation(knob=knob, value=getattr(config, knob), reason=reason)
-        for broken, knob, reason in pairs
-        if broken
-    ]
+    return [_violation(config, knob, reason) for broken, knob, reason in pairs if broken]
+
+
+def _violation(config: EngineConfig, knob: str, reason: str) -> Violation:
+    return Violation(knob=knob, value=getattr(config, knob), reason=reason)

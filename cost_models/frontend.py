@@ -34,9 +34,9 @@ class FrontEndConstants:
     slot_lag: int = 0
     """Batch slots that finished requests still hold (TensorRT-LLM 1.0 release candidates: 1)."""
 
-    def with_stream_interval(self, stream_interval: int) -> FrontEndConstants:
+    def with_tokens_per_chunk(self, tokens_per_chunk: float) -> FrontEndConstants:
         """Return the same where tokens are streamed several at a time."""
-        return replace(self, streamed_token_s=self.streamed_token_s / stream_interval)
+        return replace(self, streamed_token_s=self.streamed_token_s / tokens_per_chunk)
 
     def seconds_per_request(self, isl: float, osl: float) -> float:
         """Serial front-end time that one request takes in all."""

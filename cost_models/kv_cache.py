@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,16 @@ def kv_layout(model: ModelSpec, config: EngineConfig) -> KvLayout:
         for window, total in sorted(by_window.items())
     )
     return KvLayout(pools=pools)
+
+
+def joined(layouts: Iterable[KvLayout]) -> KvLayout:
+    """Return the layout of models that cache the same sequences side by side."""
+    by_window: dict[int, float] = {}
+    for pool in (pool for layout in layouts for pool in layout.pools):
+        window = pool.window_size
+        by_window[window] = by_window.get(window, 0.0) + pool.bytes_per_token
+    pools = (KvPool(window_size=w, bytes_per_token=b) for w, b in sorted(by_window.items()))
+    return KvLayout(pools=tuple(pools))
 
 
 def expected_block_waste(seq_len: ArrayLike, tokens_per_block: int) -> float:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.cuda_graphs import captured_batch_sizes
+from cost_models.draft import Draft
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
-from cost_models.kv_cache import KvLayout, kv_layout
+from cost_models.kv_cache import KvLayout, joined, kv_layout
 from cost_models.model import AttentionKind, LayerGroup, ModelSpec
 from cost_models.weights import weight_bytes
 
@@ -139,6 +140,8 @@ class MemoryModel:
     gpu: GpuSpec
     engine: str
     constants: MemoryConstants
+    draft: Draft | None = None
+    """A model that drafts beside it: its weights and its cache lie on the same GPUs."""
 
     def plan(self, knobs: MemoryKnobs) -> MemoryPlan:
         """Return how memory is divided under each set of knobs.
@@ -147,7 +150,7 @@ class MemoryModel:
         weights and the activation peak; vLLM gives it what is left of
         `gpu_memory_utilization` of the whole GPU.
         """
-        layout = kv_layout(self.model, self.config)
+        layout = self._kv_layout()
         weights = self._weight_bytes()
         activations = self._activation_bytes(knobs)
         communication = self._communication_bytes()
@@ -178,16 +181,20 @@ class MemoryModel:
             shortfall_bytes=_shortfall(unfilled, kv_bytes, graphs, one_sequence),
         )
 
+    def _kv_layout(self) -> KvLayout:
+        own = kv_layout(self.model, self.config)
+        return joined([own, self.draft.kv_layout]) if self.draft else own
+
     def _weight_bytes(self) -> float:
-        return weight_bytes(self.model, self.config).total
+        drafting = self.draft.weight_bytes if self.draft else 0.0
+        return weight_bytes(self.model, self.config).total + drafting
 
     def _activation_bytes(self, knobs: MemoryKnobs) -> FloatArray:
         """Activation peak at `max_num_tokens`, and the logits of the rows that are sampled."""
         per_token = activation_bytes_per_token(self.model, self.config)
         tokens = np.asarray(knobs.max_num_tokens, dtype=np.float64)
-        rows = np.minimum(
-            np.minimum(knobs.max_batch_size, tokens), self.constants.logits_rows_limit
-        )
+        sampled = np.asarray(knobs.max_batch_size) * (1 + self.config.max_draft_len)
+        rows = np.minimum(np.minimum(sampled, tokens), self.constants.logits_rows_limit)
         logits = rows * self.model.vocab_size * LOGIT_BYTES
         peak = tokens * per_token * self.constants.activation_factor + logits
         return np.asarray(peak, dtype=np.float64)
@@ -224,9 +231,12 @@ def plan_memory(
     gpu: GpuSpec,
     engine: str,
     constants: MemoryConstants,
+    draft: Draft | None = None,
 ) -> MemoryPlan:
     """Return how one configuration divides a GPU's memory."""
-    memory = MemoryModel(model=model, config=config, gpu=gpu, engine=engine, constants=constants)
+    memory = MemoryModel(
+        model=model, config=config, gpu=gpu, engine=engine, constants=constants, draft=draft
+    )
     return memory.plan(MemoryKnobs.of(config, model=model, engine=engine))
 
 

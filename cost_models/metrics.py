@@ -98,12 +98,12 @@ class LatencyLimits:
     e2el_s: float = math.inf
 
 
-def chunk_gap(gap: Seconds, *, mean_gap: Seconds, stream_interval: int) -> Seconds:
+def chunk_gap(gap: Seconds, *, mean_gap: Seconds, tokens_per_chunk: float) -> Seconds:
     """Return the gap between streamed chunks of several tokens, from that between tokens.
 
     A chunk waits for one gap of the asked rank and otherwise average ones.
     """
-    return gap + (stream_interval - 1) * mean_gap
+    return gap + (tokens_per_chunk - 1) * mean_gap
 
 
 def serving_metrics(times: RequestTimes) -> ServingMetrics:

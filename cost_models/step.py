@@ -60,7 +60,7 @@ class StepBatch:
     """What one step (or an array of steps) works on. Arrays broadcast."""
 
     decode_sequences: ArrayLike = 0.0
-    """Sequences that get one token each."""
+    """Sequences that decode: one token each, or as many rows as the step model verifies."""
     decode_kv_len: ArrayLike = 0.0
     """Mean cached tokens of those sequences."""
     prefill_sequences: ArrayLike = 0.0
@@ -100,12 +100,20 @@ class StepModel:
     config: EngineConfig
     gpu: GpuSpec
     calibration: Calibration
+    rows_per_sequence: float = 1.0
+    """Tokens of a decoding sequence in one step: its own, and the drafts to verify."""
+    uniform_rate: float = 1.0
+    """Chance that a sequence brings the rows that a decode graph was captured for.
+
+    Only where all do, the graph is replayed as a whole; else its pieces are launched one by one.
+    """
 
     def cost(self, batch: StepBatch) -> StepCost:
         """Return the time of a pass of `batch` through all layers, by family."""
         sequences, tokens, kv_len, prompts, past = _columns(batch)
-        decoding = self._graph_padded(sequences, tokens)
+        decoding = self._graph_padded(sequences, tokens) * self.rows_per_sequence
         rank_tokens = np.asarray(batch.rank_tokens, np.float64)
+        rank_tokens = rank_tokens + (self.rows_per_sequence - 1) * sequences
         alike = np.isnan(rank_tokens) | (not self.config.enable_attention_dp)
         shared = np.where(alike, decoding + tokens, rank_tokens)
         families = _Families()
@@ -126,6 +134,10 @@ class StepModel:
     def seconds(self, batch: StepBatch) -> FloatArray:
         """Return the time of a pass of `batch` through all layers."""
         return self.cost(batch).seconds
+
+    def iteration(self, batch: StepBatch) -> StepCost:
+        """Return the time of an iteration of the engine: here, that of one step."""
+        return self.cost(batch)
 
     def gemm(self, tokens: FloatArray, n: int, k: int, *, dtype: str = "") -> FloatArray:
         """Return the time of one linear layer, from its curve over token counts."""
@@ -221,9 +233,14 @@ class StepModel:
     ) -> None:
         """Launching an eager step's kernels takes the host this long, however little they do."""
         floor_s = self.launch_floor_s(sequences, prefill_tokens)
-        gpu_s = np.sum(np.broadcast_arrays(*families.values()), axis=0)
-        launch_s = self.launch_s(np.asarray(gpu_s), floor_s)
-        families["launch"] = np.where(floor_s > 0, launch_s, 0.0)
+        gpu_s = np.asarray(np.sum(np.broadcast_arrays(*families.values()), axis=0))
+        launch_s = np.where(floor_s > 0, self.launch_s(gpu_s, floor_s), 0.0)
+        if self.uniform_rate < 1:
+            pieces_s = self.model.num_layers * self.calibration.step.piecewise_decode_layer_s
+            ragged = 1 - self.uniform_rate**sequences
+            in_pieces_s = ragged * self.launch_s(gpu_s, np.asarray(pieces_s))
+            launch_s = np.where(self._is_eager(sequences, prefill_tokens), launch_s, in_pieces_s)
+        families["launch"] = launch_s
 
 
 class _Families:
@@ -324,16 +341,17 @@ class _Layer:
 
     def _mla_decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
         heads = self.group.attention.num_heads // self.attention_tp
-        gpu = self.step.gpu
+        gpu, rows = self.step.gpu, self.step.rows_per_sequence
         core = mla_decode_seconds(
-            heads,
+            # All rows of a sequence attend to the same latents, as its heads do.
+            heads * rows,
             sequences,
             kv_len,
             gpu=gpu,
             params=self.operators.mla_decode[self.step.kv_table].params,
         )
         absorb = sum(
-            mla_bmm_seconds(heads, sequences, gpu=gpu, params=self.operators.mla_bmm[op].params)
+            mla_bmm_seconds(heads, sequences * rows, gpu=gpu, params=self.operators.mla_bmm[op].params)
             for op in ("mla_gen_pre/bfloat16", "mla_gen_post/bfloat16")
         )
         return core + absorb

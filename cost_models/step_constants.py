@@ -61,5 +61,14 @@ class StepConstants:
 
     0 where the table is the engine's own; else it also stands for run-time activation scales.
     """
+    synchronous_host_s: float = 0.0
+    """Per step: scheduling, sampling and bookkeeping that a scheme which is not scheduled ahead
+    leaves bare, since the next step waits for the drafts of this one."""
+    synchronous_host_per_sequence_s: float = 0.0
+    """The same per running sequence."""
+    draft_pass_s: float = 0.0
+    """Per pass of a draft model: preparing it and choosing its tokens, which no operator is."""
+    piecewise_decode_layer_s: float = 0.0
+    """Per layer: launching a decode step whose layers are captured in graphs piece by piece."""
     family_scale: Mapping[str, float] = field(default_factory=dict)
     """Engine's operator time over the table's, by family; 1 where absent."""

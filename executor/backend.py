@@ -89,6 +89,8 @@ class Deployment:
     """Content of the engine's own options file, where the engine reads one."""
     build_script: str = ""
     """Makes the quantized checkpoint; empty where the published one will do."""
+    draft: ModelSource | None = None
+    """The model that `speculative_model` names; None where it is a name alone, or none."""
 
     @property
     def max_seq_len(self) -> int:

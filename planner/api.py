@@ -207,6 +207,8 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
     limits = parse_limits(request.pins, request.limits)
     base = replace(problem.default_config, cuda_graph_padding=True, enable_block_reuse=True)
     base = replace(base, **{k: v[0] for k, v in limits.items() if len(v) == 1})
+    if base.decoding_type and "max_draft_len" not in limits:
+        base = replace(base, max_draft_len=_draft_len(problem, base.decoding_type))
     if "max_batch_size" not in limits:
         base = replace(base, max_batch_size=min(base.max_batch_size, base.max_num_tokens))
     space = SearchSpace(
@@ -220,6 +222,12 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
     if not any(True for _ in space.splits()):
         raise ConfigError(_why_empty(problem, space))
     return space
+
+
+def _draft_len(problem: Problem, decoding_type: str) -> int:
+    """Return the middle of the draft lengths that are searched for a scheme; 0 of none."""
+    rule = problem.rules.speculation.get(decoding_type)
+    return rule.searched[len(rule.searched) // 2] if rule else 0
 
 
 def predict(  # noqa: PLR0913  one argument for each thing a user names

@@ -27,6 +27,12 @@ OPTION_PATHS: Mapping[str, str] = {
     "moe_config.backend": "moe_backend",
     "cuda_graph_config.max_batch_size": "cuda_graph_max_batch_size",
     "cuda_graph_config.enable_padding": "cuda_graph_padding",
+    "speculative_config.decoding_type": "decoding_type",
+    "speculative_config.max_draft_len": "max_draft_len",
+    "speculative_config.num_nextn_predict_layers": "max_draft_len",
+    "speculative_config.speculative_model": "speculative_model",
+    "speculative_config.speculative_model_dir": "speculative_model",
+    "speculative_config.max_matching_ngram_size": "max_matching_ngram_size",
 }
 """TensorRT-LLM's nested options that are knobs of ours, by path."""
 
@@ -39,8 +45,15 @@ WITHOUT_EFFECT = (
     "sampler_type", "guided_decoding_backend", "reasoning_parser", "perf_metrics_max_requests",
     "moe_config.max_num_tokens",
     "kv_cache_config.copy_on_partial_reuse", "cuda_graph_config.batch_sizes",
+    "speculative_config.eagle3_one_model", "speculative_config.mtp_eagle_one_model",
+    "speculative_config.is_keep_all", "speculative_config.is_use_oldest",
+    "speculative_config.is_public_pool", "speculative_config.allow_advanced_sampling",
 )  # fmt: skip
 """Options that are accepted and do not change a prediction."""
+
+
+MTP_DRAFT_LEN = 1
+"""`num_nextn_predict_layers` where a YAML does not say."""
 
 
 def parse_assignments(texts: Iterable[str], option: str) -> dict[str, str]:
@@ -152,6 +165,8 @@ def config_from_options(
     sizes = (options.get("cuda_graph_config") or {}).get("batch_sizes")
     if sizes:
         values["cuda_graph_max_batch_size"] = max(sizes)
+    if values.get("decoding_type") == "MTP":
+        values.setdefault("max_draft_len", MTP_DRAFT_LEN)
     if values.get("kv_cache_dtype") == "auto":
         values["kv_cache_dtype"] = base.kv_cache_dtype
     config = replace(base, **values)

@@ -17,6 +17,7 @@ from planner.knobs import TYPES
 from planner.plans.plan import Plan
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
+from planner.search.space import DRAFTS
 from planner.workloads.change import changed_workload
 
 EXPERT_KNOBS = frozenset({"moe_expert_parallel_size", "moe_backend"})
@@ -26,6 +27,9 @@ ONLY_VLLM = frozenset({"gpu_memory_utilization"})
 
 DERIVED_SIZES = (0.25, 0.5, 1, 2, 4)
 """Multiples of the present value that stand for a number without a list of values."""
+
+DRAFT_LENGTHS = (0, 1, 2, 3, 4, 5, 7)
+NGRAM_SIZES = (1, 2, 3, 4)
 
 NO_DIFFERENCE = 0.005
 """Relative change below which two predictions are called the same."""
@@ -115,6 +119,9 @@ def legal_values(
 ) -> tuple[Any, ...]:
     """Return the values that a control offers for a knob, the present one among them."""
     present = getattr(config, knob)
+    drafting = _drafting_values(problem, knob)
+    if drafting:
+        return drafting if present in drafting else _inserted(drafting, present)
     if TYPES[knob] == "bool":
         return (False, True)
     if knob in problem.rules.knobs:
@@ -127,6 +134,18 @@ def legal_values(
     else:
         values = _around(present)
     return tuple(values) if present in values else _inserted(values, present)
+
+
+def _drafting_values(problem: Problem, knob: str) -> tuple[Any, ...]:
+    """Return what the knobs of speculation offer; nothing of other knobs."""
+    offered = problem.rules.speculation
+    values: dict[str, tuple[Any, ...]] = {
+        "decoding_type": ("", *offered),
+        "max_draft_len": DRAFT_LENGTHS,
+        "max_matching_ngram_size": NGRAM_SIZES,
+        "speculative_model": ("", *filter(None, [DRAFTS.get(problem.model.name)])),
+    }
+    return values.get(knob, ())
 
 
 def sensitivity(

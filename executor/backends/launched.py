@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from cost_models.errors import ConfigError
 from executor.backend import Deployment, Failure, Server, ServerFailedError
 from executor.load_generator import Endpoint
 from executor.process import ServerProcess, http_get
@@ -164,6 +167,30 @@ def metric_values(text: str, metric: str) -> list[float]:
     """Return the values of a Prometheus metric over all labels."""
     pattern = rf"^{re.escape(metric)}(?:\{{.*\}})? ([\d.e+-]+)$"
     return [float(value) for value in re.findall(pattern, text, re.MULTILINE)]
+
+
+def labelled_values(text: str, metric: str, *, label: str) -> dict[str, float]:
+    """Return the sums of a Prometheus metric by the value of one label."""
+    pattern = rf'^{re.escape(metric)}\{{.*\b{re.escape(label)}="([^"]*)".*\}} ([\d.e+-]+)$'
+    found: dict[str, float] = {}
+    for name, value in re.findall(pattern, text, re.MULTILINE):
+        found[name] = found.get(name, 0.0) + float(value)
+    return found
+
+
+def json_option(options: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Return a backend's option that is a JSON object; empty where it is not given.
+
+    Raises:
+        ConfigError: Not a JSON object.
+    """
+    try:
+        value = json.loads(options.get(name, "{}"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--option {name} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"--option {name} is not a JSON object", hint='write {"key": value}')
+    return value
 
 
 def facts_of_log(text: str, patterns: Mapping[str, LogPattern]) -> dict[str, float]:

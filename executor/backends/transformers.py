@@ -64,6 +64,8 @@ class TransformersBackend(ServingBackend):
             found.append(f"kv_cache_dtype={config.kv_cache_dtype} with {config.quantization}")
         if config.num_gpus != 1:
             found.append("more than one GPU")
+        if config.speculates:
+            found.append("decoding_type")
         if deployment.model.folder is None and not deployment.model.has_random_weights:
             found.append(f"{deployment.model.hub_name} by name: give a folder, or random weights")
         return found

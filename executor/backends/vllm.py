@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import operator
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from cost_models.engine import EngineConfig
+from cost_models.engine_profile_io import load_engine
+from cost_models.engine_rules import SpeculationRule
+from cost_models.errors import ConfigError
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
     GIB,
     LaunchedServer,
     LogPattern,
+    json_option,
+    labelled_values,
     launch,
     model_argument,
     program,
@@ -23,7 +31,7 @@ from executor.backends.launched import (
 from executor.backends.random_model import write_model_folder
 from executor.load_generator import Endpoint
 from executor.machine import installed_versions
-from executor.process import free_port
+from executor.process import free_port, http_get
 
 INSTALL = "pip install 'trtllm-planner[vllm]'"
 
@@ -51,9 +59,16 @@ LOG_FACTS: Mapping[str, LogPattern] = {
 COUNTERS: Mapping[str, str] = {
     "num_preemptions": "vllm:num_preemptions_total",
     "num_prefix_cache_hit_tokens": "vllm:prefix_cache_hits_total",
+    "num_drafts": "vllm:spec_decode_num_drafts_total",
     "num_draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
     "num_accepted_draft_tokens": "vllm:spec_decode_num_accepted_tokens_total",
 }
+
+ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+"""Accepted draft tokens by `position`, from 0."""
+
+REQUEST_OPTIONS: Mapping[str, Any] = {"temperature": 0.0}
+"""What requests to an engine that speculates say: drafts are compared with the likeliest token."""
 
 KV_GAUGE = "vllm:kv_cache_usage_perc"
 """A fraction, whatever its name says."""
@@ -93,8 +108,10 @@ LOGGING: Mapping[str, Any] = {
 class VllmBackend(ServingBackend):
     """Starts `vllm serve`.
 
-    Options: `command` (another program than `vllm`), `speculative_config` (JSON, as vLLM takes
-    it), `arguments` (further flags, split at spaces).
+    Options: `command` (another program than `vllm`), `arguments` (further flags, split at spaces),
+    `request` (JSON: further keys of each request), `speculative_config` (JSON, as vLLM takes it,
+    over what the knobs say), `synthetic_acceptance` (rates as `0.8,0.7,0.6`: chances that draft
+    token i is kept where all before it are, whatever it is; for drafts with random weights).
     """
 
     name = "vllm"
@@ -118,6 +135,7 @@ class VllmBackend(ServingBackend):
             (config.num_replicas != 1, "num_replicas"),
             (config.moe_expert_parallel_size not in (1, config.tensor_parallel_size), _EXPERTS),
             (config.enable_attention_dp, "enable_attention_dp"),
+            (config.speculates and config.decoding_type not in _schemes(), "decoding_type"),
         )
         return [f"{knob} ({config.kv_cache_dtype})" if knob == "kv_cache_dtype" else knob
                 for is_lacking, knob in wanted if is_lacking]  # fmt: skip
@@ -128,8 +146,10 @@ class VllmBackend(ServingBackend):
         if deployment.model.has_random_weights:
             folder = write_model_folder(deployment.model, deployment.workdir)
         model, port = model_argument(deployment, folder), free_port()
+        draft = _draft_argument(deployment)
         command = [
-            *program(deployment, "vllm"), "serve", model, "--port", str(port), *flags(deployment),
+            *program(deployment, "vllm"), "serve", model, "--port", str(port),
+            *flags(deployment, draft=draft),
         ]  # fmt: skip
         environment = {**ENVIRONMENT, "VLLM_LOGGING_CONFIG_PATH": str(_write_logging(deployment))}
         if folder:
@@ -137,7 +157,7 @@ class VllmBackend(ServingBackend):
         process = launch(command, deployment, port=port, limit_s=limit_s, environment=environment)
         return VllmServer(
             process,
-            endpoint=Endpoint(port=port, model=model),
+            endpoint=_endpoint(deployment, port=port, model=model),
             log_facts=LOG_FACTS,
             counter_metrics=COUNTERS,
             kv_gauge=KV_GAUGE,
@@ -154,9 +174,26 @@ class VllmServer(LaunchedServer):
             facts["kv_cache_available_bytes_per_gpu"] = facts.pop("kv_cache_bytes_per_gpu")
         return facts
 
+    def counters(self) -> dict[str, float]:
+        """Return its counters, accepted draft tokens by their position among them."""
+        _, text = http_get(port=self.endpoint.port, path="/metrics")
+        counted = labelled_values(text, ACCEPTED_AT, label="position")
+        return super().counters() | {
+            f"num_accepted_draft_tokens_at.{position}": value
+            for position, value in sorted(counted.items())
+        }
 
-def flags(deployment: Deployment) -> list[str]:
-    """Return the knobs of a deployment as flags of `vllm serve`."""
+
+def flags(deployment: Deployment, *, draft: str = "") -> list[str]:
+    """Return the knobs of a deployment as flags of `vllm serve`.
+
+    Args:
+        deployment: What is brought up.
+        draft: Folder or name of the model that drafts.
+
+    Raises:
+        ConfigError: An option that cannot be read.
+    """
     config, options = deployment.config, deployment.options
     found = [
         "--max-model-len", str(deployment.max_seq_len),
@@ -178,9 +215,73 @@ def flags(deployment: Deployment) -> list[str]:
         found.append("--enforce-eager")
     if deployment.model.has_random_weights:
         found += ["--load-format", "dummy"]
-    if "speculative_config" in options:
-        found += ["--speculative-config", options["speculative_config"]]
+    speculative = speculative_config(config, options, draft=draft)
+    if speculative:
+        found += ["--speculative-config", json.dumps(speculative)]
     return found + options.get("arguments", "").split()
+
+
+def speculative_config(
+    config: EngineConfig, options: Mapping[str, str], *, draft: str = ""
+) -> dict[str, Any]:
+    """Return what `--speculative-config` says; empty where nothing drafts.
+
+    Raises:
+        ConfigError: An option that cannot be read, or rates that are not as many as the drafts.
+    """
+    found: dict[str, Any] = {}
+    if config.speculates:
+        rule = _schemes()[config.decoding_type]
+        found = {"method": rule.name, rule.length_option: config.max_draft_len}
+        if config.decoding_type == "NGram":
+            size = config.max_matching_ngram_size
+            found |= {"prompt_lookup_max": size, "prompt_lookup_min": 1}
+        if rule.needs_model:
+            found["model"] = draft
+    found |= json_option(options, "speculative_config")
+    if "synthetic_acceptance" in options:
+        found |= _synthetic(options["synthetic_acceptance"], config.max_draft_len)
+    return found
+
+
+def _synthetic(text: str, max_draft_len: int) -> dict[str, Any]:
+    """Return the keys that make vLLM keep draft tokens by chance; it takes unconditional rates."""
+    try:
+        chances = [float(part) for part in text.split(",")]
+    except ValueError:
+        chances = []
+    if len(chances) != max_draft_len or not all(0 <= chance <= 1 for chance in chances):
+        raise ConfigError(
+            f"--option synthetic_acceptance={text}",
+            hint=f"give max_draft_len={max_draft_len} numbers from 0 to 1",
+        )
+    rates = [round(rate, 6) for rate in accumulate(chances, operator.mul)]
+    return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
+
+
+def _schemes() -> Mapping[str, SpeculationRule]:
+    return load_engine("vllm").speculation
+
+
+def _draft_argument(deployment: Deployment) -> str:
+    """Return what vLLM loads as the draft; of a model without weights, a folder like the target's.
+
+    vLLM loads the draft as it loads the target, so with dummy weights where that has them.
+    """
+    draft = deployment.draft
+    if draft is None:
+        return deployment.config.speculative_model
+    folder = None
+    if deployment.model.has_random_weights:
+        folder = write_model_folder(draft, deployment.workdir)
+    return str(folder or draft.folder or draft.hub_name)
+
+
+def _endpoint(deployment: Deployment, *, port: int, model: str) -> Endpoint:
+    endpoint = Endpoint(port=port, model=model)
+    sampling = REQUEST_OPTIONS if "--speculative-config" in flags(deployment) else {}
+    asked = json_option(deployment.options, "request")
+    return replace(endpoint, options={**endpoint.options, **sampling, **asked})
 
 
 def _write_logging(deployment: Deployment) -> Path:

@@ -174,19 +174,36 @@ def _print_config(console: Console, config: EngineConfig) -> None:
         ),
     ):
         table.add_row(*(f"  {cell}" for cell in line))
+    if config.speculates:
+        cells = ("decoding_type", config.decoding_type, "max_draft_len", config.max_draft_len)
+        table.add_row(*(f"  {cell}" for cell in cells))
     console.print(table)
+    if config.speculates and config.speculative_model:
+        console.print(f"  speculative_model            {config.speculative_model}")
 
 
 def _print_prediction_body(console: Console, prediction: Prediction) -> None:
     _print_latencies(console, prediction)
     _print_rates(console, prediction)
     _print_simulation(console, prediction)
+    _print_speculation(console, prediction)
     _print_memory(console, prediction)
     _print_steps(console, prediction)
     console.print(f"\nBinding limit: {prediction.binding_limit}")
     for name, excess in prediction.slo_excess.items():
         state = "met" if excess <= 0 else "MISSED"
         console.print(f"  SLO {name}: {state}, {100 * excess:+.0f} % of the limit")
+
+
+def _print_speculation(console: Console, prediction: Prediction) -> None:
+    found = prediction.speculation
+    if found is None:
+        return
+    chances = ", ".join(f"{chance:.2f}" for chance in found.acceptance.conditional)
+    console.print(
+        f"  Drafts: {found.tokens_per_step:.2f} tokens a step; right with {chances} by position "
+        f"in {100 * found.acceptance.draft_rate:.0f} % of the steps ({found.acceptance.source})"
+    )
 
 
 def _print_latencies(console: Console, prediction: Prediction) -> None:

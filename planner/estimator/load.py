@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from numpy.typing import ArrayLike
 
+from cost_models.acceptance import Acceptance
 from cost_models.metrics import PERCENTILES
 
 
@@ -60,6 +61,8 @@ class Load:
     """Mean prompt tokens that block reuse finds in the cache."""
     max_output_tokens: float = 0.0
     """What clients allow; an engine that reserves memory to completion reserves this."""
+    acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
+    """How often drafts of its text are right, by decoding type, as far as that is known."""
 
     @property
     def is_lockstep(self) -> bool:

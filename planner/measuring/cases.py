@@ -228,6 +228,7 @@ def deployment_of(
         options=request.backend_options,
         engine_options=engine_options,
         build_script=build_script,
+        draft=_draft_source(config, random_weights=model.has_random_weights),
     )
 
 
@@ -242,6 +243,14 @@ def _trtllm_files(
         return engine_options(config, spec), checkpoint_script(config, spec)
     files = deployment_files(config, spec, workload)
     return llm_api_options(config, spec), files.get("quantize.sh", "")
+
+
+def _draft_source(config: EngineConfig, *, random_weights: bool) -> ModelSource | None:
+    """Return where the files of a draft model are; None of schemes that have none of their own."""
+    if config.decoding_type != "DraftTarget":
+        return None
+    name = config.speculative_model
+    return model_source(name, load_model(name), random_weights=random_weights)
 
 
 def prediction_of(

@@ -2,7 +2,8 @@
 
 The format is one JSON object a line, described in the README. Only configuration,
 workload, prompt and output lengths and open-loop arrivals may enter a prediction;
-everything under `measured` is for the comparison.
+everything under `measured` is for the comparison, save how often drafts were right: that belongs to
+the text.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.acceptance import Acceptance, counted_acceptance
 from cost_models.engine import EngineConfig
 from cost_models.engine_rules import check_values
 from cost_models.errors import ConfigError, PlannerError, ProfileError
@@ -30,6 +32,10 @@ PROTOCOLS = ("closed_loop", "open_loop", "offline", "capacity")
 
 IGNORED_CONFIG = frozenset({"max_output_tokens"})
 """Keys of a run's config that are not knobs of the engine."""
+
+
+ACCEPTED_AT = "num_accepted_draft_tokens_at"
+"""Accepted draft tokens of a run, by position behind a dot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +100,24 @@ class MeasuredRun:
             arrival_cv=cv,
             num_requests=float(num_requests),
             max_output_tokens=float(osl.max()),
+            acceptances=self._acceptances(osl),
         )
+
+    def _acceptances(self, osl: NDArray[Any]) -> dict[str, Acceptance]:
+        """Return how often the run's drafts were right: like its lengths, a property of its text.
+
+        It may enter a prediction, as what a configuration makes of it may not.
+        """
+        measured, kind = self.measured, str(self.config.get("decoding_type") or "")
+        positions = range(int(self.config.get("max_draft_len") or 0))
+        count = len(osl) if len(osl) > 1 else float(self.workload.get("num_requests") or 0)
+        found = counted_acceptance(
+            accepted_at=np.array([measured.get(f"{ACCEPTED_AT}.{i}", 0.0) for i in positions]),
+            num_drafts=measured.get("num_drafts", 0.0),
+            num_draft_tokens=measured.get("num_draft_tokens", 0.0),
+            num_tokens=count * float(osl.mean() - 1),
+        )
+        return {kind: found} if kind and found else {}
 
     def lengths(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return prompt lengths, output lengths and arrivals (s): one entry where all are equal.

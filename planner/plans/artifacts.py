@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cost_models.engine import EngineConfig
+from cost_models.engine_profile_io import load_engine
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.model import ModelSpec
+from cost_models.speculation import SYNCHRONOUS
 from planner.knobs import flattened
 
 if TYPE_CHECKING:
@@ -92,6 +94,11 @@ EMITTED_OPTIONS: Mapping[str, type | tuple[Any, ...]] = {
     "scheduler_config.context_chunking_policy": ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"),
     "cuda_graph_config.enable_padding": bool,
     "cuda_graph_config.max_batch_size": int,
+    "speculative_config.decoding_type": ("NGram", "DraftTarget", "Eagle", "MTP"),
+    "speculative_config.max_draft_len": int,
+    "speculative_config.num_nextn_predict_layers": int,
+    "speculative_config.max_matching_ngram_size": int,
+    "speculative_config.speculative_model": str,
     "moe_config.backend": (
         "CUTLASS", "CUTEDSL", "WIDEEP", "TRTLLM", "DEEPGEMM", "VANILLA", "TRITON",
     ),
@@ -124,7 +131,7 @@ def llm_api_options(config: EngineConfig, model: ModelSpec) -> dict[str, Any]:
         "max_num_tokens": config.max_num_tokens,
         "max_seq_len": config.max_seq_len or model.max_position_embeddings,
         "enable_chunked_prefill": config.enable_chunked_prefill,
-        "disable_overlap_scheduler": config.disable_overlap_scheduler,
+        "disable_overlap_scheduler": config.disable_overlap_scheduler or _waits_for_drafts(config),
         "stream_interval": config.stream_interval,
         "kv_cache_config": kv_cache,
         "scheduler_config": scheduler,
@@ -134,9 +141,29 @@ def llm_api_options(config: EngineConfig, model: ModelSpec) -> dict[str, Any]:
         options["moe_expert_parallel_size"] = config.moe_expert_parallel_size
         options["moe_tensor_parallel_size"] = config.moe_tensor_parallel_size
         options["moe_config"] = {"backend": config.moe_backend}
+    if config.speculates:
+        options["speculative_config"] = _speculative_options(config)
     if config.allreduce_strategy != "AUTO":
         options["allreduce_strategy"] = config.allreduce_strategy
     return options
+
+
+def _waits_for_drafts(config: EngineConfig) -> bool:
+    return config.speculates and config.decoding_type in SYNCHRONOUS
+
+
+def _speculative_options(config: EngineConfig) -> dict[str, Any]:
+    """Return `speculative_config` in the engine's own words."""
+    kind = config.decoding_type
+    rule = load_engine("trtllm").speculation.get(kind)
+    if rule is None:
+        raise ConfigError(f"TensorRT-LLM 1.2 would refuse decoding_type={kind}")
+    found: dict[str, Any] = {"decoding_type": rule.name, rule.length_option: config.max_draft_len}
+    if kind == "NGram":
+        found["max_matching_ngram_size"] = config.max_matching_ngram_size
+    if rule.needs_model:
+        found["speculative_model"] = config.speculative_model
+    return found
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:

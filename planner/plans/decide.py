@@ -7,6 +7,7 @@ climbed under it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,8 @@ class Finalist:
     candidate: Candidate
     prediction: Prediction
     objective: str
+    doubt: float = 0.0
+    """Share of the objective that it must gain because nobody has seen how often drafts are right."""
 
     @property
     def config(self) -> EngineConfig:
@@ -75,8 +78,8 @@ class Finalist:
 
     @property
     def score(self) -> float:
-        """The simulated objective less what the precision must gain; larger is better."""
-        return handicapped(self.value, self.config)
+        """The simulated objective less what precision and drafts must gain; larger is better."""
+        return handicapped(self.value, self.config) - self.doubt * abs(self.value)
 
     def beats(self, other: Finalist) -> bool:
         """Whether it is better by more than chance; of equals the closed form decides."""
@@ -143,6 +146,7 @@ class _Decision:
                     break
                 best = self._better(best, self._simulate(candidate))
             best = self._climb(best)
+        best = self._speculate(best)
         return [best, *(one for one in self.simulated.values() if one is not best)]
 
     def _is_contested(self, prediction: Prediction) -> bool:
@@ -165,6 +169,22 @@ class _Decision:
                     best = other
         return best
 
+    def _speculate(self, best: Finalist) -> Finalist:
+        """Draft on top of the winner where the closed form sees a gain beyond its doubt."""
+        plain = self._candidate(best.config)
+        tried = [self._candidate(config) for config in self.space.speculating(best.config)]
+        gains = [one for one in tried if self._certain_score(one) > plain.score]
+        promising = [one for one in gains if one.feasible or not plain.feasible]
+        if not promising or self.stopped():
+            return best
+        return self._better(best, self._simulate(max(promising, key=self._certain_score)))
+
+    def _certain_score(self, candidate: Candidate) -> float:
+        return candidate.score - abs(candidate.raw_score) * self._doubt(candidate.config)
+
+    def _doubt(self, config: EngineConfig) -> float:
+        return 1 - math.exp(-self.evaluator.acceptance_log_error(config))
+
     def _has_had_enough(self) -> bool:
         """Whether another simulation would take longer than a person waits, or was called off."""
         runs = [one.prediction.simulation for one in self.simulated.values()]
@@ -186,7 +206,12 @@ class _Decision:
 
     def _simulate(self, candidate: Candidate) -> Finalist:
         prediction = predict_config(self.evaluator, candidate.config, self.demand)
-        one = Finalist(candidate=candidate, prediction=prediction, objective=self.objective)
+        one = Finalist(
+            candidate=candidate,
+            prediction=prediction,
+            objective=self.objective,
+            doubt=self._doubt(candidate.config),
+        )
         self.simulated[candidate.config] = one
         return one
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -227,7 +227,38 @@ def _neighbours(space: SearchSpace, closed_form: _ClosedForm) -> tuple[Neighbour
             if changed is not None:
                 prediction = closed_form.predict(changed)
                 neighbours.append(_neighbour(knob, value, base, prediction))
-    return tuple(neighbours)
+    return (*neighbours, *_drafting_neighbours(space, closed_form))
+
+
+def _drafting_neighbours(space: SearchSpace, closed_form: _ClosedForm) -> Iterator[Neighbour]:
+    """Predict what each other way to draft would do, at its best length, and drafting nothing."""
+    base = closed_form.base
+    by_kind: dict[str, list[Prediction]] = {}
+    for config in space.speculating(base.config):
+        if config.decoding_type != base.config.decoding_type:
+            by_kind.setdefault(config.decoding_type, []).append(closed_form.predict(config))
+    if base.config.speculates:
+        plain = replace(base.config, decoding_type="", max_draft_len=0, speculative_model="")
+        by_kind["off"] = [closed_form.predict(plain)]
+    for kind, predictions in by_kind.items():
+        best = min(predictions, key=lambda one: (not one.feasible, one.value("tpot_ms.mean")))
+        neighbour = _neighbour("decoding_type", kind, base, best)
+        yield replace(neighbour, verdict=f"{_drafting_words(base, best)}{neighbour.verdict}")
+
+
+def _drafting_words(base: Prediction, other: Prediction) -> str:
+    """Say what drafts are assumed to be worth at this load."""
+    if not other.fits:
+        return ""
+    change = other.value("tpot_ms.mean") / base.value("tpot_ms.mean") - 1
+    speculation = other.speculation
+    if speculation is None:
+        return f"{100 * change:+.1f} % TPOT, "
+    told = "assumed" if speculation.acceptance.is_prior else "known"
+    return (
+        f"{100 * change:+.1f} % TPOT at max_draft_len={speculation.max_draft_len} "
+        f"({speculation.tokens_per_step:.2f} tokens a step {told}), "
+    )
 
 
 def _neighbour(knob: str, value: Any, base: Prediction, changed: Prediction) -> Neighbour:

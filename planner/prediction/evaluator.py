@@ -7,13 +7,16 @@ the memory model see. What rows share (step model, weights, serving curve) is ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.acceptance import Acceptance, believed
 from cost_models.calibration import Calibration
 from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.engine import EngineConfig
@@ -22,6 +25,13 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryKnobs, MemoryModel, MemoryPlan
 from cost_models.metrics import PERCENTILES, chunk_gap
 from cost_models.model import ModelSpec
+from cost_models.profile_io import load_model
+from cost_models.speculation import (
+    Speculation,
+    SpeculativeStep,
+    speculation_of,
+    speculative_step,
+)
 from cost_models.step import StepModel
 from planner.estimator import (
     Estimate,
@@ -129,7 +139,7 @@ class Evaluator:
     """Limits in the units of the metric's name, for example `{"ttft_ms.p99": 500}`."""
     risk: float = 0.0
     """Limits must hold at the upper end of the interval of 1 - risk; 0 is the value itself."""
-    _steps: dict[EngineConfig, StepModel] = field(default_factory=dict, repr=False)
+    _steps: dict[EngineConfig, StepModel | SpeculativeStep] = field(default_factory=dict, repr=False)
     _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
 
@@ -158,14 +168,72 @@ class Evaluator:
             )
         return self._assembled(rows, memory, slots, parts)
 
-    def step_model(self, config: EngineConfig) -> StepModel:
+    def step_model(self, config: EngineConfig) -> StepModel | SpeculativeStep:
         """Return the step model of a configuration; those of equal shape share one."""
         key = _curve_key(config, ("cuda_graph_max_batch_size",))
         if key not in self._steps:
-            self._steps[key] = StepModel(
-                model=self.model, config=key, gpu=self.gpu, calibration=self.calibration
-            )
+            self._steps[key] = self._new_step_model(key)
         return self._steps[key]
+
+    def _new_step_model(self, config: EngineConfig) -> StepModel | SpeculativeStep:
+        speculation = self.speculation(config)
+        if speculation is None:
+            return StepModel(
+                model=self.model, config=config, gpu=self.gpu, calibration=self.calibration
+            )
+        return speculative_step(
+            speculation,
+            model=self.model,
+            config=config,
+            gpu=self.gpu,
+            calibration=self.calibration,
+        )
+
+    def speculation(self, config: EngineConfig) -> Speculation | None:
+        """Return what a configuration drafts of this load's text; None where it does not.
+
+        Raises:
+            PlannerError: The draft model is not named, or cannot be read.
+        """
+        acceptance = self.acceptance(config)
+        if acceptance is None:
+            return None
+        name = config.speculative_model
+        drafts_alone = config.decoding_type == "DraftTarget" and name
+        return speculation_of(
+            config,
+            model=self.model,
+            engine=self.calibration.engine,
+            acceptance=acceptance,
+            draft_model=_draft_model(name) if drafts_alone else None,
+        )
+
+    def acceptance(self, config: EngineConfig) -> Acceptance | None:
+        """Return what is believed of a configuration's drafts; None where it has none."""
+        known = self.load.acceptances
+        return believed(config.decoding_type, known) if config.speculates else None
+
+    def tokens_per_step(self, config: EngineConfig) -> float:
+        """Return the tokens that one step yields for a sequence, on average."""
+        speculation = self.speculation(config)
+        return speculation.tokens_per_step if speculation else 1.0
+
+    def acceptance_log_error(self, config: EngineConfig) -> float:
+        """Return half the width, in log, of the 90 % interval of the tokens that a step yields.
+
+        0 where nothing is drafted, or where the text told how often drafts are right.
+        """
+        acceptance = self.acceptance(config)
+        if acceptance is None:
+            return 0.0
+        low, high = (
+            acceptance.shifted(share).tokens_per_step(config.max_draft_len) for share in (-1, 1)
+        )
+        return math.log(high / low) / 2
+
+    def tokens_per_chunk(self, config: EngineConfig) -> float:
+        """Return the tokens that a client gets at a time, on average."""
+        return config.stream_interval * self.tokens_per_step(config)
 
     def curve(self, config: EngineConfig) -> ServingCurve:
         """Return the serving curve of a configuration; those of equal budget share one."""
@@ -212,17 +280,23 @@ class Evaluator:
         return self._memory_model(rows.base).plan(knobs)
 
     def _memory_model(self, base: EngineConfig) -> MemoryModel:
+        speculation = self.speculation(base)
         return MemoryModel(
             model=self.model,
             config=base,
             gpu=self.gpu,
             engine=self.calibration.engine,
             constants=self.calibration.memory,
+            draft=speculation.draft if speculation else None,
         )
 
     def front_end(self, config: EngineConfig) -> FrontEndConstants:
         """Return the front end as a configuration streams through it."""
-        return self.calibration.front_end.with_stream_interval(config.stream_interval)
+        speculation = self.speculation(config)
+        constants = self.calibration.front_end
+        if speculation and speculation.is_synchronous:
+            constants = replace(constants, steps_in_flight=1)
+        return constants.with_tokens_per_chunk(self.tokens_per_chunk(config))
 
     def load_of(self, config: EngineConfig) -> Load:
         """Return the load as a configuration sees it: without block reuse no prefix is shared."""
@@ -271,7 +345,7 @@ class Evaluator:
         load = self.load_of(config)
         if load.protocol is not Protocol.OPEN_LOOP:
             result = estimate(curve, load, limits, self.front_end(config))
-            met = _meets(self.slo_excess(_metrics(result, config.stream_interval)))
+            met = _meets(self.slo_excess(_metrics(result, self.tokens_per_chunk(config))))
             return np.where(met, result.request_per_s, 0.0)
         lanes = np.asarray(limits.lanes, dtype=np.float64)[:, None]
         slots = np.asarray(limits.max_sequences, dtype=np.float64)[:, None]
@@ -280,7 +354,7 @@ class Evaluator:
         probe = replace(load, rate_per_s=rates)
         wide = Limits(lanes=lanes, max_sequences=slots)
         result = estimate(curve, probe, wide, self.front_end(config))
-        excess = self.slo_excess(_metrics(result, config.stream_interval))
+        excess = self.slo_excess(_metrics(result, self.tokens_per_chunk(config)))
         met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
         return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
 
@@ -307,8 +381,9 @@ class Evaluator:
         size = len(rows)
         metrics: dict[str, FloatArray] = {}
         utilisation, share, highest, lane_rate, user_speed = np.zeros((5, size))
+        chunk_tokens = self.tokens_per_chunk(rows.base)
         for part in parts:
-            for name, values in _metrics(part.estimate, rows.base.stream_interval).items():
+            for name, values in _metrics(part.estimate, chunk_tokens).items():
                 metrics.setdefault(name, np.zeros(size))[part.index] = values
             utilisation[part.index] = part.estimate.utilisation
             share[part.index] = part.estimate.front_end_share
@@ -336,7 +411,7 @@ GROWING_POLICIES = ("MAX_UTILIZATION", "RECOMPUTE")
 """Capacity policies that take blocks as sequences grow; vLLM's is called RECOMPUTE here."""
 
 
-def _metrics(result: Estimate, stream_interval: int) -> dict[str, FloatArray]:
+def _metrics(result: Estimate, tokens_per_chunk: float) -> dict[str, FloatArray]:
     """Name the estimate's values as a measured run does, latencies in milliseconds."""
     metrics: dict[str, FloatArray] = {}
     for name in ("ttft", "tpot", "itl", "e2el"):
@@ -344,17 +419,22 @@ def _metrics(result: Estimate, stream_interval: int) -> dict[str, FloatArray]:
             metrics[f"{name}_ms.{statistic}"] = seconds * 1e3
     metrics["output_tok_per_s"] = result.output_tok_per_s
     metrics["request_per_s"] = result.request_per_s
-    return metrics | with_chunk_gaps(metrics, stream_interval)
+    return metrics | with_chunk_gaps(metrics, tokens_per_chunk)
 
 
-def with_chunk_gaps(metrics: Mapping[str, Value], stream_interval: int) -> dict[str, Value]:
+def with_chunk_gaps(metrics: Mapping[str, Value], tokens_per_chunk: float) -> dict[str, Value]:
     """Return ITL as a client sees it: gaps between chunks, by the metric's name."""
     mean_gap = metrics["itl_ms.mean"]
     return {
-        name: chunk_gap(gap, mean_gap=mean_gap, stream_interval=stream_interval)
+        name: chunk_gap(gap, mean_gap=mean_gap, tokens_per_chunk=tokens_per_chunk)
         for name, gap in metrics.items()
         if name.startswith("itl_ms.")
     }
+
+
+@cache
+def _draft_model(name: str) -> ModelSpec:
+    return load_model(name)
 
 
 def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:

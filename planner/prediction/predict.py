@@ -14,6 +14,7 @@ from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from cost_models.precision import kv_dtype, quantization
+from cost_models.speculation import Speculation
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
 from planner.prediction.evaluator import (
@@ -22,7 +23,7 @@ from planner.prediction.evaluator import (
     Slice,
     with_chunk_gaps,
 )
-from planner.prediction.intervals import MEMORY_METRICS, interval_90
+from planner.prediction.intervals import MEMORY_METRICS, NORMAL_Q95, interval_90
 from planner.prediction.simulation import (
     Demand,
     SimulationSummary,
@@ -39,6 +40,15 @@ BUSY_POWER_FRACTION = 0.85
 
 IDLE_POWER_FRACTION = 0.20
 """Share of the board's power limit drawn between steps."""
+
+
+TOLD_BY_ACCEPTANCE = frozenset(
+    {
+        "tpot_ms", "e2el_ms", "output_tok_per_s", "output_tok_per_s_per_gpu", "request_per_s",
+        "goodput_request_per_s", "usd_per_million_output_tokens", "output_tokens_per_joule",
+    }
+)  # fmt: skip
+"""Metrics that hang on how many tokens a step yields."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +83,8 @@ class Prediction:
     """The run behind latencies and rates; None where they come from the closed form."""
     time_by_operator: Mapping[str, float] = field(default_factory=dict)
     """Seconds of the simulated run by operator family."""
+    speculation: Speculation | None = None
+    """What is drafted and how much of it is right; None where nothing is."""
 
     @property
     def fits(self) -> bool:
@@ -120,6 +132,7 @@ class Prediction:
             "highest_rate_per_s": _rounded(self.highest_rate_per_s),
             "slo_excess": {name: _rounded(value) for name, value in self.slo_excess.items()},
             "binding_limit": self.binding_limit,
+            "speculation": _speculation_to_json(self.speculation),
             "simulation": (
                 SimulationSummary.of(self.simulation).to_json()
                 | {
@@ -155,7 +168,7 @@ def predict_config(
     if demand is not None and simulation is not None:
         limits = request_limits(evaluator.slo)
         values |= simulated_metrics(simulation, demand, limits)
-        values |= with_chunk_gaps(values, config.stream_interval)
+        values |= with_chunk_gaps(values, evaluator.tokens_per_chunk(config))
     values |= _economy(evaluator.gpu, config, evaluation, values)
     point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
     refused_share = float(evaluation.refused_share[0])
@@ -175,6 +188,7 @@ def predict_config(
         time_by_operator=(
             operator_seconds(simulation, evaluator.step_model(config)) if simulation else {}
         ),
+        speculation=evaluator.speculation(config),
     )
     slots = float(evaluation.slots[0])
     return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))
@@ -188,7 +202,7 @@ def step_breakdown(
     decode = StepBatch(decode_sequences=point.decoding, decode_kv_len=mean_kv_len(load))
     mixed = mixed_batch(load, decoding=point.decoding, prompts=point.prompts_per_mixed_step)
     return {
-        name: {family: float(seconds) for family, seconds in step.cost(batch).by_family.items()}
+        name: {family: float(s) for family, s in step.iteration(batch).by_family.items()}
         for name, batch in (("decode", decode), ("mixed", mixed))
     }
 
@@ -248,6 +262,8 @@ def _metrics(
     calibration = evaluator.calibration
     provenance = provenance_of(calibration, config, evaluator)
     chance = percentile_errors(simulation) if simulation else {}
+    doubt = evaluator.acceptance_log_error(config) / NORMAL_Q95
+    unsure = {name: doubt for name in values if name.split(".")[0] in TOLD_BY_ACCEPTANCE}
     return {
         name: Metric(
             value=value,
@@ -257,7 +273,7 @@ def _metrics(
                 calibration,
                 provenance,
                 protocol=str(evaluator.load.protocol),
-                chance=chance.get(name, 0.0),
+                chance=math.hypot(chance.get(name, 0.0), unsure.get(name, 0.0)),
             ),
             provenance=provenance,
         )
@@ -326,6 +342,20 @@ def config_to_json(config: EngineConfig) -> dict[str, Any]:
     return asdict(config) | {
         "num_gpus": config.num_gpus,
         "moe_tensor_parallel_size": config.moe_tensor_parallel_size,
+    }
+
+
+def _speculation_to_json(speculation: Speculation | None) -> dict[str, Any] | None:
+    if speculation is None:
+        return None
+    acceptance = speculation.acceptance
+    return {
+        "tokens_per_step": _rounded(speculation.tokens_per_step),
+        "rows_per_sequence": _rounded(speculation.rows_per_sequence),
+        "acceptance": [_rounded(chance) for chance in acceptance.conditional],
+        "draft_rate": _rounded(acceptance.draft_rate),
+        "is_prior": acceptance.is_prior,
+        "source": acceptance.source,
     }
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.acceptance import Acceptance
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
+from cost_models.speculation import Speculation, SpeculativeStep
 from cost_models.step import StepBatch, StepModel
 from planner.estimator.load import Load, Protocol
 from planner.measuring.runs import MeasuredRun
@@ -30,6 +32,7 @@ from planner.simulator import (
     simulate_in_step,
 )
 from planner.simulator.results import merged
+from planner.simulator.speculative_clock import SpeculativeClock
 from planner.simulator.statistics import requests_needed
 from planner.workloads.workload import RequestTrace, Workload
 
@@ -44,6 +47,9 @@ MOST_REQUESTS = 20_000
 
 FIRST_WAVE_SHORTEST = 0.5
 """Shortest first output, as a share of the asked one, of clients that fall out of step."""
+
+SPECULATION_SEED = 20
+"""Of the draws of accepted drafts: the same for all configurations, so that they compare."""
 
 PREDICTOR_LOG_SD = 0.5
 """Error of the length predictor that shortest-job-first goes by, in log."""
@@ -185,12 +191,17 @@ def simulate_config(
         demand: What is asked of the whole deployment.
     """
     front_end = evaluator.front_end(config)
-    demand = _reusing_prefix(demand, config)
+    demand = asked = _reusing_prefix(demand, config)
     if _drifts_apart(demand, evaluator.load, front_end):
         demand = replace(demand, requests=out_of_step(demand.requests, demand.concurrency))
     lanes = config.lanes_per_replica * config.num_replicas
     lanes = min(lanes, len(demand), demand.concurrency or lanes)
     limits = _limits(evaluator, config, memory, clients=demand.concurrency / lanes)
+    speculation = evaluator.speculation(config)
+    if speculation:
+        demand = asked = _cut(demand, limits.max_seq_len)
+        demand = _in_steps(demand, speculation)
+        limits = _reaching(limits, demand.requests)
     clock = _clock(evaluator, config, max_seq_len=limits.max_seq_len)
     shares = [
         Share(
@@ -212,10 +223,40 @@ def simulate_config(
         )
         parts |= zip(own, found, strict=True)
     result = merged([parts[lane] for lane in range(lanes)])
+    if speculation:
+        result = result.with_output_lengths(asked.requests.osl)
     return result.without_warm_up() if demand.has_steady_state else result
 
 
-_ClockKey = tuple[int, int, int, str, EngineConfig, int]
+def _cut(demand: Demand, max_seq_len: int) -> Demand:
+    """End outputs where the engine does."""
+    requests = demand.requests
+    osl = np.minimum(requests.osl, np.maximum(max_seq_len - requests.isl, 1))
+    return replace(demand, requests=replace(requests, osl=osl))
+
+
+def _in_steps(demand: Demand, speculation: Speculation) -> Demand:
+    """Give each request as many tokens as its drawn number of steps yields on average.
+
+    The simulation counts steps of one token. A request that was lucky with its drafts takes
+    fewer iterations than others of its length, so there it has a shorter output.
+    """
+    requests = demand.requests
+    rng = np.random.default_rng(SPECULATION_SEED)
+    steps = speculation.acceptance.steps_for(requests.osl - 1, speculation.max_draft_len, rng)
+    osl = 1 + np.rint(steps * speculation.tokens_per_step).astype(np.int64)
+    longest = np.maximum(requests.max_tokens, osl)
+    return replace(demand, requests=replace(requests, osl=osl, max_tokens=longest))
+
+
+def _reaching(limits: EngineLimits, requests: Requests) -> EngineLimits:
+    """Return limits under which no drawn output is cut: the real ones were before."""
+    accepted = requests.isl < limits.max_seq_len
+    ends = (requests.isl + requests.osl)[accepted]
+    return replace(limits, max_seq_len=max(limits.max_seq_len, int(ends.max(initial=0))))
+
+
+_ClockKey = tuple[int, int, int, str, EngineConfig, int, Acceptance | None]
 _clocks: dict[_ClockKey, tuple[StepClock, Evaluator]] = {}
 """Memo of `_clock`; it holds the evaluators, so that identities stay theirs."""
 
@@ -226,12 +267,15 @@ def _clock(evaluator: Evaluator, config: EngineConfig, *, max_seq_len: int) -> S
     """Return the step costs of an engine; runs of one server, and fits, share their tables."""
     operators, step = evaluator.calibration.operators, repr(evaluator.calibration.step)
     identities = (id(evaluator.model), id(evaluator.gpu), id(operators))
-    key = (*identities, step, config, max_seq_len)
+    acceptance = evaluator.acceptance(config)
+    key = (*identities, step, config, max_seq_len, acceptance)
     if key not in _clocks:
         if len(_clocks) >= MOST_CLOCKS:
             _clocks.clear()
-        clock = StepClock(
-            evaluator.step_model(config),
+        model = evaluator.step_model(config)
+        kind: Any = SpeculativeClock if isinstance(model, SpeculativeStep) else StepClock
+        clock = kind(
+            model,
             max_batch_size=config.max_batch_size,
             max_num_tokens=config.max_num_tokens,
             max_seq_len=max_seq_len,
@@ -333,7 +377,9 @@ def request_limits(slo: Mapping[str, float]) -> LatencyLimits:
     return LatencyLimits(**{f"{metric}_s": limit / 1e3 for metric, limit in tightest.items()})
 
 
-def operator_seconds(result: SimulationResult, step: StepModel) -> dict[str, float]:
+def operator_seconds(
+    result: SimulationResult, step: StepModel | SpeculativeStep
+) -> dict[str, float]:
     """Return the time of all engines by operator family, priced anew from their step logs.
 
     Long logs are sampled evenly; what a chunk has already in the cache is not logged, so

@@ -21,6 +21,18 @@ FRACTIONS = (0.8, 0.85, 0.9, 0.95)
 STREAM_INTERVALS = (1, 2, 4, 10)
 """Tokens that a client gets at a time: fewer messages for the front end, longer gaps."""
 
+DRAFTS: Mapping[str, str] = {
+    "llama-3.1-8b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama-3.1-70b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama-3.3-70b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama-3.1-405b": "meta-llama/Llama-3.1-8B-Instruct",
+    "qwen3-8b": "Qwen/Qwen3-0.6B",
+    "qwen3-14b": "Qwen/Qwen3-0.6B",
+    "qwen3-32b": "Qwen/Qwen3-0.6B",
+    "qwen3-235b-a22b": "Qwen/Qwen3-1.7B",
+}
+"""Smaller models of the same tokenizer that can draft, by the target's profile."""
+
 OUTER_KNOBS = (
     "quantization",
     "kv_cache_dtype",
@@ -80,6 +92,29 @@ class SearchSpace:
         changed = replace(config, **knobs)
         graphs = self.limits.get("cuda_graph_max_batch_size", (changed.max_batch_size,))[0]
         return replace(changed, cuda_graph_max_batch_size=graphs)
+
+    def speculating(self, config: EngineConfig) -> Iterator[EngineConfig]:
+        """Yield a configuration with each way and length of drafting that may be tried."""
+        for kind, rule in self.rules.speculation.items():
+            draft = self._draft(kind)
+            if kind not in self.limits.get("decoding_type", (kind,)) or draft is None:
+                continue
+            for length in self.limits.get("max_draft_len", rule.searched):
+                changed = replace(
+                    config, decoding_type=kind, max_draft_len=length, speculative_model=draft
+                )
+                if length and self._is_legal(changed):
+                    yield changed
+
+    def _draft(self, kind: str) -> str | None:
+        """Return the draft's checkpoint, empty where the scheme needs none; None: nobody names one.
+
+        A model that drafts alone is known for some targets; heads on top of one must be named.
+        """
+        if not self.rules.speculation[kind].needs_model:
+            return ""
+        named = self.limits.get("speculative_model", ("",))[0]
+        return named or (DRAFTS.get(self.model.name) if kind == "DraftTarget" else None)
 
     def size(self) -> int:
         """Return how many configurations the whole grid holds."""

@@ -6,6 +6,7 @@ interpolate it, within half a percent of the model itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -124,9 +125,16 @@ class StepClock:
     """
 
     def __init__(
-        self, model: StepCostModel, *, max_batch_size: int, max_num_tokens: int, max_seq_len: int
+        self,
+        model: StepCostModel,
+        *,
+        max_batch_size: int,
+        max_num_tokens: int,
+        max_seq_len: int,
+        rows_per_sequence: float = 1.0,
     ) -> None:
         self.model = model
+        self._rows_per_sequence = rows_per_sequence
         self._max_rows = max_batch_size
         self._max_tokens = max_num_tokens
         self._max_kv_len = max(max_seq_len, 2)
@@ -150,8 +158,9 @@ class StepClock:
     def mixed(self, step: MixedStep, *, added_s: float = 0.0) -> StepTime:
         """Return the time of a step that prefills."""
         tables = self._mixed or self._tabulated_mixed()
-        rows = step.decoding + step.prompts
-        gpu_s = tables.linear_s(step.decoding + step.tokens) + tables.rows_s(rows)
+        decoded = step.decoding * self._rows_per_sequence
+        sampled, running = decoded + step.prompts, step.decoding + step.prompts
+        gpu_s = tables.linear_s(decoded + step.tokens) + tables.rows_s(sampled)
         gpu_s += tables.attention_s(step.prompts, step.tokens / step.prompts, step.past)
         if step.decoding:
             row = self._decode[step.decoding] or self._tabulated(step.decoding)
@@ -159,7 +168,7 @@ class StepClock:
         gpu_s += added_s
         floor_s = tables.floor_s(step.tokens) + tables.floor_per_sequence_s * step.decoding
         launch_s = self.model.launch_s(gpu_s, floor_s)
-        seconds = gpu_s + launch_s + tables.host_s(rows)
+        seconds = gpu_s + launch_s + tables.host_s(running)
         return StepTime(seconds=seconds, launch_s=launch_s, floor_s=floor_s)
 
     def _tabulated(self, sequences: int) -> _DecodeRow:
@@ -194,7 +203,7 @@ class StepClock:
             )
             return _outside_attention(cost, rank_tokens)
 
-        last = self._max_tokens + self._max_rows
+        last = self._max_tokens + math.ceil(self._max_rows * self._rows_per_sequence)
         knots = np.append(TOKEN_KNOTS[: TOKEN_KNOTS.searchsorted(last)], last)
         self._shared = CurveTable(*refined_knots(shared_of, knots))
         return self._shared
@@ -202,7 +211,8 @@ class StepClock:
     def _tabulated_mixed(self) -> _MixedTables:
         self._mixed = _mixed_tables(
             self.model,
-            max_rows=self._max_rows,
+            max_sequences=self._max_rows,
+            max_rows=math.ceil(self._max_rows * self._rows_per_sequence),
             max_tokens=self._max_tokens,
             max_past=self._max_kv_len,
         )
@@ -234,7 +244,7 @@ class _MixedTables:
 
 
 def _mixed_tables(
-    model: StepCostModel, *, max_rows: int, max_tokens: int, max_past: int
+    model: StepCostModel, *, max_sequences: int, max_rows: int, max_tokens: int, max_past: int
 ) -> _MixedTables:
     """Take the step model apart: one direction at a time, attention in three."""
 
@@ -270,7 +280,7 @@ def _mixed_tables(
             lambda prompts, chunk, past: prefill(prompts, prompts * chunk, past).by_family[
                 "attention_prefill"
             ],
-            max_prompts=max_rows,
+            max_prompts=max_sequences,
             max_chunk=max_tokens,
             max_past=max_past,
         ),

@@ -167,6 +167,10 @@ class SimulationResult:
         cut = warm_up_length(latency / columns.osl[served])
         return replace(self, warm_up_requests=int(np.flatnonzero(served)[cut]) if cut else 0)
 
+    def with_output_lengths(self, osl: IntArray) -> SimulationResult:
+        """Return the same with the tokens that requests put out, where steps stood for them."""
+        return replace(self, requests=replace(self.requests, osl=osl))
+
     def percentile_errors(self, *, seed: int = 0) -> Mapping[str, Mapping[str, float]]:
         """Return the standard error in seconds of each percentile of TTFT, TPOT and E2EL."""
         rng = np.random.default_rng(seed)

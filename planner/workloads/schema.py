@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from cost_models.acceptance import Acceptance
 from planner.workloads.workload import (
     LARGEST_TOKENS,
     Arrival,
@@ -159,6 +160,28 @@ class ArrivalProfile(_Strict):
         )
 
 
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class AcceptanceProfile(_Strict):
+    """How often drafts of this text are right, for one way to draft."""
+
+    acceptance: Share | Annotated[list[Share], Field(min_length=1)]
+    """Chance that a draft token is right where all before it are: one number, or by position."""
+    draft_rate: Share = 1.0
+    draft_tokens: Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)] = 0.0
+
+    def stated(self, name: str) -> Acceptance:
+        """Return it as the cost models read it."""
+        chances = self.acceptance if isinstance(self.acceptance, list) else [self.acceptance]
+        return Acceptance(
+            conditional=tuple(chances),
+            draft_rate=self.draft_rate,
+            draft_tokens=self.draft_tokens,
+            source=f"stated by workload {name}",
+        )
+
+
 class WorkloadProfile(_Strict):
     """One workload file."""
 
@@ -172,6 +195,7 @@ class WorkloadProfile(_Strict):
     shared_prefix_tokens: Annotated[int, Field(ge=0, le=LARGEST_TOKENS)] = 0
     max_output_tokens: Annotated[int, Field(gt=0, le=LARGEST_TOKENS)] | None = None
     slo: dict[str, float] = {}
+    speculation: dict[Literal["NGram", "DraftTarget", "Eagle", "MTP", "Medusa"], AcceptanceProfile] = {}
     objective: Literal["goodput", "throughput", "latency", "cost"] = "goodput"
     source: str = ""
 
@@ -195,6 +219,9 @@ class WorkloadProfile(_Strict):
             "shared_prefix_tokens": self.shared_prefix_tokens,
             "max_output_tokens": self.max_output_tokens or max(int(osl.quantile(0.99)), 1),
             "slo": check_slo(self.slo, str(path)),
+            "acceptances": {
+                kind: stated.stated(self.name) for kind, stated in self.speculation.items()
+            },
             "objective": self.objective,
             "source": self.source,
             "trace": trace.trace if trace else None,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.acceptance import Acceptance
 from cost_models.errors import ProfileError
 from cost_models.metrics import PERCENTILES
 from cost_models.profile_io import first_problem, read_json_object
@@ -103,6 +104,8 @@ class Workload:
     max_output_tokens: int
     slo: Mapping[str, float] = field(default_factory=dict)
     """Limits by metric name, in the unit of the name: `{"ttft_ms.p99": 500}`."""
+    acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
+    """How often drafts of this text are right, by decoding type."""
     objective: str = "goodput"
     source: str = ""
     trace: RequestTrace | None = None
@@ -120,6 +123,7 @@ class Workload:
             num_requests=float(self.arrival.num_requests),
             reusable_prefix_tokens=float(min(self.shared_prefix_tokens, isl.quantiles["p50"] / 2)),
             max_output_tokens=float(self.max_output_tokens),
+            acceptances=self.acceptances,
         )
 
     @property

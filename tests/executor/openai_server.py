@@ -24,6 +24,8 @@ class OpenAiServer(CompletionServer):
     """`dies`, `runs_out_of_memory`, `hangs` or `breaks_connections`."""
     cached_tokens: int = 0
     """What each prompt is said to have found in the prefix cache."""
+    num_speculative_tokens: int = 0
+    """Of an engine that speculates: two of three drafts are right in their first token only."""
     num_completions: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,7 +65,24 @@ class OpenAiServer(CompletionServer):
         return (
             f'vllm:num_preemptions_total{{engine="0"}} {self.num_completions}.0\n'
             f'vllm:prefix_cache_hits_total{{engine="0"}} {hits}.0\n'
+            f"{self._speculation_metrics()}"
         )
+
+    def _speculation_metrics(self) -> str:
+        if not self.num_speculative_tokens:
+            return ""
+        drafts, prefix = 3 * self.num_completions, "vllm:spec_decode_num"
+        accepted = [2 * self.num_completions] + [0] * (self.num_speculative_tokens - 1)
+        lines = [
+            f'{prefix}_drafts_total{{engine="0"}} {drafts}.0',
+            f'{prefix}_draft_tokens_total{{engine="0"}} {drafts * len(accepted)}.0',
+            f'{prefix}_accepted_tokens_total{{engine="0"}} {sum(accepted)}.0',
+        ]
+        lines += [
+            f'{prefix}_accepted_tokens_per_pos_total{{engine="0",position="{position}"}} {count}.0'
+            for position, count in enumerate(accepted)
+        ]
+        return "\n".join(lines) + "\n"
 
     def _problem(self, path: str, request: dict[str, Any]) -> str:
         kinds = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shlex
 import ssl
 import subprocess
 import sys
@@ -166,6 +168,60 @@ class TestVllm(ServingContract):
             "--load-format dummy", "--max-model-len 128",
         ):  # fmt: skip
             assert part in line
+
+    @pytest.mark.parametrize(
+        ("knobs", "options", "said"),
+        [
+            (
+                {"decoding_type": "NGram", "max_draft_len": 3, "max_matching_ngram_size": 4},
+                {},
+                {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 1},
+            ),
+            (
+                {"decoding_type": "DraftTarget", "max_draft_len": 2, "speculative_model": "draft"},
+                {"synthetic_acceptance": "0.8,0.5"},
+                {
+                    "method": "draft_model",
+                    "rejection_sample_method": "synthetic",
+                    # Chances that the first i are all kept, as vLLM takes them.
+                    "synthetic_acceptance_rates": [0.8, 0.4],
+                },
+            ),
+        ],
+    )
+    def test_drafts_are_configured_and_counted(
+        self,
+        deployment: Deployment,
+        knobs: dict[str, Any],
+        options: dict[str, str],
+        said: dict[str, Any],
+    ) -> None:
+        draft = replace(TINY_MODEL, name="draft") if "speculative_model" in knobs else None
+        config = replace(deployment.config, **knobs)
+        wanted = replace(deployment, config=config, options=options, draft=draft)
+        check_can_run(self.backend, wanted)
+        server = self.backend.start(wanted, limit_s=START_S)
+        try:
+            super().check_serving(server)
+            counters = server.counters()
+        finally:
+            server.stop()
+        words = shlex.split(server.command)
+        given = json.loads(words[words.index("--speculative-config") + 1])
+        assert given.items() >= said.items()
+        assert given["num_speculative_tokens"] == config.max_draft_len
+        assert (counters["num_drafts"], counters["num_accepted_draft_tokens"]) == (12.0, 8.0)
+        assert counters["num_accepted_draft_tokens_at.0"] == 8.0
+        assert counters["num_accepted_draft_tokens_at.1"] == 0.0
+
+    def test_synthetic_acceptance_that_does_not_fit_is_refused(
+        self, deployment: Deployment
+    ) -> None:
+        config = replace(deployment.config, decoding_type="NGram", max_draft_len=3)
+        options = {"synthetic_acceptance": "0.8,0.5"}
+        with pytest.raises(ConfigError, match="synthetic_acceptance") as caught:
+            flags(replace(deployment, config=config, options=options))
+        assert "3 numbers" in caught.value.hint
 
     def test_what_it_lacks_is_said_before_anything_starts(self, deployment: Deployment) -> None:
         config = replace(deployment.config, kv_cache_dtype="nvfp4", enable_attention_dp=True)

@@ -1,0 +1,148 @@
+"""How often draft tokens are right: a property of the text and of two models, not a knob.
+
+A step verifies k draft tokens and keeps those before the first wrong one, then one token of the
+target's own. With a_i the chance that token i is right once all before it are, a step yields
+1 + Σ_j Π_{i≤j} a_i tokens on average; for equal a_i that is (1 − a^(k+1))/(1 − a) (Leviathan et
+al. 2023, arXiv:2211.17192, equation 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.errors import ConfigError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """Drafts of one scheme on one text."""
+
+    conditional: tuple[float, ...]
+    """Chance that draft token i is right where all before it are; the last holds for all after."""
+    draft_rate: float = 1.0
+    """Share of the steps in which a sequence has a draft at all: n-grams do not always match."""
+    draft_tokens: float = 0.0
+    """Mean length of a draft; 0: always as long as the engine allows."""
+    source: str = ""
+    """Where the numbers come from."""
+    spread: float = 0.0
+    """Half width of the 90 % interval of each chance; 0 where the text itself told them."""
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether this text was never seen."""
+        return self.spread > 0
+
+    def survival(self, max_draft_len: int) -> FloatArray:
+        """Return the chance that tokens 1 to k of a draft are all right, for each k."""
+        last = self.conditional[-1:]
+        chances = (self.conditional + last * max_draft_len)[:max_draft_len]
+        return np.cumprod(np.array(chances, np.float64))
+
+    def tokens_per_step(self, max_draft_len: int) -> float:
+        """Return the mean tokens that one step yields for a sequence."""
+        return 1.0 + self.draft_rate * float(self.survival(max_draft_len).sum())
+
+    def verified(self, max_draft_len: int) -> float:
+        """Return the mean draft tokens that one step verifies for a sequence."""
+        return self.draft_rate * min(self.draft_tokens or max_draft_len, max_draft_len)
+
+    def distribution(self, max_draft_len: int) -> FloatArray:
+        """Return the probabilities that a step yields 1, 2, … k + 1 tokens."""
+        at_least = np.concatenate([[1.0], self.draft_rate * self.survival(max_draft_len), [0.0]])
+        return np.asarray(-np.diff(at_least))
+
+    def steps_for(
+        self, tokens: IntArray, max_draft_len: int, rng: np.random.Generator
+    ) -> IntArray:
+        """Draw the steps that each sequence needs for so many tokens, step by step."""
+        outcomes = np.arange(1, max_draft_len + 2)
+        chances = self.distribution(max_draft_len)
+        left = np.array(tokens, np.int64)
+        steps = np.zeros_like(left)
+        while (open_rows := np.flatnonzero(left > 0)).size:
+            steps[open_rows] += 1
+            left[open_rows] -= rng.choice(outcomes, size=open_rows.size, p=chances)
+        return steps
+
+    def shifted(self, share: float) -> Acceptance:
+        """Return the same with every chance moved by a share of its spread."""
+        moved = (min(max(a + share * self.spread, 0.0), 1.0) for a in self.conditional)
+        return replace(self, conditional=tuple(moved))
+
+
+def counted_acceptance(
+    *, accepted_at: FloatArray, num_drafts: float, num_draft_tokens: float, num_tokens: float
+) -> Acceptance | None:
+    """Return the acceptance of a run from an engine's counters; None where nothing was drafted.
+
+    Args:
+        accepted_at: Drafts whose token was kept, by position.
+        num_drafts: Drafts verified.
+        num_draft_tokens: Tokens in them.
+        num_tokens: Tokens that decode steps made; steps are these less the accepted ones.
+    """
+    if num_drafts <= 0 or num_tokens <= 0:
+        return None
+    reached = np.concatenate([[num_drafts], accepted_at[:-1]])
+    chances = np.divide(accepted_at, reached, out=np.zeros_like(accepted_at), where=reached > 0)
+    steps = max(num_tokens - float(accepted_at.sum()), num_drafts)
+    return Acceptance(
+        conditional=tuple(np.clip(chances, 0.0, 1.0).tolist()),
+        draft_rate=num_drafts / steps,
+        draft_tokens=num_draft_tokens / num_drafts,
+        source="counted by the engine",
+    )
+
+
+PRIORS: Mapping[str, Acceptance] = {
+    "NGram": Acceptance(
+        conditional=(0.45, 0.6, 0.7),
+        draft_rate=0.5,
+        source="prior: prompt lookup on open chat (Spec-Bench, arXiv:2401.07851: 1.6 tokens a step)",
+        spread=0.25,
+    ),
+    "DraftTarget": Acceptance(
+        conditional=(0.65,),
+        source="prior: Leviathan et al. 2023, table 2 (0.53 to 0.75)",
+        spread=0.12,
+    ),
+    "Eagle": Acceptance(
+        conditional=(0.7, 0.65),
+        source="prior: EAGLE-3, arXiv:2503.01840, chains of drafts",
+        spread=0.12,
+    ),
+    "MTP": Acceptance(
+        conditional=(0.85, 0.75, 0.7),
+        source="prior: DeepSeek-V3, arXiv:2412.19437, section 5.4.3 (0.85 to 0.90 for the first)",
+        spread=0.1,
+    ),
+    "Medusa": Acceptance(
+        conditional=(0.6, 0.5),
+        source="prior: Medusa, arXiv:2401.10774, top-1 accuracy of the heads",
+        spread=0.15,
+    ),
+}
+"""What is believed of a text that nobody has seen, by decoding type."""
+
+
+def believed(decoding_type: str, known: Mapping[str, Acceptance]) -> Acceptance:
+    """Return the acceptance of a scheme: the workload's or the run's where known, else a prior.
+
+    Raises:
+        ConfigError: Unknown decoding type.
+    """
+    if decoding_type in known:
+        return known[decoding_type]
+    if decoding_type not in PRIORS:
+        raise ConfigError(
+            f"decoding_type={decoding_type} is unknown", hint=f"known: {', '.join(PRIORS)}"
+        )
+    return PRIORS[decoding_type]
