@@ -59,9 +59,7 @@ class Acceptance:
         at_least = np.concatenate([[1.0], self.draft_rate * self.survival(max_draft_len), [0.0]])
         return np.asarray(-np.diff(at_least))
 
-    def steps_for(
-        self, tokens: IntArray, max_draft_len: int, rng: np.random.Generator
-    ) -> IntArray:
+    def steps_for(self, tokens: IntArray, max_draft_len: int, rng: np.random.Generator) -> IntArray:
         """Draw the steps that each sequence needs for so many tokens, step by step."""
         outcomes = np.arange(1, max_draft_len + 2)
         chances = self.distribution(max_draft_len)

@@ -21,6 +21,17 @@ class FrontEndConstants:
     """Delay that each stream being served adds to a new request."""
     first_token_s: float = 0.0
     """From the end of the step that makes the first token to the client."""
+    accepts_together: bool = False
+    """Whether requests that come together pass together.
+
+    An event loop takes every request a hop further before it returns to the first, so a burst
+    has passed when the work for all of it is done. Else they pass one after the other.
+    """
+    read_tokens: int = 0
+    """Prompt tokens of one read of a request's body; the rest waits for the loop's next turn.
+
+    0 where bodies are read at once.
+    """
     streamed_token_s: float = 0.0
     """Serial work for one streamed token."""
     jitter_s: float = 0.0

@@ -28,6 +28,7 @@ vLLM 0.25: `VllmConfig` turns asynchronous scheduling off for all but EAGLE and 
 1.2: its guide runs them with `disable_overlap_scheduler`.
 """
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
     """One scheme on one text: how much is drafted, and how much of it is right."""

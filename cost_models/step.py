@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -34,7 +35,11 @@ from cost_models.operators.mla import (
 )
 from cost_models.operators.moe import MoeShape, moe_seconds
 from cost_models.precision import kv_dtype, quantization
-from cost_models.step_constants import FP8_NARROW_ROWS
+from cost_models.step_constants import (
+    FP8_NARROW_ROWS,
+    FP8_TILE_ROWS,
+    LONG_CONTEXT_TOKENS,
+)
 
 FloatArray = NDArray[np.float64]
 Seconds = TypeVar("Seconds", float, FloatArray)
@@ -152,7 +157,8 @@ class StepModel:
             (n, k),
             static_scales=bool(wide_s) or not dynamic,
         )
-        seconds = np.interp(tokens, TOKEN_KNOTS, curve)
+        rows = fp8_padded_rows(tokens) if wide_s else tokens
+        seconds = np.interp(rows, TOKEN_KNOTS, curve)
         seconds = seconds + row_excess * np.maximum(seconds - curve[0], 0.0)
         seconds = seconds + np.where(tokens > FP8_NARROW_ROWS, wide_s, 0.0)
         return np.where(tokens > 0, seconds, 0.0)
@@ -212,13 +218,17 @@ class StepModel:
         sequences = np.asarray(sequences, np.float64)
         tokens = np.asarray(prefill_tokens, np.float64)
         step = self.calibration.step
+        sizes = captured_batch_sizes(self.config, self.calibration.engine)
+        captured = min(step.piecewise_max_tokens, sizes[-1] if sizes else 0)
         per_layer = np.where(
-            (tokens > 0) & (tokens + sequences <= step.piecewise_max_tokens),
+            (tokens > 0) & (tokens + sequences <= captured),
             step.piecewise_layer_s,
             step.eager_layer_s,
         )
         if self.config.tensor_parallel_size > 1:
             per_layer = per_layer + step.eager_layer_tp_s
+        if self.kv_table == "fp8":
+            per_layer = per_layer + step.eager_layer_fp8_cache_s
         floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
         return np.where(self._is_eager(sequences, tokens), floor_s, 0.0)
 
@@ -323,12 +333,15 @@ class _Layer:
         if self.step.kv_table == "fp8":
             efficiency = constants.attention_decode_fp8_efficiency
             launch_s = constants.attention_decode_fp8_launch_s
+            excess = constants.attention_decode_fp8_long_excess
         else:
             efficiency = constants.attention_decode_efficiency
             launch_s = constants.attention_decode_launch_s
+            excess = constants.attention_decode_long_excess
         if efficiency:
             read_bytes = cache_bytes(self._heads(), sequences, kv_len, params=params)
-            return launch_s + read_bytes / (efficiency * self.step.gpu.hbm_bytes_per_s)
+            slowed = 1.0 + excess * kv_len / (kv_len + LONG_CONTEXT_TOKENS)
+            return launch_s + slowed * read_bytes / (efficiency * self.step.gpu.hbm_bytes_per_s)
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )
@@ -351,7 +364,9 @@ class _Layer:
             params=self.operators.mla_decode[self.step.kv_table].params,
         )
         absorb = sum(
-            mla_bmm_seconds(heads, sequences * rows, gpu=gpu, params=self.operators.mla_bmm[op].params)
+            mla_bmm_seconds(
+                heads, sequences * rows, gpu=gpu, params=self.operators.mla_bmm[op].params
+            )
             for op in ("mla_gen_pre/bfloat16", "mla_gen_post/bfloat16")
         )
         return core + absorb
@@ -442,6 +457,14 @@ class _Layer:
         bandwidth = step.elementwise_efficiency * self.step.gpu.hbm_bytes_per_s
         seconds = kernels * step.elementwise_launch_s + bytes_moved / bandwidth
         families.add("elementwise", seconds, layers=self.group.count)
+
+
+def fp8_padded_rows(rows: FloatArray) -> FloatArray:
+    """Return the rows that vLLM's FP8 GEMM on Hopper works on: a tile's, where they fit into one."""
+    padded = rows
+    for lowest, tile in pairwise((FP8_NARROW_ROWS, *FP8_TILE_ROWS)):
+        padded = np.where((rows > lowest) & (rows <= tile), tile, padded)
+    return padded
 
 
 _CurveKey = tuple[int, int, tuple[int, int], bool]

@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 FP8_NARROW_ROWS = 16
 """Rows up to which vLLM's FP8 GEMM on Hopper takes its narrowest tile."""
 
+FP8_TILE_ROWS = (64, 128)
+"""Rows of the next two tiles of that GEMM, to which fewer are padded."""
+
+LONG_CONTEXT_TOKENS = 4096
+"""Cached tokens of a sequence at which half of a long context's excess is felt."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConstants:
@@ -33,10 +39,15 @@ class StepConstants:
     """Per fused element-wise kernel."""
     eager_sequence_s: float = 0.0
     """Host time per decoding sequence of an eager step, on top of the launch."""
+    eager_layer_fp8_cache_s: float = 0.0
+    """Per layer of an eager step: launching what an FP8 cache needs beside, as quantized queries."""
     piecewise_layer_s: float = 0.0
     """Per layer: launching a step whose layers are captured in graphs piece by piece."""
     piecewise_max_tokens: int = 0
-    """Largest such step; 0 where the engine captures none (TensorRT-LLM's default)."""
+    """Largest such step; 0 where the engine captures none (TensorRT-LLM's default).
+
+    No larger than the largest captured batch, which follows the batch limit.
+    """
     attention_decode_efficiency: float = 0.0
     """Share of HBM bandwidth at which the engine's own decode kernel reads the cache.
 
@@ -48,6 +59,13 @@ class StepConstants:
     """Fixed time of that kernel."""
     attention_decode_fp8_launch_s: float = 0.0
     """The same for an FP8 cache, the quantization of the query included."""
+    attention_decode_long_excess: float = 0.0
+    """Share by which very long contexts take longer than their bytes.
+
+    They are split over thread blocks: partial results are merged, and the splits differ in length.
+    """
+    attention_decode_fp8_long_excess: float = 0.0
+    """The same for an FP8 cache."""
     gemm_row_excess: float = 0.0
     """Share by which the rows of a GEMM beyond the first take longer than in the table.
 

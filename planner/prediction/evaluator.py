@@ -139,7 +139,9 @@ class Evaluator:
     """Limits in the units of the metric's name, for example `{"ttft_ms.p99": 500}`."""
     risk: float = 0.0
     """Limits must hold at the upper end of the interval of 1 - risk; 0 is the value itself."""
-    _steps: dict[EngineConfig, StepModel | SpeculativeStep] = field(default_factory=dict, repr=False)
+    _steps: dict[EngineConfig, StepModel | SpeculativeStep] = field(
+        default_factory=dict, repr=False
+    )
     _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
 

@@ -79,6 +79,7 @@ class Engine:
             host_blocks=limits.host_blocks,
         )
         self.front_end = FrontEnd(constants)
+        self._first_token_s = constants.first_token_s
         self.results = RequestRecorder(len(requests))
         self.steps = StepRecorder()
         self.waiting = WaitingQueue(limits.order, self.kv)
@@ -90,11 +91,10 @@ class Engine:
         """When the next step is planned: what has come by then is seen."""
         self._end_s = 0.0
         """When the last step planned ends on the GPU."""
-        self._accepted: deque[tuple[float, int]] = deque()
-        """Requests that have passed, or are passing, the front end."""
         self._prefilling: list[Request] = []
         self._started: dict[Request, None] = {}
         """Requests that hold KV blocks, in order of admission."""
+        self._queued = 0
         self._admissions = 0
         self._finishing: list[tuple[int, int, Request]] = []
         """Heap of decoding requests by the step that makes their last token."""
@@ -150,11 +150,13 @@ class Engine:
 
     def _see_arrivals(self) -> None:
         """Move requests through the front end into the queue, as far as the plan sees them."""
-        now_s, source, accepted = self._scheduled_s, self.source, self._accepted
+        now_s, source = self._scheduled_s, self.source
         while source.next_s <= now_s:
             self._accept(source.next_s, source.take())
-        while accepted and accepted[0][0] <= now_s:
-            self.waiting.push(self._request(accepted.popleft()[1]))
+        for index in self.front_end.passed(now_s):
+            request = self._request(index)
+            request.place, self._queued = self._queued, self._queued + 1
+            self.waiting.push(request)
 
     def _accept(self, arrival_s: float, index: int) -> None:
         """A client has sent a request: pass it on, or turn it away."""
@@ -164,11 +166,7 @@ class Engine:
             self.results.refuse(index)
             self.source.finished(arrival_s)
             return
-        ready_s = self.front_end.accept(arrival_s, isl)
-        if self._accepted:
-            ready_s = max(ready_s, self._accepted[-1][0])
-        self._accepted.append((ready_s, index))
-        self.front_end.streams += 1
+        self.front_end.accept(arrival_s, index, isl)
 
     def _refused(self, index: int, isl: int) -> bool:
         limits = self.limits
@@ -399,8 +397,7 @@ class Engine:
 
     def next_event_s(self) -> float:
         """Return when a client or the front end next does something."""
-        event_s = self.source.next_s
-        return min(event_s, self._accepted[0][0]) if self._accepted else event_s
+        return min(self.source.next_s, self.front_end.next_s)
 
     def _finish_in(self) -> int:
         """Return the steps until the first sequence ends, that step included."""
@@ -468,11 +465,14 @@ class Engine:
             return
         if output_s > self._end_s:
             self.steps.delay_last(output_s - self._end_s)
-        delivered_s = self.front_end.deliver(output_s, self._unsent_tokens)
+        streamed_s = self.front_end.deliver(output_s, self._unsent_tokens)
+        self.steps.stream_last(streamed_s - output_s)
+        delivered_s = streamed_s + self._first_token_s
         for request in self._unsent_first:
+            self.front_end.begin_stream()
             self.results.first_token(request.index, delivered_s)
         for request in self._unsent_last:
-            self.front_end.streams -= 1
+            self.front_end.end_stream()
             self.results.last_token(request.index, delivered_s)
             self.source.finished(delivered_s)
         self._unsent_first.clear()

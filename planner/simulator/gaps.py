@@ -90,7 +90,8 @@ def gap_histogram(log: StepLog, pauses_s: FloatArray, *, since_s: float = 0.0) -
     """Return the gaps between the tokens of all decoding sequences.
 
     A step's gap reaches from the output of the step before to its own; an output that the
-    host delays makes one gap longer and the next one shorter.
+    host delays makes one gap longer and the next one shorter. A front end that falls behind
+    makes all gaps of a row longer, one that catches up shorter.
     """
     histogram = GapHistogram()
     histogram.add(pauses_s, 1.0)
@@ -107,6 +108,8 @@ def _gaps(log: StepLog, rows: slice, since_s: float) -> Iterator[tuple[FloatArra
     first, last = (np.array(c[rows], np.float64) for c in (log.first_step_s, log.last_step_s))
     delay = np.array(log.output_delay_s[rows], np.float64)
     lead = _lead_s(log, rows)
+    lag = _falling_behind_s(log, rows) / steps
+    first, last = first + lag, last + lag
     several = steps > 1
     yield first + lead + np.where(several, 0.0, delay), weights
     yield (last + delay)[several], weights[several]
@@ -116,6 +119,13 @@ def _gaps(log: StepLog, rows: slice, since_s: float) -> Iterator[tuple[FloatArra
     share = (0.5 + position * inner[:, None]) / (inner[:, None] + 1)
     line = first[many, None] + share * (last - first)[many, None]
     yield line, (weights[many] * inner / INNER_POINTS)[:, None]
+
+
+def _falling_behind_s(log: StepLog, rows: slice) -> FloatArray:
+    """By how much the front end is later at the end of a row than at the end of the one before."""
+    late = np.array(log.stream_delay_s[rows], np.float64)
+    before = log.stream_delay_s[rows.start - 1] if rows.start else 0.0
+    return np.diff(late, prepend=before)
 
 
 def _lead_s(log: StepLog, rows: slice) -> FloatArray:

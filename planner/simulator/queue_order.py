@@ -25,11 +25,11 @@ class QueueOrder(Protocol):
 
 
 class FirstComeFirstServed:
-    """By arrival."""
+    """By arrival at the engine: a front end may let others pass first."""
 
     def key(self, request: Request) -> float:
         """Return its place in the order of arrival."""
-        return float(request.index)
+        return float(request.place)
 
 
 class ShortestJobFirst:

@@ -20,6 +20,7 @@ class Request:
         "order",
         "osl",
         "pinned",
+        "place",
         "predicted_osl",
         "prefill_len",
         "prefilled",
@@ -51,6 +52,8 @@ class Request:
         self.prefilled = 0
         self.cached_tokens = 0
         """Prompt tokens that block reuse found."""
+        self.place = index
+        """Running number with which it joined the queue."""
         self.order = -1
         """Running number of its last admission."""
         self.context_offset = 0
