@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 
 def run(*, gpu: str = "", model: str = "", workload: str = "", num_gpus: str = "") -> int:
     """Open the interface; what is not given is taken from the last time.
@@ -9,6 +11,7 @@ def run(*, gpu: str = "", model: str = "", workload: str = "", num_gpus: str = "
     Returns:
         The exit status.
     """
+    gc.disable()  # what is imported and laid out now stays; the first paint turns it on again
     from planner.tui.app import PlannerApp  # noqa: PLC0415  `planner --help` must not wait
     from planner.tui.state import default_state_file  # noqa: PLC0415
 

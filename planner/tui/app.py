@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,10 +54,13 @@ class PlannerApp(App[int]):
             given: Fields of the form, over those that were kept.
             search_effort: `trials` and `time_budget_s` of a search; else the defaults of `plan`.
         """
+        self.state, self.state_notice = load_state(state_file)
+        # Textual's default screen is the first that is wanted: each is styled and painted once.
+        known = self.state.screen in _SCREENS
+        self.DEFAULT_MODE = self.state.screen if known else "plan"  # type: ignore[misc]
         super().__init__()
         self.state_file = state_file
         self.search_effort = dict(search_effort or {})
-        self.state, self.state_notice = load_state(state_file)
         stated = {name: value for name, value in (given or {}).items() if value}
         if stated.get("workload") and "model" not in stated:
             stated["model"] = ""
@@ -65,24 +69,28 @@ class PlannerApp(App[int]):
         self.session: Session | None = None
         self.validation: RunsValidated | None = None
         self.catalogue = Catalogue()
-
-    def get_default_screen(self) -> Screen[Any]:
-        """Return an empty screen; modes take its place at once."""
-        return Screen(id="_default")
-
-    def on_mount(self) -> None:
-        """Show the screen of the last time."""
         for theme in THEMES:
             self.register_theme(theme)
-        known = self.state.theme in self.available_themes
-        self.theme = self.state.theme if known else DEFAULT_THEME
+        self.theme = self.state.theme if self.state.theme in self.available_themes else DEFAULT_THEME
+
+    def get_default_screen(self) -> Screen[Any]:
+        """Return the screen of the last time."""
+        return _builder(self, self.DEFAULT_MODE)()
+
+    def on_mount(self) -> None:
+        """Let the other screens be built when they are first opened."""
         for mode, _, _ in SCREENS:
             self.add_mode(mode, _builder(self, mode))
-        self.switch_mode(self.state.screen if self.state.screen in self._modes else "plan")
         if self.state_notice:
             self.notify(self.state_notice, severity="warning", markup=False)
         # The frame first: what fills it comes after the first paint.
-        self.call_after_refresh(self.read_profiles)
+        self.call_after_refresh(self.after_first_paint)
+
+    def after_first_paint(self) -> None:
+        """Read the lists; leave what is there by now out of every garbage collection."""
+        gc.freeze()
+        gc.enable()
+        self.read_profiles()
 
     @work(thread=True, group="catalogue", exit_on_error=False)
     def read_profiles(self) -> None:
@@ -161,6 +169,9 @@ class PlannerApp(App[int]):
                 f"{key}",
                 lambda mode=mode: self.run_action(f"switch_mode('{mode}')"),
             )
+
+
+_SCREENS = frozenset(mode for mode, _, _ in SCREENS)
 
 
 def _builder(app: PlannerApp, mode: str) -> Callable[[], Screen[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from textual.app import ComposeResult
@@ -44,6 +45,9 @@ class PlannerScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Lay out the frame and, between, the body."""
+        # Textual would set these after the first layout, and style everything twice.
+        self.add_class(_at(self.app.size.width, self.HORIZONTAL_BREAKPOINTS))
+        self.add_class(_at(self.app.size.height, self.VERTICAL_BREAKPOINTS))
         tabs = (_tab(*entry, is_open=entry[0] == self.MODE) for entry in SCREENS)
         yield Static("".join(tabs), id="tabs")
         yield from self.compose_body()
@@ -55,6 +59,11 @@ class PlannerScreen(Screen[None]):
 
     def on_catalogue(self) -> None:
         """The shipped profiles are known now; screens that list them fill in."""
+
+
+def _at(size: int, breakpoints: Sequence[tuple[int, str]]) -> str:
+    """Return the class of the widest breakpoint that a size reaches."""
+    return max(entry for entry in breakpoints if entry[0] <= size)[1]
 
 
 def _tab(mode: str, key: str, title: str, *, is_open: bool) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
-from textual.widgets import Input, Label, Static
+from textual.containers import Vertical
+from textual.content import Content
+from textual.events import Click
+from textual.widgets import Input, Static
 
 from planner.tui.catalogue import Entry
 from planner.tui.screens.pick import PickScreen
@@ -31,12 +33,14 @@ class Field(Vertical):
         self.input = _FieldInput(value, placeholder, name, self)
 
     def compose(self) -> ComposeResult:
-        """Lay out the line."""
-        with Horizontal():
-            yield Label(self.label)
-            yield self.input
-            yield Static("▾" if self.choices else " ", classes="opener")
+        """Lay out the input and the line for what is wrong with it."""
+        yield self.input
         yield Static("", classes="problem", markup=False)
+
+    def render(self) -> Content:
+        """Draw label and mark around the input: no widgets of their own, for the first paint."""
+        mark = "▾" if self.choices else ""
+        return Content(f"{self.label:{max(self.size.width - 1, 0)}}{mark}")
 
     def show_problem(self, words: str) -> None:
         """Show what is wrong at the field, or nothing."""
@@ -49,9 +53,9 @@ class Field(Vertical):
         """Hide the line of problems until there is one."""
         self.query_one(".problem").display = False
 
-    def on_click(self) -> None:
+    def on_click(self, event: Click) -> None:
         """Open the list where the mouse hits its mark."""
-        if self.query_one(".opener").is_mouse_over:
+        if event.widget is self and event.x >= self.size.width - 2:
             self.open_choices()
 
     def open_choices(self) -> None:
