@@ -1,12 +1,10 @@
-"""Turns a point into something that can be called: torch operators, and Triton kernels on GPUs."""
+"""Turns a point of calibration into something that can be called, its inputs allocated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import cycle
 from typing import Any
-
-from executor.microbench.points import Point
 
 Work = Callable[[], Any]
 """One call of a kernel on inputs that are ready."""
@@ -17,23 +15,14 @@ MOST_WEIGHT_COPIES = 5
 DEFAULT_L2_BYTES = 32 << 20
 
 
-def work_of(point: Point, device: str) -> Work:
-    """Return the work of a point, with its inputs allocated.
-
-    Raises:
-        RuntimeError: The device has not enough memory, or no such kernel.
-    """
-    return _MAKERS[point.family](dict(point.key), device)
-
-
-def _gemm(key: dict[str, Any], device: str) -> Work:
+def gemm_work(key: dict[str, Any], device: str) -> Work:
     """Y[m, n] = X[m, k] W[n, k]ᵀ, with as many copies of W as it takes to leave the cache."""
     import torch  # noqa: PLC0415
 
     m, n, k = key["m"], key["n"], key["k"]
     x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
     weight_bytes = n * k * (1 if key["dtype"] == "fp8" else 2)
-    copies = min(MOST_WEIGHT_COPIES, -(-_l2_bytes(device) // weight_bytes))
+    copies = min(MOST_WEIGHT_COPIES, -(-l2_bytes(device) // weight_bytes))
     weights = cycle([torch.randn(n, k, device=device, dtype=torch.bfloat16) for _ in range(copies)])
     if key["dtype"] != "fp8":
         return lambda: torch.nn.functional.linear(x, next(weights))
@@ -73,17 +62,18 @@ def _decode_paged(key: dict[str, Any], device: str) -> Work:
     """One new token a sequence over blocks that lie anywhere in the cache."""
     import torch  # noqa: PLC0415
 
-    from executor.microbench.triton_kernels import PagedDecode  # noqa: PLC0415
+    from executor.microbench.kernels.decode import Decode  # noqa: PLC0415
+    from executor.microbench.kv_caches import random_cache  # noqa: PLC0415
 
-    batch, block_size = key["batch_size"], key["block_size"]
-    blocks = -(-key["kv_len"] // block_size)
-    query = torch.randn(
-        (batch, key["num_heads"], key["head_dim"]), device=device, dtype=torch.bfloat16
+    shape = (key["batch_size"], key["num_heads"], key["head_dim"])
+    cache = random_cache(
+        num_sequences=key["batch_size"],
+        kv_len=key["kv_len"],
+        heads=(key["num_kv_heads"], key["head_dim"]),
+        form=("NHD", key["kv_cache_dtype"], key["block_size"]),
+        device=device,
     )
-    shape = (batch * blocks, block_size, key["num_kv_heads"], key["head_dim"])
-    keys, values = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(2))
-    table = torch.randperm(batch * blocks, device=device).to(torch.int32).view(batch, blocks)
-    return PagedDecode(query, keys, values, table=table, kv_len=key["kv_len"])
+    return Decode(torch.randn(shape, device=device, dtype=torch.bfloat16), cache)
 
 
 def _elementwise(key: dict[str, Any], device: str) -> Work:
@@ -99,7 +89,7 @@ def _norm_residual(key: dict[str, Any], device: str) -> Work:
     x, residual, out = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(3))
     weight = torch.ones(key["width"], device=device, dtype=torch.bfloat16)
     if key["form"] == "fused":
-        from executor.microbench.triton_kernels import norm_residual  # noqa: PLC0415
+        from executor.microbench.kernels.elementwise import norm_residual  # noqa: PLC0415
 
         return lambda: norm_residual(x, residual, weight, out)
 
@@ -118,7 +108,7 @@ def _swiglu(key: dict[str, Any], device: str) -> Work:
     gate_up = torch.randn(tokens, 2 * width, device=device, dtype=torch.bfloat16)
     out = torch.empty(tokens, width, device=device, dtype=torch.bfloat16)
     if key["form"] == "fused":
-        from executor.microbench.triton_kernels import swiglu  # noqa: PLC0415
+        from executor.microbench.kernels.elementwise import swiglu  # noqa: PLC0415
 
         return lambda: swiglu(gate_up, out)
     gate, up = gate_up.split(width, dim=-1)
@@ -149,17 +139,6 @@ def _launch(key: dict[str, Any], device: str) -> Work:
     return launch
 
 
-def _allreduce(key: dict[str, Any], device: str) -> Work:  # noqa: ARG001  names its own devices
-    """NCCL over the first GPUs of the host, driven by this one process."""
-    import torch  # noqa: PLC0415
-
-    tensors = [
-        torch.ones(key["message_elements"], device=f"cuda:{rank}", dtype=torch.float16)
-        for rank in range(key["num_gpus"])
-    ]
-    return lambda: torch.cuda.nccl.all_reduce(tensors)
-
-
 def _contiguous(key: dict[str, Any], length: int, device: str) -> tuple[Any, Any]:
     import torch  # noqa: PLC0415
 
@@ -168,7 +147,8 @@ def _contiguous(key: dict[str, Any], length: int, device: str) -> tuple[Any, Any
     return keys, torch.randn(shape, device=device, dtype=torch.bfloat16)
 
 
-def _l2_bytes(device: str) -> int:
+def l2_bytes(device: str) -> int:
+    """Return the size of the cache that inputs must exceed to be read from memory."""
     import torch  # noqa: PLC0415
 
     if device == "cpu":
@@ -176,13 +156,12 @@ def _l2_bytes(device: str) -> int:
     return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", DEFAULT_L2_BYTES))
 
 
-_MAKERS: dict[str, Callable[[dict[str, Any], str], Work]] = {
-    "gemm": _gemm,
+OPERATORS: Mapping[str, Callable[[dict[str, Any], str], Work]] = {
+    "gemm": gemm_work,
     "attention_context": _prefill,
     "attention_decode": _decode_paged,
     "attention_decode_contiguous": _decode_contiguous,
     "elementwise": _elementwise,
     "bandwidth": _bandwidth,
     "launch": _launch,
-    "nccl": _allreduce,
 }

@@ -109,28 +109,46 @@ class Schedule:
         return point
 
 
-def all_points(*, dtypes: Sequence[str], num_gpus: int, paged: bool) -> list[Point]:
-    """Return everything that a device with these abilities can time."""
-    points = [*_gemm(dtypes), *_prefill(), *_decode("attention_decode_contiguous", (0,))]
-    if paged:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a device can run."""
+
+    dtypes: Sequence[str]
+    """Of a GEMM."""
+    triton: bool
+    num_gpus: int = 0
+    """GPUs of the host that can talk to each other."""
+
+
+def calibration_points(abilities: Abilities) -> list[Point]:
+    """Return everything from which a GPU is calibrated and that a device can time."""
+    points = [*_gemm(abilities.dtypes), *_prefill()]
+    points += _decode("attention_decode_contiguous", (0,))
+    if abilities.triton:
         points += _decode("attention_decode", BLOCK_SIZES)
-    points += [*_elementwise(fused=paged), *_bandwidth(), *_launch()]
-    if num_gpus > 1:
-        points += _allreduce(num_gpus)
+    points += [*elementwise_points(fused=abilities.triton), *_bandwidth(), *_launch()]
+    if abilities.num_gpus > 1:
+        points += _allreduce(abilities.num_gpus)
     return points
 
 
 def _gemm(dtypes: Sequence[str]) -> Iterator[Point]:
     for dtype, (n, k), m in product(dtypes, GEMM_SHAPES, _doublings(1, 16384)):
-        size = 1 if dtype == "fp8" else 2
-        moved = float(size * (m * k + n * k) + 2 * m * n)
-        yield Point(
-            family="gemm",
-            key={"dtype": dtype, "m": m, "n": n, "k": k},
-            flop=2.0 * m * n * k / (2.0 if dtype == "fp8" else 1.0),
-            bytes_moved=moved,
-            allocated_bytes=moved,
-        )
+        yield gemm_point("gemm", dtype, (m, n, k))
+
+
+def gemm_point(family: str, dtype: str, shape: tuple[int, int, int]) -> Point:
+    """Return a GEMM of shape (m, n, k)."""
+    m, n, k = shape
+    size = 1 if dtype == "fp8" else 2
+    moved = float(size * (m * k + n * k) + 2 * m * n)
+    return Point(
+        family=family,
+        key={"dtype": dtype, "m": m, "n": n, "k": k},
+        flop=2.0 * m * n * k / (2.0 if dtype == "fp8" else 1.0),
+        bytes_moved=moved,
+        allocated_bytes=moved,
+    )
 
 
 def _prefill() -> Iterator[Point]:
@@ -174,7 +192,8 @@ def _attention_key(heads: int, kv_heads: int, dim: int, batch: int) -> dict[str,
     }
 
 
-def _elementwise(*, fused: bool) -> Iterator[Point]:
+def elementwise_points(*, fused: bool) -> Iterator[Point]:
+    """Yield norm with residual and SwiGLU, by operators one by one and, where it can be, fused."""
     kinds = ("norm_residual", "swiglu")
     forms = ("unfused", "fused") if fused else ("unfused",)
     for kind, form, tokens, width in product(

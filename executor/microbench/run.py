@@ -12,12 +12,25 @@ from typing import Any
 
 from cost_models.errors import MeasurementError
 from executor.machine import installed_versions
-from executor.microbench.operators import work_of
-from executor.microbench.points import Point, Schedule, Speed, all_points
+from executor.microbench.collectives import RankGroups
+from executor.microbench.operators import OPERATORS
+from executor.microbench.points import Abilities, Point, Schedule, Speed, calibration_points
+from executor.microbench.technique_operators import TECHNIQUE_OPERATORS
+from executor.microbench.techniques import TECHNIQUES, technique_points
 from executor.microbench.timing import call_s
 
 OPERATOR_FAMILIES = ("gemm", "attention_context", "attention_decode", "nccl")
 """Families of which the planner has models; the others are facts about the machine."""
+
+CALIBRATION_FAMILIES = (*OPERATORS, "nccl")
+"""What a calibration times; asked for nothing else, this is timed."""
+
+FAMILIES = tuple(dict.fromkeys((*CALIBRATION_FAMILIES, *TECHNIQUES)))
+
+MOVING_FAMILIES = ("bandwidth", "kv_cache", "kv_append")
+"""Families of which the bytes moved and their rate are worth a column."""
+
+MAKERS = {**OPERATORS, **TECHNIQUE_OPERATORS}
 
 CPU_SPEED = Speed(flop_per_s=2e10, bytes_per_s=5e9, memory_bytes=4e9, longest_call_s=0.05)
 """A slow host: only small points are worth their time there."""
@@ -42,7 +55,12 @@ class Microbench:
 
 
 def microbench(
-    *, system: str, time_budget_s: float, device: str = "", progress: Progress | None = None
+    *,
+    system: str,
+    time_budget_s: float,
+    device: str = "",
+    families: Sequence[str] = CALIBRATION_FAMILIES,
+    progress: Progress | None = None,
 ) -> Microbench:
     """Time as many kernels as the budget allows, the most informative first.
 
@@ -50,29 +68,31 @@ def microbench(
         system: Profile name of the GPU, for the `system` column.
         time_budget_s: For everything.
         device: `cuda` or `cpu`; by default the GPU where there is one.
+        families: Of `FAMILIES`.
         progress: Told the point and the seconds left.
 
     Raises:
-        MeasurementError: torch is not installed, or there is no such device.
+        MeasurementError: torch is not installed, there is no such device or family, or the device
+            can time nothing of it.
     """
     until_s = time.monotonic() + time_budget_s
     device = _device(device)
-    points = all_points(
-        dtypes=_dtypes(device), num_gpus=_num_gpus(device), paged=_has_triton(device)
-    )
+    points = _points(device, families)
     schedule = Schedule(points=points, speed=_speed(device))
     common = {"system": system, **_provenance(device)}
-    rows, failures = [], []
-    for point in schedule:
-        left_s = until_s - time.monotonic()
-        if left_s <= 0:
-            break
-        if progress is not None:
-            progress(f"{point.family} {_shown(point)}", left_s)
-        try:
-            rows.append(_row(point, device, common))
-        except RuntimeError as error:
-            failures.append((f"{point.family} {_shown(point)}", str(error).splitlines()[0]))
+    rows, failures, kernel_errors = [], [], _kernel_errors()
+    with RankGroups(device) as groups:
+        for point in schedule:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                break
+            if progress is not None:
+                progress(f"{point.family} {_shown(point)}", left_s)
+            try:
+                rows.append(_row(point, common, _seconds(point, device, groups)))
+            except kernel_errors as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                failures.append((f"{point.family} {_shown(point)}", reason))
     return Microbench(rows=tuple(rows), failures=tuple(failures), num_points=len(points))
 
 
@@ -90,11 +110,47 @@ def write_tables(result: Microbench, folder: Path) -> list[Path]:
     return written
 
 
-def _row(point: Point, device: str, common: Mapping[str, Any]) -> dict[str, Any]:
-    in_graph = point.family != "nccl" and point.key.get("op") != "eager"
-    seconds = call_s(work_of(point, device), device, in_graph=in_graph)
+def _points(device: str, families: Sequence[str]) -> list[Point]:
+    unknown = [name for name in families if name not in FAMILIES]
+    if unknown:
+        raise MeasurementError(
+            f"family {unknown[0]!r} is unknown", hint=f"known: {', '.join(FAMILIES)}"
+        )
+    abilities = Abilities(
+        dtypes=_dtypes(device), triton=_has_triton(device), num_gpus=_num_gpus(device)
+    )
+    points = [p for p in calibration_points(abilities) if p.family in families]
+    techniques = [name for name in families if name not in CALIBRATION_FAMILIES]
+    points += technique_points(abilities, techniques)
+    if not points:
+        raise MeasurementError(
+            f"nothing of {', '.join(families)} can be timed on this device",
+            hint="Triton's kernels need a GPU, collectives several",
+        )
+    return points
+
+
+def _kernel_errors() -> tuple[type[Exception], ...]:
+    """Return what a kernel fails with that cannot be compiled, launched or given its memory."""
+    if importlib.util.find_spec("triton") is None:
+        return (RuntimeError,)
+    from triton.runtime.errors import TritonError  # noqa: PLC0415
+
+    return (RuntimeError, TritonError)
+
+
+def _seconds(point: Point, device: str, groups: RankGroups) -> float:
+    if point.family == "nccl":
+        ranks, elements = int(point.key["num_gpus"]), int(point.key["message_elements"])
+        return groups.allreduce_s(ranks, elements)
+    work = MAKERS[point.family](dict(point.key), device)
+    return call_s(work, device, in_graph=point.key.get("op") != "eager")
+
+
+def _row(point: Point, common: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     row = {"family": point.family, **common, **point.key, "latency_us": round(seconds * 1e6, 4)}
-    if point.family == "bandwidth":
+    if point.family in MOVING_FAMILIES:
+        row["bytes_moved"] = round(point.bytes_moved)
         row["bytes_per_s"] = round(point.bytes_moved / seconds)
     return row
 

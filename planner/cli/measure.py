@@ -218,18 +218,32 @@ def doctor_command(as_json: bool) -> int:
 @click.option(
     "--device", type=click.Choice(["cuda", "cpu"]), default=None, help="Default: a GPU if any."
 )
+@click.option(
+    "--families", default="", metavar="A,B", help="Only these kernels; an unknown one lists all."
+)
+@click.option(
+    "--techniques", is_flag=True, help="Time what optimizations are worth, not a calibration."
+)
 @JSON_OPTION
 def microbench_command(
-    out: str, gpu: str, time_budget: float, device: str | None, as_json: bool
+    out: str, time_budget: float, families: str, techniques: bool, as_json: bool, **options: Any
 ) -> int:
     """Time kernels on the local GPU and write their tables to the folder OUT."""
+    from executor.microbench.run import CALIBRATION_FAMILIES  # noqa: PLC0415
+    from executor.microbench.techniques import TECHNIQUES  # noqa: PLC0415
     from planner.measuring.measure import run_microbench  # noqa: PLC0415
 
     if not time_budget > 0:
         raise click.UsageError(f"--time-budget {time_budget}: it must be above 0")
-    show = _show_progress if sys.stderr.isatty() and not as_json else None
+    named = [name.strip() for name in families.split(",") if name.strip()]
+    chosen = [*named, *(TECHNIQUES if techniques else ())]
     result, written = run_microbench(
-        out=out, gpu=gpu, time_budget_s=time_budget, device=device or "", progress=show
+        out=out,
+        gpu=options["gpu"],
+        time_budget_s=time_budget,
+        device=options["device"] or "",
+        families=tuple(dict.fromkeys(chosen)) or CALIBRATION_FAMILIES,
+        progress=_show_progress if sys.stderr.isatty() and not as_json else None,
     )
     if as_json:
         failures = [{"point": point, "reason": reason} for point, reason in result.failures]

@@ -28,7 +28,12 @@ from executor.measure import (
     Tools,
     measure_together,
 )
-from executor.microbench.run import Microbench, microbench, write_tables
+from executor.microbench.run import (
+    CALIBRATION_FAMILIES,
+    Microbench,
+    microbench,
+    write_tables,
+)
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
 from planner.calibration.drift import Watched, drift_lines, drifts
@@ -195,6 +200,7 @@ def run_microbench(
     gpu: str = "",
     time_budget_s: float = 300.0,
     device: str = "",
+    families: Sequence[str] = CALIBRATION_FAMILIES,
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[Microbench, list[Path]]:
     """Time kernels on this machine and write their tables.
@@ -205,14 +211,19 @@ def run_microbench(
         gpu: Profile name for their `system` column; by default this machine's.
         time_budget_s: For everything.
         device: `cuda` or `cpu`; by default the GPU where there is one.
+        families: What is timed; by default what a calibration takes.
         progress: Told what is timed, and the seconds left.
 
     Raises:
-        MeasurementError: No torch, or no such device.
+        MeasurementError: No torch, no such device or family, or nothing that can be timed.
         ProfileError: A GPU without a profile, or a folder that cannot be written.
     """
     result = microbench(
-        system=gpu or local_gpu(), time_budget_s=time_budget_s, device=device, progress=progress
+        system=gpu or local_gpu(),
+        time_budget_s=time_budget_s,
+        device=device,
+        families=families,
+        progress=progress,
     )
     try:
         return result, write_tables(result, Path(out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -15,15 +16,19 @@ from hypothesis import strategies as st
 
 from cost_models.errors import MeasurementError
 from cost_models.tables import read_table
-from executor.microbench.points import Point, Schedule, Speed, all_points
-from executor.microbench.run import CPU_SPEED, microbench, write_tables
+from executor.microbench.collectives import RankGroup
+from executor.microbench.points import Abilities, Point, Schedule, Speed, calibration_points
+from executor.microbench.run import CPU_SPEED, FAMILIES, MAKERS, microbench, write_tables
+from executor.microbench.techniques import TECHNIQUES, technique_points
 from planner.validation.operators import validate_operators
 
 ROOT = Path(__file__).parents[2]
 
 GPU_SPEED = Speed(flop_per_s=2e14, bytes_per_s=1e12, memory_bytes=8e10, longest_call_s=0.2)
 
-POINTS = all_points(dtypes=("bfloat16", "fp8"), num_gpus=2, paged=True)
+TWO_GPUS = Abilities(dtypes=("bfloat16", "fp8"), triton=True, num_gpus=2)
+POINTS = calibration_points(TWO_GPUS)
+TECHNIQUE_POINTS = technique_points(TWO_GPUS, tuple(TECHNIQUES))
 
 
 def spread(points: list[Point]) -> float:
@@ -96,46 +101,108 @@ def test_a_gpu_that_is_not_there_is_an_error() -> None:
         microbench(system="h100_sxm", time_budget_s=1.0, device="cuda")
 
 
-KERNELS = """
-import torch
-from executor.microbench.triton_kernels import PagedDecode, norm_residual, swiglu
+def test_every_family_has_points_and_a_way_to_time_them() -> None:
+    assert {p.family for p in [*POINTS, *TECHNIQUE_POINTS]} == set(FAMILIES)
+    assert set(MAKERS) == set(FAMILIES) - {"nccl"}
 
-torch.manual_seed(0)
-for batch, heads, kv_heads, dim, kv_len, block in ((2, 8, 2, 64, 100, 16), (1, 4, 4, 64, 1, 32),
-                                                   (3, 16, 1, 128, 257, 64)):
-    blocks = -(-kv_len // block)
-    query = torch.randn(batch, heads, dim)
-    keys, values = (torch.randn(batch * blocks, block, kv_heads, dim) for _ in range(2))
-    table = torch.randperm(batch * blocks).to(torch.int32).view(batch, blocks)
-    out = PagedDecode(query, keys, values, table=table, kv_len=kv_len)()
-    for sequence in range(batch):
-        k, v = (cache[table[sequence].long()].flatten(0, 1)[:kv_len].transpose(0, 1)
-                for cache in (keys, values))
-        expected = torch.nn.functional.scaled_dot_product_attention(
-            query[sequence][None, :, None], k[None], v[None], enable_gqa=True)
-        torch.testing.assert_close(out[sequence], expected[0, :, 0], rtol=1e-3, atol=1e-3)
 
-x, residual, weight = torch.randn(5, 96), torch.randn(5, 96), torch.randn(96)
-added = x + residual
-expected = weight * added * torch.rsqrt(added.pow(2).mean(-1, keepdim=True) + 1e-5)
-torch.testing.assert_close(norm_residual(x, residual, weight, torch.empty(5, 96)), expected)
-torch.testing.assert_close(residual, added)
+def test_technique_points_are_distinct_and_worth_their_time() -> None:
+    keys = {(p.family, tuple(sorted(p.key.items()))) for p in TECHNIQUE_POINTS}
+    assert len(keys) == len(TECHNIQUE_POINTS)
+    assert all(GPU_SPEED.allows(p) for p in TECHNIQUE_POINTS)
+    cost_s = sum(GPU_SPEED.cost_s(p) for p in TECHNIQUE_POINTS)
+    assert cost_s < 120.0
 
-gate_up = torch.randn(3, 2 * 1500)
-expected = torch.nn.functional.silu(gate_up[:, :1500]) * gate_up[:, 1500:]
-torch.testing.assert_close(swiglu(gate_up, torch.empty(3, 1500)), expected)
-"""
+
+def test_a_narrow_cache_moves_fewer_bytes() -> None:
+    moved = {
+        str(p.key["kv_cache_dtype"]): p.bytes_moved
+        for p in TECHNIQUE_POINTS
+        if p.family == "kv_cache" and p.key["batch_size"] == 64
+    }
+    assert moved["bfloat16"] == 64 * 4096 * 8 * 128 * 2 * 2
+    assert moved["fp8"] == moved["int8"] == moved["bfloat16"] / 2
+    assert moved["nvfp4"] == moved["bfloat16"] * 4.5 / 16
+
+
+def test_techniques_run_on_a_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    result = microbench(
+        system="h100_sxm", time_budget_s=2.0, device="cpu", families=("kv_append", "elementwise")
+    )
+    assert result.failures == ()
+    names = {path.name for path in write_tables(result, tmp_path)}
+    assert names == {"kv_append.csv", "elementwise.csv"}
+    rows = [row for row in result.rows if row["family"] == "kv_append"]
+    fastest = min(rows, key=lambda row: row["latency_us"])
+    assert fastest["form"] != "concatenated"
+    assert all(row["bytes_moved"] > 0 and row["bytes_per_s"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("families", "message"),
+    [(("kv_cach",), "'kv_cach' is unknown"), (("kv_cache", "nccl"), "nothing of kv_cache, nccl")],
+)
+def test_families_that_cannot_be_timed_are_an_error(
+    families: tuple[str, ...], message: str
+) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(MeasurementError, match=message):
+        microbench(system="h100_sxm", time_budget_s=1.0, device="cpu", families=families)
+
+
+def test_two_processes_reduce_together() -> None:
+    """Over Gloo; each rank checks the sum of what all brought before anything is timed."""
+    pytest.importorskip("torch")
+    with RankGroup(2, "cpu") as group:
+        group.start()
+        small_s, large_s = group.allreduce_s(1 << 10), group.allreduce_s(1 << 22)
+        pids = group.pids
+    assert 0 < small_s < large_s < 5.0
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_rank_that_ends_or_is_silent_breaks_its_group() -> None:
+    pytest.importorskip("torch")
+    with RankGroup(2, "cpu") as group:
+        group.start()
+        os.kill(group.pids[1], signal.SIGKILL)
+        with pytest.raises(RuntimeError):
+            group.allreduce_s(1 << 10, limit_s=3.0)
+        with pytest.raises(RuntimeError):  # at once: nothing is asked any more
+            group.allreduce_s(1 << 10, limit_s=1000.0)
+        pids = group.pids
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+CHECKS = [sys.executable, "-m", "tests.executor.kernel_checks", "cpu"]
 
 
 def test_triton_kernels_compute_what_torch_does() -> None:
     """In Triton's interpreter, which needs no GPU."""
     pytest.importorskip("triton")
     result = subprocess.run(
-        [sys.executable, "-c", KERNELS],
+        CHECKS,
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.split() == ["kv_cache:", "right", "int4_gemm:", "right", "elementwise:",
+                                     "right"]  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_compiled_kernels_compute_what_torch_does() -> None:
+    result = subprocess.run([*CHECKS[:-1], "cuda"], cwd=ROOT, check=False)
+    assert result.returncode == 0

@@ -1,0 +1,1 @@
+"""Triton kernels that the micro-benchmarks time; imported only where Triton is installed."""
