@@ -41,31 +41,35 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, device: str) -> Any:
-    """Return an unquantized model in the precision that it is stored in, ready to be asked.
+    """Return the folder's model in the precision that it is stored in, ready to be asked.
 
     Raises:
         ProfileError: The folder holds no model that transformers reads.
     """
-    return build_model(folder, device)
+    auto = _imported("transformers").AutoModelForCausalLM
+    return _loaded(auto, folder, device, source=folder)
 
 
-def build_model(
-    folder: Path,
-    device: str,
-    *,
-    config: Any = None,
-    state_dict: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return the folder's model, or one of that configuration with other weights.
+def build_model(folder: Path, device: str, config: Any, state_dict: Mapping[str, Any]) -> Any:
+    """Return a model of the folder's architecture with other weights than it holds.
 
     Raises:
-        ProfileError: The folder holds no model that transformers reads.
+        ProfileError: transformers does not know the architecture, or the weights are not its own.
     """
     transformers = _imported("transformers")
-    source = folder if state_dict is None else None
+    name = (config.architectures or ["none"])[0]
+    architecture = getattr(transformers, name, None)
+    if architecture is None:
+        raise ProfileError(f"{folder}: architecture {name} is unknown to transformers")
+    return _loaded(architecture, folder, device, config=config, state_dict=state_dict)
+
+
+def _loaded(
+    architecture: Any, folder: Path, device: str, *, source: Path | None = None, **weights: Any
+) -> Any:
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, state_dict=state_dict, dtype="auto", local_files_only=True
+        model = architecture.from_pretrained(
+            source, dtype="auto", local_files_only=True, **weights
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ProfileError(f"{folder}: no model for transformers ({_one_line(error)})") from error

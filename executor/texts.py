@@ -19,7 +19,7 @@ def read_texts(path: str | Path) -> list[str]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise ProfileError(f"{file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

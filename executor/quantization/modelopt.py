@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cost_models.errors import ConfigError, MeasurementError
+from cost_models.errors import MeasurementError
 from executor.quantization.schemes import KV_PRESETS, Scheme
 
 INSTALL = "pip install 'trtllm-planner[quantization]'"
@@ -28,6 +28,8 @@ def calibrate(model: Any, row: Scheme, kv_cache_dtype: str, batches: list[Any]) 
     """
     with _quiet():
         mtq = _modelopt()
+        if model.device.type == "cuda":
+            _check_kernels()
         config = _config(mtq, row, kv_cache_dtype)
 
         def forward_loop(quantized: Any) -> None:
@@ -87,6 +89,22 @@ def _modelopt() -> Any:
         missing = error.name or str(error)
         raise MeasurementError(f"{missing} is not installed", hint=INSTALL) from error
     return mtq
+
+
+def _check_kernels() -> None:
+    """Build ModelOpt's CUDA kernels, a minute the first time: integer rounding has no other.
+
+    Raises:
+        MeasurementError: They cannot be built here.
+    """
+    from modelopt.torch.quantization.extensions import get_cuda_ext  # noqa: PLC0415
+
+    try:
+        get_cuda_ext(raise_if_failed=True)
+    except RuntimeError as error:
+        raise MeasurementError(
+            "ModelOpt's CUDA kernels cannot be built here", hint="install nvcc, or take --device cpu"
+        ) from error
 
 
 def _failed(what: str, error: Exception) -> MeasurementError:

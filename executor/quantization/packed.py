@@ -48,7 +48,8 @@ def write(model: Any, row: Scheme, folder: Path) -> dict[str, Any]:
         tensors |= {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}
     scales = dict(_kv_scales(model, row))
     tensors |= scales
-    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
+    save_torch_state_dict(on_host, folder, metadata={"format": "pt"})
     return quantization_config(model, row, linears, has_kv_scales=bool(scales))
 
 
