@@ -13,7 +13,7 @@ import sys
 import click
 
 from cost_models.errors import PlannerError
-from planner.cli import calibrate, measure, plan, predict, profiles, tune, validate
+from planner.cli import calibrate, measure, plan, predict, profiles, quality, tune, validate
 from planner.cli.options import CONTEXT
 
 
@@ -76,6 +76,8 @@ for command in (
     calibrate.calibrate_command,
     *measure.COMMANDS,
     tune.tune_command,
+    quality.quantize_command,
+    quality.quality_command,
     tui_command,
     profiles.profiles_group,
 ):
