@@ -13,7 +13,7 @@ import sys
 import click
 
 from cost_models.errors import PlannerError
-from planner.cli import calibrate, measure, plan, predict, profiles, tune, validate
+from planner.cli import calibrate, diagnose, measure, plan, predict, profiles, tune, validate
 from planner.cli.options import CONTEXT
 
 
@@ -75,6 +75,7 @@ for command in (
     validate.validate_command,
     calibrate.calibrate_command,
     *measure.COMMANDS,
+    diagnose.diagnose_command,
     tune.tune_command,
     tui_command,
     profiles.profiles_group,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cost_models.errors import ConfigError
 from planner.calibration.drift import drifts
@@ -14,6 +14,9 @@ LONG_TAIL, VISIBLE_MS = 5.0, 100.0
 
 LONG_WAIT = 0.25
 """Share of a request's whole time from which the wait for its first token is long."""
+
+AS_PREDICTED = 1.05
+"""Measured over predicted time up to which a whole request is as predicted."""
 
 FRONT_END_LIMITED = 0.8
 """Share of the front end's time above which a prediction says little about the GPU."""
@@ -72,6 +75,7 @@ def _gaps(case: RunCase) -> Iterator[Complaint]:
     else:
         stored = case.record.get("predicted") or {}
         said = {n: (p["value"], tuple(p["interval_90"])) for n, p in stored.items()}
+    beside = _whole_request_words(case, said)
     for drift in drifts(case.run.run_id, case.measured, said):
         is_worse = (drift.measured < drift.predicted) == (drift.metric in RATES)
         if is_worse:
@@ -82,8 +86,18 @@ def _gaps(case: RunCase) -> Iterator[Complaint]:
                 measured=drift.measured,
                 reference=drift.predicted,
                 words=f"{drift.metric} {drift.measured:.4g}, predicted {drift.predicted:.4g} "
-                f"({low:.4g} to {high:.4g})",
+                f"({low:.4g} to {high:.4g}){beside}",
             )
+
+
+def _whole_request_words(
+    case: RunCase, said: Mapping[str, tuple[float, tuple[float, float]]]
+) -> str:
+    """Say where a part of the time only moved to another part."""
+    measured, (predicted, _) = case.measured.get("e2el_ms.mean"), said.get("e2el_ms.mean", (0, 0))
+    if not measured or not predicted or measured > AS_PREDICTED * predicted:
+        return ""
+    return "; the whole request is as predicted, so time moved within it"
 
 
 def _where_time_went(case: RunCase) -> Iterator[Complaint]:

@@ -43,6 +43,15 @@ class Complaint:
         """Whether somebody would complain; else it only says where time went."""
         return self.kind not in (ComplaintKind.TAIL, ComplaintKind.TIME)
 
+    @property
+    def what(self) -> str:
+        """What shares are shares of."""
+        if self.kind is ComplaintKind.MISSES_SLO:
+            return f"what {self.metric} is over its limit"
+        if self.kind is ComplaintKind.WORSE_THAN_PREDICTED:
+            return f"what {self.metric} is off its prediction"
+        return f"the tail of {self.metric}" if self.kind is ComplaintKind.TAIL else self.metric
+
     def share_of(self, ratio: float) -> float:
         """Return the share of the excess that goes where the metric is multiplied by a ratio."""
         measured, reference = self.measured, self.reference
@@ -109,13 +118,22 @@ class RankedFinding:
     """A cause with what it accounts for."""
 
     finding: Finding
-    shares: Mapping[str, float]
-    """By complaint, in its words."""
+    shares: Mapping[Complaint, float]
 
     @property
     def share(self) -> float:
         """The greatest of them."""
         return max(self.shares.values(), default=0.0)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What accounts for most of a trouble comes first, then of the time, then of a tail."""
+        kinds = [
+            [share for c, share in self.shares.items() if c.is_trouble],
+            [share for c, share in self.shares.items() if c.kind is ComplaintKind.TIME],
+            [share for c, share in self.shares.items() if c.kind is ComplaintKind.TAIL],
+        ]
+        return tuple(-max(shares, default=0.0) for shares in kinds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +156,8 @@ class Diagnosis:
     @property
     def unexplained(self) -> tuple[Complaint, ...]:
         """Troubles of which no cause accounts for anything."""
-        explained = {words for ranked in self.findings for words in ranked.shares}
-        return tuple(c for c in self.complaints if c.is_trouble and c.words not in explained)
+        explained = {complaint for ranked in self.findings for complaint in ranked.shares}
+        return tuple(c for c in self.complaints if c.is_trouble and c not in explained)
 
     def to_json(self) -> dict[str, Any]:
         """Return the documented JSON form."""
@@ -169,12 +187,12 @@ def ranked(
     """Return the causes that account for something, most first; the unquantified come last."""
     rows = []
     for finding in findings:
-        shares = {c.words: share for c in complaints if (share := finding.explains(c)) > 0}
+        shares = {c: share for c in complaints if (share := finding.explains(c)) > 0}
         one = RankedFinding(finding=finding, shares=shares)
         is_unquantified = not finding.ratios and not finding.explains_failure
         if one.share >= LEAST_SHARE or is_unquantified:
             rows.append(one)
-    return tuple(sorted(rows, key=lambda row: -row.share))
+    return tuple(sorted(rows, key=lambda row: row.rank))
 
 
 def _finding_json(ranked_finding: RankedFinding) -> dict[str, Any]:
@@ -182,7 +200,7 @@ def _finding_json(ranked_finding: RankedFinding) -> dict[str, Any]:
     return {
         "cause": finding.cause,
         "words": finding.words,
-        "explains": {words: round(share, 3) for words, share in ranked_finding.shares.items()},
+        "explains": {c.words: round(share, 3) for c, share in ranked_finding.shares.items()},
         "evidence": list(finding.evidence),
         "remedies": [
             {

@@ -27,6 +27,9 @@ from planner.validation.validate import capacity_evaluator, run_calibration, run
 ROOMY = 8.0
 """A GPU of so many times the memory has no KV cache that could run out."""
 
+ALONE = 0.05
+"""Share of an open loop's rate at which hardly any two requests meet."""
+
 COMPARED = (
     "ttft_ms.mean", "ttft_ms.p50", "ttft_ms.p90", "ttft_ms.p95", "ttft_ms.p99",
     "tpot_ms.mean", "tpot_ms.p50", "tpot_ms.p90", "tpot_ms.p95", "tpot_ms.p99",
@@ -118,6 +121,20 @@ class Prospect:
         """Return the prediction of an open loop at another mean rate."""
         assert self.demand is not None, "only what was simulated has a rate"
         return predict_config(self.evaluator, self.config, self.demand.at_rate(rate_per_s))
+
+    def nearly_alone(self) -> Prediction:
+        """Return the prediction of a load under which hardly any two requests meet."""
+        assert self.demand is not None, "only what was simulated has a load"
+        if self.is_open_loop:
+            rate = float(np.asarray(self.evaluator.load.rate_per_s))
+            return self.at_rate(ALONE * rate)
+        return self.with_clients(1)
+
+    def with_clients(self, clients: int) -> Prediction:
+        """Return the prediction of a closed loop of another number of clients."""
+        assert self.demand is not None, "only what was simulated has clients"
+        fewer = replace(self.demand, protocol=Protocol.CLOSED_LOOP, concurrency=clients)
+        return predict_config(self.evaluator, self.config, fewer)
 
     def capacity_per_s(self, **knobs: Any) -> float:
         """Return how many requests a second are served when all of them wait from the start."""

@@ -51,16 +51,20 @@ def tried(case: RunCase, changes: Iterable[Knobs], *, metric: str) -> list[tuple
 
     Args:
         case: A run whose requests were simulated.
-        changes: Knobs to turn together, one mapping a remedy.
+        changes: Knobs to turn together, one mapping a remedy; of those that do the same, the first.
         metric: Which is to get better.
     """
     prospect = case.prospect
     assert prospect is not None, "only what is predicted can be tried"
-    found = []
+    found, seen = [], set()
     for knobs in changes:
         after = prospect.with_knobs(**knobs)
         if after is None or not _is_worth_it(prospect.base, after, metric):
             continue
+        outcome = tuple(f"{after.value(name):.4g}" for name in SHOWN)
+        if outcome in seen:
+            continue
+        seen.add(outcome)
         rank = (after.config.num_gpus, -gain(prospect.base, after, metric))
         found.append((rank, knobs, _remedy(case, knobs, effects(prospect.base, after))))
     found.sort(key=lambda one: one[0])

@@ -22,6 +22,8 @@ class Shortage:
     of_kv_cache: bool
     """Whether the KV cache was too small, not an allocation too large."""
     words: str
+    is_another_process: bool = False
+    """Whether the memory was taken before the engine began."""
 
     @property
     def short_bytes(self) -> float:
@@ -71,6 +73,7 @@ def _of_start(match: re.Match[str]) -> Shortage:
         needed_bytes=wanted,
         there_bytes=free,
         of_kv_cache=False,
+        is_another_process=True,
         words=f"the log: {free / GIB:.2f} of {total / GIB:.2f} GiB were free before anything was "
         f"loaded, {wanted / GIB:.2f} GiB are asked for: another process holds the rest",
     )

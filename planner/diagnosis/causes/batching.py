@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from planner.diagnosis.case import RunCase
-from planner.diagnosis.finding import Finding, Remedy
-from planner.diagnosis.prospect import Prospect, ratios
+from planner.diagnosis.finding import RATES, Finding, Remedy
+from planner.diagnosis.prospect import COMPARED, Prospect, ratios
 from planner.diagnosis.remedies import Knobs, effects, tried
+from planner.prediction.predict import Prediction
 
 REACHED = 0.95
 """Share of a limit from which it is reached."""
+
+OFTEN = 0.05
+"""Share of the steps from which a limit is reached often."""
 
 HOLDS_UP = 0.1
 """Share of decode time in gaps longer than usual from which prompts hold tokens up."""
@@ -63,7 +67,7 @@ def max_num_tokens(case: RunCase) -> Finding | None:
     if prospect is None:
         return None
     limit, full = prospect.config.max_num_tokens, _full_steps(prospect)
-    if not full:
+    if full < OFTEN:
         return None
     return _limit_finding(
         case,
@@ -143,6 +147,9 @@ def over_capacity(case: RunCase) -> Finding | None:
     doubled = prospect.with_knobs(num_replicas=2 * replicas)
     assert doubled is not None, "twice as many GPUs fit what one does"
     slower = prospect.at_rate(SUSTAINABLE * capacity)
+    # What the scheduler's limits cost is theirs: only what is left with wide ones counts.
+    wide = prospect.with_knobs(**_roomy(prospect)) or prospect.base
+    halved = prospect.with_knobs(**_roomy(prospect), num_replicas=2 * replicas) or doubled
     return Finding(
         cause="over_capacity",
         words="more arrives than the GPU can serve: a queue grows as long as that lasts"
@@ -165,7 +172,30 @@ def over_capacity(case: RunCase) -> Finding | None:
                 effects=effects(prospect.base, slower),
             ),
         ),
-        ratios=ratios(prospect.base, doubled),
+        ratios=_left_of(prospect.base, wide, halved),
+    )
+
+
+def load_beyond_slo(case: RunCase) -> Finding | None:
+    """Requests share the GPU with too many others to keep the limits that were asked for."""
+    prospect = _simulated(case)
+    over = {m: case.measured[m] / limit for m, limit in case.slo.items() if m in case.measured}
+    if prospect is None or not over or max(over.values()) <= 1:
+        return None
+    worst = max(over, key=lambda metric: over[metric])
+    alone = prospect.nearly_alone()
+    best = alone.value(worst)
+    can_hold = "so load is what breaks it" if best <= case.slo[worst] else "over the limit too"
+    found = tried(case, _faster(prospect), metric=worst)
+    return Finding(
+        cause="load_beyond_slo",
+        words="the load is more than this configuration serves within the SLO",
+        evidence=(
+            f"{worst} is {over[worst]:.2f} times its limit; with hardly any other request it "
+            f"would be {best:.4g} (predicted), {can_hold}",
+        ),
+        remedies=(*(remedy for _, remedy in found), *_half_the_load(prospect)),
+        ratios=ratios(prospect.base, alone),
     )
 
 
@@ -215,6 +245,7 @@ CAUSES: Mapping[str, Callable[[RunCase], Finding | None]] = {
     "refused_prompts": refused_prompts,
     "prefill_starves_decode": prefill_starves_decode,
     "over_capacity": over_capacity,
+    "load_beyond_slo": load_beyond_slo,
     "prefix_reuse_missing": prefix_reuse_missing,
 }
 
@@ -307,6 +338,29 @@ def _full_steps(prospect: Prospect) -> float:
     return float(np.mean(tokens[prefills] >= REACHED * prospect.config.max_num_tokens))
 
 
+def _faster(prospect: Prospect) -> Iterator[Knobs]:
+    """Yield precisions that take less time, then more GPUs."""
+    model, gpu, config = prospect.evaluator.model, prospect.evaluator.gpu, prospect.config
+    for name in prospect.rules.legal_values("quantization", model=model, gpu=gpu):
+        yield {"quantization": name}
+    yield {"kv_cache_dtype": "fp8"}
+    yield {"tensor_parallel_size": 2 * config.tensor_parallel_size}
+    yield {"num_replicas": 2 * config.num_replicas}
+
+
+def _half_the_load(prospect: Prospect) -> tuple[Remedy, ...]:
+    assert prospect.demand is not None, "it is simulated"
+    clients = prospect.demand.concurrency
+    if prospect.is_open_loop:
+        rate = float(np.asarray(prospect.evaluator.load.rate_per_s)) / 2
+        halved, words = prospect.at_rate(rate), f"admit {rate:.3g} requests/s"
+    elif clients > 1:
+        halved, words = prospect.with_clients(clients // 2), f"admit {clients // 2} at once"
+    else:
+        return ()
+    return (Remedy(knob="", action=words, effects=effects(prospect.base, halved)),)
+
+
 def _smaller_chunks(prospect: Prospect) -> Iterator[Knobs]:
     config = prospect.config
     chunked = {} if config.enable_chunked_prefill else {"enable_chunked_prefill": True}
@@ -323,6 +377,12 @@ def _without_long_gaps(tail: float, usual: float, aligned: float) -> Mapping[str
     if not tail:
         return {}
     return {"itl_ms.p99": 1 - aligned * (1 - usual / tail)}
+
+
+def _left_of(base: Prediction, before: Prediction, after: Prediction) -> Mapping[str, float]:
+    """Return what is left of each time of a prediction when the step between two others is taken."""
+    times = [name for name in COMPARED if name not in RATES and base.value(name) > 0]
+    return {n: 1 - max(before.value(n) - after.value(n), 0.0) / base.value(n) for n in times}
 
 
 def _roomy(prospect: Prospect) -> Knobs:

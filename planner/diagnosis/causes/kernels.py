@@ -16,10 +16,13 @@ from planner.diagnosis.remedies import gain, tried
 from planner.measuring.runs import MeasuredRun
 
 MUCH_SLOWER = 1.25
-"""Measured over predicted TPOT from which a precision is much slower than it should be."""
+"""Measured over predicted times from which a precision is much slower than it should be."""
 
 AS_PREDICTED = 1.1
 """The same up to which the other precisions count as well predicted."""
+
+MOST_BESIDE = 3
+"""Runs of each other precision that are predicted for comparison."""
 
 WORTH_ANOTHER = 0.05
 """Gain of another quantization from which the present one is the wrong one for a batch."""
@@ -30,20 +33,20 @@ def cuda_graphs(case: RunCase) -> Finding | None:
     prospect = case.prospect
     if prospect is None or not prospect.is_simulated:
         return None
-    config = prospect.config
+    config, sizes = prospect.config, captured_batch_sizes(prospect.config, prospect.engine)
+    uncovered = _uncovered(prospect, sizes)
     whole = {"cuda_graph_max_batch_size": config.max_batch_size, "cuda_graph_padding": True}
-    found = tried(case, [whole], metric="tpot_ms.mean")
+    found = tried(case, [whole], metric="tpot_ms.mean") if uncovered else []
     if not found:
         return None
     covered = prospect.with_knobs(**whole)
     assert covered is not None, "what was tried can be predicted"
-    sizes = captured_batch_sizes(config, prospect.engine)
     eager = " (none: the engine runs eagerly)" if not sizes else ""
     return Finding(
         cause="cuda_graphs",
         words="CUDA graphs do not cover the batch: the host launches each kernel of a step",
         evidence=(
-            f"{100 * _uncovered(prospect, sizes):.0f} % of the decode steps run a batch for which "
+            f"{100 * uncovered:.0f} % of the decode steps run a batch for which "
             "no graph was captured (predicted)",
             f"largest captured batch {max(sizes, default=0)}{eager}, padding "
             f"{'on' if config.cuda_graph_padding else 'off'}, max_batch_size "
@@ -56,15 +59,14 @@ def cuda_graphs(case: RunCase) -> Finding | None:
 
 def wrong_kernel(case: RunCase) -> Finding | None:
     """This precision alone is much slower than predicted: the engine chose another kernel."""
-    prospect, own = case.prospect, _tpot_ratio(case.run, case.prospect)
+    prospect = case.prospect
+    # What the GPU idled through is no kernel's time.
+    own = _slowness(case.run, prospect) * (case.reading("busy_fraction") or 1.0)
     if prospect is None or own < MUCH_SLOWER:
         return None
-    precision = case.run.config.get("quantization")
-    others = {str(run.config.get("quantization")): run for run in case.siblings}
-    others.pop(str(precision), None)
-    beside = {name: _tpot_ratio(run, _prospect(run)) for name, run in others.items()}
-    beside = {name: ratio for name, ratio in beside.items() if ratio > 0}
-    if not beside or float(np.median(list(beside.values()))) > AS_PREDICTED:
+    precision = str(case.run.config.get("quantization"))
+    beside = _other_precisions(case, precision)
+    if not beside or max(beside.values()) > AS_PREDICTED:
         return None
     listed = ", ".join(f"{name} {ratio:.2f}" for name, ratio in beside.items())
     left = 1 / own
@@ -72,7 +74,7 @@ def wrong_kernel(case: RunCase) -> Finding | None:
         cause="wrong_kernel",
         words=f"wrong kernel for {precision}: this precision alone is slower than predicted",
         evidence=(
-            f"TPOT is {own:.2f} times the prediction in {precision}",
+            f"tokens and whole requests take at least {own:.2f} times the prediction in {precision}",
             f"the same for other precisions of this model, GPU and engine: {listed}",
         ),
         remedies=tuple(
@@ -155,12 +157,23 @@ def _uncovered(prospect: Prospect, sizes: tuple[int, ...]) -> float:
     return float(steps[outside].sum() / steps.sum())
 
 
-def _tpot_ratio(run: MeasuredRun, prospect: Prospect | None) -> float:
-    """Return measured over predicted TPOT; 0 where either is unknown."""
-    measured = run.measured.get("tpot_ms.mean", 0.0)
-    if prospect is None or not prospect.is_simulated or not measured:
+def _slowness(run: MeasuredRun, prospect: Prospect | None) -> float:
+    """Return by what factor both tokens and whole requests are slower; 0 where it is unknown."""
+    if prospect is None or not prospect.is_simulated:
         return 0.0
-    return measured / prospect.base.value("tpot_ms.mean")
+    names = ("tpot_ms.mean", "e2el_ms.mean")
+    return min(run.measured.get(name, 0.0) / prospect.base.value(name) for name in names)
+
+
+def _other_precisions(case: RunCase, own: str) -> dict[str, float]:
+    """Return the median slowness of the runs beside it, by precision."""
+    runs: dict[str, list[MeasuredRun]] = {}
+    for run in case.siblings:
+        name = str(run.config.get("quantization"))
+        if name != own and len(runs.setdefault(name, [])) < MOST_BESIDE:
+            runs[name].append(run)
+    found = {name: [_slowness(run, _prospect(run)) for run in some] for name, some in runs.items()}
+    return {name: float(np.median(ratios)) for name, ratios in found.items() if all(ratios)}
 
 
 def _prospect(run: MeasuredRun) -> Prospect | None:

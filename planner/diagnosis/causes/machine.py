@@ -14,8 +14,11 @@ from planner.measuring.runs import ENGINE_DEFAULTS, MeasuredRun
 LOWERED_LIMIT = 0.95
 """Power limit over the board's own below which somebody has lowered it."""
 
-IDLE = 0.05
-"""Share of the time with requests in which the GPU did nothing from which the host is slow."""
+IDLE = 0.1
+"""Share of the time with requests in which the GPU did nothing from which the host is slow.
+
+Less comes from the run's ramp and from the sampling of NVML's utilization.
+"""
 
 BUSY_FRONT_END = 0.8
 """Share of the front end's time from which it limits the rate."""

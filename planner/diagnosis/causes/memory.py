@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -160,44 +161,82 @@ def _memory_words(memory: MemoryPlan) -> str:
 def _what_would_fit(
     case: RunCase, prospect: Prospect, logged: Shortage | None
 ) -> Iterator[Remedy]:
-    """Yield the changes after which the memory suffices, the gentlest first."""
-    before, count = prospect.base.memory, 0
+    """Yield the changes after which the memory suffices: of each set of knobs the gentlest."""
+    before, done = prospect.base.memory, set[tuple[str, ...]]()
     needed = max(logged.short_bytes if logged else 0.0, float(before.shortfall_bytes))
-    wants_kv = logged is not None and logged.of_kv_cache
-    for knobs in _smaller(prospect, wants_kv):
+    if logged is not None and logged.is_another_process:
+        yield _less_than_is_free(case, prospect, logged)
+        return
+    for knobs in _smaller(prospect, logged):
         after = prospect.memory_with(**knobs)
-        if after is None or not after.fits or count == MOST_THAT_FIT:
+        if after is None or not after.fits or tuple(knobs) in done or len(done) == MOST_THAT_FIT:
             continue
-        freed = _gained(before, after, of_kv_cache=wants_kv)
-        if freed < needed:
+        note = _enough(before, after, needed, logged)
+        if not note:
             continue
-        count += 1
+        done.add(tuple(knobs))
         turned = [case.turn(n, getattr(prospect.config, n), knobs[n]) for n in knobs]
-        what = "gives the KV cache" if wants_kv else "frees"
         fitted = prospect.with_knobs(**knobs) if prospect.is_simulated else None
         yield Remedy(
             knob=case.knob(next(iter(knobs))),
             action=", ".join(turned),
             effects=effects(prospect.base, fitted) if fitted else (),
-            note=f"{what} {freed / GIB:.2f} GiB, {needed / GIB:.2f} GiB are needed",
+            note=note,
         )
 
 
-def _smaller(prospect: Prospect, wants_kv: bool) -> Iterator[Knobs]:
+def _enough(
+    before: MemoryPlan, after: MemoryPlan, needed: float, logged: Shortage | None
+) -> str:
+    """Say what a change gives, or nothing where that is not enough; bytes."""
+    if logged is not None and logged.of_kv_cache:
+        sequence = before.layout.bytes_per_token / after.layout.bytes_per_token
+        there = logged.there_bytes + float(
+            after.kv_cache_bytes_per_gpu - before.kv_cache_bytes_per_gpu
+        )
+        held = there * sequence
+        if after.max_sequences > before.max_sequences and held < logged.needed_bytes:
+            return "a shorter longest sequence takes less"
+        if held < logged.needed_bytes:
+            return ""
+        return f"room for {held / logged.needed_bytes:.1f} sequences of max_seq_len"
+    freed = _used(before) - _used(after)
+    if freed < needed:
+        return ""
+    return f"frees {freed / GIB:.2f} GiB, {needed / GIB:.2f} GiB are needed"
+
+
+def _less_than_is_free(case: RunCase, prospect: Prospect, logged: Shortage) -> Remedy:
+    """Return the share of the memory that leaves the other process its own."""
+    fraction = _fraction_knob(prospect)
+    share = getattr(prospect.config, fraction)
+    lower = math.floor(100 * share * logged.there_bytes / logged.needed_bytes) / 100
+    return Remedy(
+        knob=case.knob(fraction),
+        action=f"end the other process, or {case.turn(fraction, share, lower)}",
+        note=f"{logged.there_bytes / GIB:.2f} GiB are free",
+    )
+
+
+def _smaller(prospect: Prospect, logged: Shortage | None) -> Iterator[Knobs]:
     """Yield what takes less memory, or leaves more to the KV cache; the gentlest first."""
     config, fraction = prospect.config, _fraction_knob(prospect)
     share = getattr(config, fraction)
-    if wants_kv:
+    if logged is not None and logged.of_kv_cache:
         yield {fraction: min(share + 0.05, 0.98)}
-        yield from ({"max_seq_len": config.max_seq_len // part} for part in (2, 4))
+        fitting = config.max_seq_len * logged.there_bytes / logged.needed_bytes
+        yield {"max_seq_len": int(fitting) // 64 * 64}
     else:
         yield from ({fraction: share - step} for step in (0.05, 0.1, 0.2) if share > step + 0.1)
     yield {"kv_cache_dtype": "fp8"}
-    yield {"max_num_tokens": config.max_num_tokens // 2}
-    yield {"max_batch_size": max(config.max_batch_size // 2, 1)}
+    yield from ({"max_num_tokens": config.max_num_tokens // part} for part in (2, 4))
+    yield from ({"max_batch_size": max(config.max_batch_size // part, 1)} for part in (2, 4))
     yield {"cuda_graph_max_batch_size": config.cuda_graph_max_batch_size // 2}
     yield from ({"quantization": name} for name in _narrower(prospect))
-    yield {"tensor_parallel_size": 2 * config.tensor_parallel_size}
+    for factor in (2, 4, 8):
+        more = {"tensor_parallel_size": factor * config.tensor_parallel_size}
+        yield from ({"quantization": name, **more} for name in _narrower(prospect)[:1])
+        yield more
 
 
 def _narrower(prospect: Prospect) -> tuple[str, ...]:
@@ -205,14 +244,6 @@ def _narrower(prospect: Prospect) -> tuple[str, ...]:
     model, gpu = prospect.evaluator.model, prospect.evaluator.gpu
     names = prospect.rules.legal_values("quantization", model=model, gpu=gpu)
     return tuple(n for n in names if n not in (prospect.config.quantization, "bf16", "fp16"))
-
-
-def _gained(before: MemoryPlan, after: MemoryPlan, *, of_kv_cache: bool) -> float:
-    """Return the bytes that a change gives: to the KV cache, or back to the GPU."""
-    if of_kv_cache:
-        shrunk = before.layout.bytes_per_token / after.layout.bytes_per_token
-        return float(after.kv_cache_bytes_per_gpu * shrunk - before.kv_cache_bytes_per_gpu)
-    return _used(before) - _used(after)
 
 
 def _used(memory: MemoryPlan) -> float:
