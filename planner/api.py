@@ -1,11 +1,11 @@
-"""The use cases, as functions: `plan`, `predict` and `validate`. Commands and TUI call these."""
+"""The use cases, as functions: `plan`, `predict`, `validate`, `diagnose`. Commands and TUI call these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost_models.calibration_io import load_calibration
 from cost_models.engine import EngineConfig
@@ -27,6 +27,9 @@ from planner.prediction.simulation import Demand, workload_demand
 from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchOptions
 from planner.workloads.workload import OBJECTIVES, Workload, check_slo, load_workload
+
+if TYPE_CHECKING:
+    from planner.diagnosis.finding import Diagnosis
 
 MAX_GPUS = 8
 """One node."""
@@ -292,6 +295,24 @@ def check_runnable(problem: Problem, config: EngineConfig) -> list[Violation]:
         if lacking and "cannot run it" in violation.reason:
             raise ConfigError(str(violation))
     return found
+
+
+def diagnose(
+    run: str, *, store: str = "", slo: Mapping[str, float] | None = None
+) -> list[Diagnosis]:
+    """Return what is wrong with a measured run, and why; of a runs file, of each of its runs.
+
+    Args:
+        run: A run id of the store, a runs file, or `FILE:ID` or `FILE:LINE` for one of its runs.
+        store: Where an id is looked up.
+        slo: Limits that the run had to keep, by metric.
+
+    Raises:
+        PlannerError: No such run or file, or an SLO on a metric that the run does not have.
+    """
+    from planner.diagnosis.diagnose import diagnose as diagnosed  # noqa: PLC0415  only when asked
+
+    return diagnosed(run, store=store, slo=check_slo(slo or {}, "--slo"))
 
 
 def options_file(path: str | Path) -> dict[str, Any]:

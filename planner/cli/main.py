@@ -13,7 +13,17 @@ import sys
 import click
 
 from cost_models.errors import PlannerError
-from planner.cli import calibrate, measure, plan, predict, profiles, quality, tune, validate
+from planner.cli import (
+    calibrate,
+    diagnose,
+    measure,
+    plan,
+    predict,
+    profiles,
+    quality,
+    tune,
+    validate,
+)
 from planner.cli.options import CONTEXT
 
 
@@ -75,6 +85,7 @@ for command in (
     validate.validate_command,
     calibrate.calibrate_command,
     *measure.COMMANDS,
+    diagnose.diagnose_command,
     tune.tune_command,
     quality.quantize_command,
     quality.quality_command,

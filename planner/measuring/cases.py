@@ -189,6 +189,8 @@ def traffic_of(workload: Workload, *, num_requests: int = 0, seed: int = 0) -> T
         isl = workload.isl.sample(rng, count)
         osl = np.minimum(workload.osl.sample(rng, count), workload.max_output_tokens)
     section: dict[str, Any] = {"protocol": str(arrival.protocol), "num_requests": len(isl)}
+    if workload.shared_prefix_tokens:
+        section["shared_prefix_tokens"] = workload.shared_prefix_tokens
     arrival_s: list[float] = []
     if section["protocol"] == "closed_loop":
         section["concurrency"] = arrival.concurrency

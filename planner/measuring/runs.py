@@ -91,9 +91,11 @@ class MeasuredRun:
         protocol = Protocol(self.protocol)
         num_requests = self.workload.get("num_requests") or (len(isl) if len(isl) > 1 else 0)
         rate, cv = self._arrivals(protocol, arrivals)
+        shared = float(self.workload.get("shared_prefix_tokens") or 0)
         return Load(
             protocol=protocol,
             isl=lengths_of(isl),
+            reusable_prefix_tokens=min(shared, float(np.median(isl)) / 2),
             osl=lengths_of(osl),
             concurrency=float(self.workload.get("concurrency") or 0.0),
             rate_per_s=rate,
@@ -195,7 +197,7 @@ def read_runs(path: str | Path) -> Iterator[tuple[MeasuredRun | None, str, str]]
         raise ProfileError(f"{path}: holds no runs")
     for number, line in enumerate(lines, 1):
         try:
-            run = _parse(json.loads(line), path.parent)
+            run = parse_run(json.loads(line), path.parent)
         except json.JSONDecodeError as error:
             raise ProfileError(f"{path}: line {number} is not JSON ({error})") from None
         except PlannerError as error:
@@ -261,6 +263,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "osl": (1, 10_000_000),
     "concurrency": (1, 1_000_000),
     "num_requests": (1, 10_000_000),
+    "shared_prefix_tokens": (0, 10_000_000),
     "rate_per_s": (1e-9, 1e6),
     "burstiness": (1e-4, 1e6),
 }
@@ -278,7 +281,16 @@ def _check_workload(run_id: object, workload: Mapping[str, Any]) -> None:
         raise ProfileError(f"{run_id}: a closed loop states its concurrency")
 
 
-def _parse(data: Any, folder: Path) -> MeasuredRun:
+def parse_run(data: Any, folder: Path) -> MeasuredRun:
+    """Return one line of a runs file, checked.
+
+    Args:
+        data: The line's JSON.
+        folder: Where its requests file is looked up.
+
+    Raises:
+        ProfileError: Not a run, or one that states its workload wrongly.
+    """
     if not isinstance(data, Mapping):
         raise ProfileError("not a JSON object")
     missing = [k for k in ("gpu", "engine", "model", "config", "workload") if k not in data]

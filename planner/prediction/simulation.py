@@ -166,6 +166,7 @@ def run_demand(run: MeasuredRun, load: Load) -> Demand:
         requests=requests.at(order),
         arrival_s=arrival_s[order] - arrival_s.min(),
         concurrency=round(load.concurrency),
+        shared_prefix_tokens=int(run.workload.get("shared_prefix_tokens") or 0),
         is_endless=load.protocol is Protocol.CLOSED_LOOP and not load.num_requests,
     )
 

@@ -234,7 +234,21 @@ def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
 
 def run_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator, EngineConfig]:
     """Return what predicts a run, and the configuration that it ran."""
-    load = _capacity_load(run) if run.protocol == "capacity" else run.load()
+    if run.protocol == "capacity":
+        return capacity_evaluator(run, calibration)
+    return _evaluator_under(run, calibration, run.load())
+
+
+def capacity_evaluator(
+    run: MeasuredRun, calibration: Calibration
+) -> tuple[Evaluator, EngineConfig]:
+    """Return what predicts the memory of a run, whatever it was to serve, and its configuration."""
+    return _evaluator_under(run, calibration, _capacity_load(run))
+
+
+def _evaluator_under(
+    run: MeasuredRun, calibration: Calibration, load: Load
+) -> tuple[Evaluator, EngineConfig]:
     model, gpu = _model(run.model), _gpu(run.gpu)
     config = as_run(run.engine_config(), run.engine)
     if run.engine == "trtllm":

@@ -1,0 +1,182 @@
+"""What a run should have done, and what it would have done otherwise: counterfactual predictions.
+
+Each answer is a prediction of the run's own requests, made anew with one thing changed, so that
+what a knob or a fault accounts for is computed and not remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from cost_models.engine import EngineConfig
+from cost_models.engine_profile_io import load_engine
+from cost_models.engine_rules import EngineRules
+from cost_models.errors import PlannerError
+from cost_models.memory import MemoryPlan
+from planner.estimator.load import Protocol
+from planner.measuring.runs import MeasuredRun
+from planner.prediction.evaluator import Evaluator
+from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.simulation import Demand, run_demand
+from planner.validation.validate import capacity_evaluator, run_calibration, run_evaluator
+
+ROOMY = 8.0
+"""A GPU of so many times the memory has no KV cache that could run out."""
+
+ALONE = 0.05
+"""Share of an open loop's rate at which hardly any two requests meet."""
+
+COMPARED = (
+    "ttft_ms.mean", "ttft_ms.p50", "ttft_ms.p90", "ttft_ms.p95", "ttft_ms.p99",
+    "tpot_ms.mean", "tpot_ms.p50", "tpot_ms.p90", "tpot_ms.p95", "tpot_ms.p99",
+    "itl_ms.mean", "itl_ms.p50", "itl_ms.p90", "itl_ms.p95", "itl_ms.p99",
+    "e2el_ms.mean", "e2el_ms.p50", "e2el_ms.p90", "e2el_ms.p95", "e2el_ms.p99",
+    "output_tok_per_s", "request_per_s", "goodput_request_per_s",
+)  # fmt: skip
+"""Metrics in which two predictions are compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prospect:
+    """The prediction of a run, and of the same run with something changed."""
+
+    evaluator: Evaluator
+    config: EngineConfig
+    demand: Demand | None
+    """None where the run does not say what it asked for: then only memory is known."""
+    rules: EngineRules
+    base: Prediction
+    _known: dict[EngineConfig, Prediction | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: MeasuredRun) -> Prospect:
+        """Return the prospect of a run.
+
+        Raises:
+            PlannerError: An engine, GPU or model that the planner does not know.
+        """
+        calibration = run_calibration(run)
+        try:
+            evaluator, config = run_evaluator(run, calibration)
+            demand = None if run.protocol == "capacity" else run_demand(run, evaluator.load)
+        except PlannerError:
+            # A run that failed before its requests were sent has no lengths, only memory.
+            evaluator, config = capacity_evaluator(run, calibration)
+            demand = None
+        return cls(
+            evaluator=evaluator,
+            config=config,
+            demand=demand,
+            rules=load_engine(run.engine),
+            base=predict_config(evaluator, config, demand),
+        )
+
+    @property
+    def engine(self) -> str:
+        """The engine's name."""
+        return self.rules.name
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the run's own requests were simulated."""
+        return self.base.simulation is not None
+
+    @property
+    def is_open_loop(self) -> bool:
+        """Whether requests come on a clock of their own."""
+        return self.demand is not None and self.demand.protocol is Protocol.OPEN_LOOP
+
+    def with_knobs(self, **knobs: Any) -> Prediction | None:
+        """Return the prediction with knobs turned; None where it is not legal or does not fit."""
+        changed = replace(self.config, **knobs)
+        if changed not in self._known:
+            self._known[changed] = self._predicted(changed)
+        return self._known[changed]
+
+    def memory_with(self, **knobs: Any) -> MemoryPlan | None:
+        """Return how memory divides with knobs turned; None where the engine does not take them."""
+        changed = replace(self.config, **knobs)
+        if self._is_refused(changed):
+            return None
+        return predict_config(self.evaluator, changed).memory
+
+    def with_memory(self) -> Prediction:
+        """Return the prediction on a GPU whose KV cache does not run out."""
+        gpu = self.evaluator.gpu
+        roomy = self._on(replace(gpu, memory_bytes=ROOMY * gpu.memory_bytes))
+        return predict_config(roomy, replace(self.config, kv_cache_max_tokens=0), self.demand)
+
+    def with_clock(self, fraction: float) -> Prediction:
+        """Return the prediction at a share of the SM clock: arithmetic slows, memory does not."""
+        gpu = self.evaluator.gpu
+        rates = {name: rate * fraction for name, rate in gpu.flop_per_s.items()}
+        slow = self._on(replace(gpu, flop_per_s=rates))
+        return predict_config(slow, self.config, self.demand)
+
+    def at_rate(self, rate_per_s: float) -> Prediction:
+        """Return the prediction of an open loop at another mean rate."""
+        assert self.demand is not None, "only what was simulated has a rate"
+        return predict_config(self.evaluator, self.config, self.demand.at_rate(rate_per_s))
+
+    def nearly_alone(self) -> Prediction:
+        """Return the prediction of a load under which hardly any two requests meet."""
+        assert self.demand is not None, "only what was simulated has a load"
+        if self.is_open_loop:
+            rate = float(np.asarray(self.evaluator.load.rate_per_s))
+            return self.at_rate(ALONE * rate)
+        return self.with_clients(1)
+
+    def with_clients(self, clients: int) -> Prediction:
+        """Return the prediction of a closed loop of another number of clients."""
+        assert self.demand is not None, "only what was simulated has clients"
+        fewer = replace(self.demand, protocol=Protocol.CLOSED_LOOP, concurrency=clients)
+        return predict_config(self.evaluator, self.config, fewer)
+
+    def capacity_per_s(self, **knobs: Any) -> float:
+        """Return how many requests a second are served when all of them wait from the start."""
+        assert self.demand is not None, "only what was simulated has a capacity"
+        at_once = replace(
+            self.demand,
+            protocol=Protocol.OFFLINE,
+            arrival_s=np.zeros(len(self.demand)),
+            has_steady_state=False,
+        )
+        config = replace(self.config, **knobs)
+        return predict_config(self.evaluator, config, at_once).value("request_per_s")
+
+    def _on(self, gpu: Any) -> Evaluator:
+        """Return the evaluator of another GPU; what it has computed belongs to the first."""
+        known = self.evaluator
+        return Evaluator(
+            model=known.model,
+            gpu=gpu,
+            calibration=known.calibration,
+            load=known.load,
+            slo=known.slo,
+        )
+
+    def _predicted(self, config: EngineConfig) -> Prediction | None:
+        if self._is_refused(config):
+            return None
+        prediction = predict_config(self.evaluator, config, self.demand)
+        return prediction if prediction.fits else None
+
+    def _is_refused(self, config: EngineConfig) -> bool:
+        """Whether an engine does not take a configuration for a reason that the run's has not."""
+        model, gpu = self.evaluator.model, self.evaluator.gpu
+        known = {str(v) for v in self.rules.violations(self.config, model=model, gpu=gpu)}
+        found = self.rules.violations(config, model=model, gpu=gpu)
+        return any(str(violation) not in known for violation in found)
+
+
+def ratios(before: Prediction, after: Prediction) -> Mapping[str, float]:
+    """Return by what each compared metric is multiplied from one prediction to the next."""
+    return {
+        name: after.value(name) / before.value(name)
+        for name in COMPARED
+        if before.value(name) > 0 and after.value(name) > 0
+    }
