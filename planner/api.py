@@ -79,6 +79,8 @@ class PlanRequest:
     storage: str = ""
     calibration: str = ""
     usd_per_hour: float | None = None
+    scheduling: bool = False
+    """Simulate other orders of the waiting queue however long that takes."""
     progress: Callable[[int, int], None] | None = None
     on_best: Callable[[Candidate], None] | None = None
     stopped: Callable[[], bool] | None = None
@@ -177,7 +179,9 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         stopped=request.stopped,
     )
     demand = workload_demand(problem.workload, seed=request.seed)
-    found = make_plan(space, problem.evaluator, options, demand)
+    found = make_plan(
+        space, problem.evaluator, options, demand, all_orders=request.scheduling
+    )
     return replace(found, asked=_asked(problem, request))
 
 

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     "--usd-per-hour", type=float, default=None, help="Your price of one GPU for one hour."
 )
 @click.option(
+    "--scheduling",
+    is_flag=True,
+    help="Simulate other orders of the waiting queue, also where that takes seconds.",
+)
+@click.option(
     "--out", default="", metavar="DIR", help="Write plan.json and the TensorRT-LLM files here."
 )
 def plan_command(as_json: bool, out: str, **options: Any) -> int:
@@ -76,4 +81,5 @@ def _plan_request(options: dict[str, Any]) -> PlanRequest:
         time_budget_s=at_least(options["time_budget"], 0.1, "--time-budget"),
         storage=options["storage"],
         usd_per_hour=options["usd_per_hour"],
+        scheduling=options["scheduling"],
     )

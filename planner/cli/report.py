@@ -15,6 +15,7 @@ from planner.prediction.simulation import SimulationSummary
 if TYPE_CHECKING:
     from planner.calibration.diff import CalibrationDiff
     from planner.plans.plan import Neighbour, Plan
+    from planner.plans.scheduling import Scheduling
     from planner.validation.operators import OperatorError
     from planner.validation.validate import MetricError, Validation
 
@@ -53,6 +54,7 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
             f"to {relaxation.needed:.4g}"
         )
     _print_neighbours(console, plan.neighbours)
+    _print_scheduling(console, plan.scheduling)
     if plan.alternatives:
         console.print("\nBest rejected candidates")
         for alternative in plan.alternatives:
@@ -284,6 +286,31 @@ def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None
     console.print("\nWhat changing one knob would do")
     for neighbour in neighbours:
         console.print(f"  {neighbour.knob}={neighbour.value}: {neighbour.verdict}")
+
+
+def _print_scheduling(console: Console, found: Scheduling) -> None:
+    console.print("\nScheduling: other orders of the waiting queue")
+    share = f"two or more requests wait for {100 * found.contention:.1f} % of the time"
+    if not found.matters:
+        console.print(f"  no difference: {share}, so nobody is overtaken")
+    elif found.was_too_long:
+        console.print(f"  {share}; --scheduling simulates what an order would do")
+    for one in found.alternatives:
+        gains = ", ".join(
+            f"{_metric_title(name)} {100 * (pair[1] / pair[0] - 1):+.1f} %"
+            for name, pair in one.changes.items()
+            if pair[0]
+        )
+        how = f"offered: {one.how}" if one.how else f"not offered by {found.engine}"
+        console.print(f"  {one.queue_order} ({one.requests}): {gains}; {how}")
+
+
+def _metric_title(metric: str) -> str:
+    name, _, statistic = metric.partition(".")
+    titles = {f"{key}_ms": title for title, key in (("TTFT", "ttft"), ("E2E", "e2el"))}
+    if name not in titles:
+        return "goodput"
+    return f"{statistic.upper() if statistic != 'mean' else 'mean'} {titles[name]}"
 
 
 def print_calibration_diff(found: CalibrationDiff) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cost_models.engine import EngineConfig
 from planner.plans.decide import best_of_each_split, decide, neighbouring, with_knob
+from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand
@@ -73,6 +74,8 @@ class Plan:
     neighbours: tuple[Neighbour, ...]
     relaxations: tuple[Relaxation, ...]
     search: SearchResult
+    scheduling: Scheduling
+    """What other orders of the waiting queue would do."""
     risk: float = 0.0
     """Limits hold at the upper end of the interval of 1 - risk; 0: at the value itself."""
     asked: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +119,7 @@ class Plan:
             "relaxations": [
                 {"limit": r.limit, "needed": r.needed, "given": r.given} for r in self.relaxations
             ],
+            "scheduling": self.scheduling.to_json(),
             "search": {
                 "num_evaluated": self.search.num_evaluated,
                 "wall_s": round(self.search.wall_s, 3),
@@ -125,9 +129,22 @@ class Plan:
 
 
 def make_plan(
-    space: SearchSpace, evaluator: Evaluator, options: SearchOptions, demand: Demand
+    space: SearchSpace,
+    evaluator: Evaluator,
+    options: SearchOptions,
+    demand: Demand,
+    *,
+    all_orders: bool = False,
 ) -> Plan:
-    """Search a space, let the simulation decide between the finalists, and explain the result."""
+    """Search a space, let the simulation decide between the finalists, and explain the result.
+
+    Args:
+        space: What may be chosen.
+        evaluator: Model, GPU, calibration, load and SLO.
+        options: How to search, and for what.
+        demand: Requests to simulate.
+        all_orders: Simulate other orders of the queue however long that takes.
+    """
     found = search(space, evaluator, options)
     finalists = best_of_each_split(found)
     simulated = decide(
@@ -160,6 +177,13 @@ def make_plan(
         neighbours=_neighbours(space, closed_form),
         relaxations=() if recommended.feasible else _relaxations(recommended, evaluator.slo),
         search=found,
+        scheduling=scheduling_of(
+            recommended,
+            evaluator=evaluator,
+            demand=demand,
+            rules=space.rules,
+            always=all_orders,
+        ),
         risk=evaluator.risk,
     )
 
