@@ -107,7 +107,7 @@ class RunStore:
         must_exist: bool = False,
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
-        self._url = _parsed(url)
+        self._url = database_url(url)
         if must_exist:
             _check_is_there(self._url)
         self._engine = _engine(self._url, lock_wait_s)
@@ -298,7 +298,12 @@ def _renumbered(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "run_id": run_id, "record": record}
 
 
-def _parsed(url: str) -> URL:
+def database_url(url: str) -> URL:
+    """Return a store's URL as SQLAlchemy takes it: a path is an SQLite file.
+
+    Raises:
+        ConfigError: It is no URL.
+    """
     text = url if "://" in url else f"sqlite:///{url}"
     try:
         parsed = make_url(text)

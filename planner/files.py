@@ -1,9 +1,16 @@
-"""Writes files whole or not at all."""
+"""Where the user's files are kept, and how they are written: whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def config_folder() -> Path:
+    """Return where the platform keeps this program's configuration."""
+    from platformdirs import user_config_path  # noqa: PLC0415  help must not wait
+
+    return user_config_path("trtllm-planner", appauthor=False)
 
 
 def write_text(path: Path, text: str) -> None:

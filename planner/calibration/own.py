@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from planner.files import config_folder
+
 SHIPPED = "shipped"
 """Names the shipped calibration where the user has one of their own."""
 
 
 def own_folder() -> Path:
-    """Return where the platform keeps the user's calibrations."""
-    from platformdirs import user_config_path  # noqa: PLC0415  help must not wait
-
-    return user_config_path("trtllm-planner", appauthor=False) / "calibrations"
+    """Return the folder of the user's calibrations."""
+    return config_folder() / "calibrations"
 
 
 def own_operators(gpu: str, folder: Path | None = None) -> tuple[str, ...]:

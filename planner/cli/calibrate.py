@@ -72,10 +72,10 @@ def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
 
     paths, engine = list(given["runs"]), str(given["engine"])
     if given["store"]:
-        from planner.measuring.measure import export_runs, store_url  # noqa: PLC0415
+        from planner.measuring.measure import export_runs  # noqa: PLC0415
 
         for number, url in enumerate(given["store"]):
-            paths.append(str(export_runs(store_url(url), str(candidate.parent / f"store{number}"))))
+            paths.append(str(export_runs(url, str(candidate.parent / f"store{number}"))))
     with progress_bar("fitting") as progress:
         lines = calibrate_runs(paths, engine=engine, out=str(candidate), progress=progress)
     for line in lines:

@@ -22,6 +22,7 @@ from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_settings, config_from_options
 from planner.measuring.runs import ENGINE_DEFAULTS, as_run
+from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
 from planner.workloads.workload import Workload, load_workload
 
@@ -47,15 +48,6 @@ BACKEND_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """What an engine does when nobody says; transformers' from its `ContinuousBatchingConfig`."""
-
-OBJECTIVE_METRICS: Mapping[str, str] = {
-    "goodput": "goodput_request_per_s",
-    "throughput": "output_tok_per_s_per_gpu",
-    "latency": "tpot_ms.mean",
-    "cost": "output_tok_per_s_per_gpu",
-}
-
-LOWER_IS_BETTER = frozenset({"tpot_ms.mean"})
 
 COMPARED_METRICS = (
     "ttft_ms.mean", "ttft_ms.p99", "tpot_ms.mean", "tpot_ms.p99", "itl_ms.p99", "e2el_ms.mean",
@@ -342,19 +334,19 @@ def plan_configs(path: Path, *, top: int = 1) -> list[EngineConfig]:
     """
     plan = read_json_object(path)
     try:
-        metric = OBJECTIVE_METRICS[plan["objective"]]
+        deciding = DECIDING[plan["objective"]]
         best, others = plan["recommended"], list(plan["alternatives"])
-        others.sort(key=lambda other: -_upside(other, best, metric))
+        others.sort(key=lambda other: -_upside(other, best, deciding))
         return [_config_of_json(entry["config"]) for entry in [best, *others][:top]]
     except (KeyError, TypeError) as error:
         raise ProfileError(f"{path}: not a plan ({error!r})") from None
 
 
-def _upside(other: Mapping[str, Any], best: Mapping[str, Any], metric: str) -> float:
+def _upside(other: Mapping[str, Any], best: Mapping[str, Any], deciding: Deciding) -> float:
     """Return by how much a candidate could beat the recommendation, as a ratio."""
-    low, high = other["predicted"][metric]["interval_90"]
-    reference = best["predicted"][metric]["value"]
-    if metric in LOWER_IS_BETTER:
+    low, high = other["predicted"][deciding.metric]["interval_90"]
+    reference = best["predicted"][deciding.metric]["value"]
+    if deciding.sign < 0:
         return float(reference / low) if low else 0.0
     return float(high / reference) if reference else 0.0
 

@@ -131,11 +131,6 @@ def _watched(record: Mapping[str, Any]) -> Watched:
     )
 
 
-def store_url(name: str) -> str:
-    """Return the URL of a store that is named as a file or as a URL."""
-    return name if "://" in name else f"sqlite:///{name}"
-
-
 def list_runs(store: str) -> list[StoredRun]:
     """Return all runs of a store, oldest first."""
     with closing(RunStore(store, must_exist=True)) as opened:

@@ -8,7 +8,7 @@ climbed under it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
 from planner.prediction.simulation import Demand
-from planner.search.objective import handicapped
+from planner.search.objective import DECIDING, handicapped
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
 
@@ -46,14 +46,6 @@ CLIMBED_KNOBS = (
     "enable_chunked_prefill",
 )
 
-OBJECTIVE_METRICS: Mapping[str, tuple[str, float]] = {
-    "goodput": ("goodput_request_per_s", 1.0),
-    "throughput": ("output_tok_per_s_per_gpu", 1.0),
-    "latency": ("e2el_ms.mean", -1.0),
-    "cost": ("usd_per_million_output_tokens", -1.0),
-}
-"""Simulated metric of each objective, and its sign: larger is better."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalist:
@@ -73,8 +65,8 @@ class Finalist:
     @property
     def value(self) -> float:
         """The simulated objective; larger is better."""
-        metric, sign = OBJECTIVE_METRICS[self.objective]
-        return sign * self.prediction.value(metric)
+        deciding = DECIDING[self.objective]
+        return deciding.sign * self.prediction.value(deciding.metric)
 
     @property
     def score(self) -> float:

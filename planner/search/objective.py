@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -46,6 +47,35 @@ KV_HANDICAP: Mapping[str, float] = {
 }
 """The same for the KV cache."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deciding:
+    """What decides between simulated or measured configurations of an objective."""
+
+    metric: str
+    """Of a prediction."""
+    measured: str
+    """Of a run: it knows no prices, and its rates are of all its GPUs."""
+    sign: float
+    """1 where more is better, -1 where less is."""
+    is_per_gpu: bool = False
+    """Whether a run's value is divided by its GPUs."""
+
+
+DECIDING: Mapping[str, Deciding] = {
+    "goodput": Deciding(metric="goodput_request_per_s", measured="goodput_request_per_s", sign=1.0),
+    "throughput": Deciding(
+        metric="output_tok_per_s_per_gpu", measured="output_tok_per_s", sign=1.0, is_per_gpu=True
+    ),
+    "latency": Deciding(metric="e2el_ms.mean", measured="e2el_ms.mean", sign=-1.0),
+    # At a given load, tokens/s per GPU decide the cost.
+    "cost": Deciding(
+        metric="usd_per_million_output_tokens",
+        measured="output_tok_per_s",
+        sign=-1.0,
+        is_per_gpu=True,
+    ),
+}
 
 HEADROOM_WORTH = 0.01
 """Share of the cost that unlimited headroom is worth: it breaks ties."""

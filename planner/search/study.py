@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
-from cost_models.errors import ConfigError
 from planner.prediction.evaluator import Evaluation, Evaluator, Slice
 from planner.search.objective import handicapped, score, violation
 from planner.search.space import OUTER_KNOBS, SearchSpace
@@ -177,24 +176,13 @@ class _Search:
             study.optimize(self._trial, n_trials=self.options.trials, timeout=max(remaining, 0.1))
 
     def _storage(self) -> Any:
-        """Open the study's storage.
-
-        Raises:
-            ConfigError: The URL is wrong or the database does not answer.
-        """
+        """Open the study's storage; None keeps it in memory."""
         if not self.options.storage:
             return None
-        import optuna  # noqa: PLC0415
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+        from planner.search.storage import open_storage, storage_errors  # noqa: PLC0415
 
-        try:
-            return optuna.storages.get_storage(self.options.storage)
-        except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"--storage {self.options.storage}: {reason}",
-                hint="give a URL such as sqlite:///plan.db",
-            ) from None
+        with storage_errors("--storage", self.options.storage):
+            return open_storage(self.options.storage)
 
     def _seeds(self) -> list[Candidate]:
         ordered = sorted(self.found.values(), key=lambda c: c.rank, reverse=True)

@@ -31,9 +31,9 @@ def runs_file(source: str) -> str:
         raise ProfileError(f"{source}: no such file")
     if "://" not in source and path.suffix not in (".db", ".sqlite"):
         return str(path)
-    from planner.measuring.measure import export_runs, store_url  # noqa: PLC0415  SQLAlchemy
+    from planner.measuring.measure import export_runs  # noqa: PLC0415  SQLAlchemy
 
-    return str(export_runs(store_url(source), tempfile.mkdtemp(prefix="planner-runs-")))
+    return str(export_runs(source, tempfile.mkdtemp(prefix="planner-runs-")))
 
 
 def fit(path: str, *, engine: str, out: str, progress: Progress) -> list[str]:

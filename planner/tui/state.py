@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from planner.files import config_folder
 from planner.tui.question import Question
 
 SCHEMA_VERSION = 1
@@ -29,10 +30,8 @@ class State:
 
 
 def default_state_file() -> Path:
-    """Return where the platform keeps a program's configuration."""
-    from platformdirs import user_config_path  # noqa: PLC0415  tests bring a file of their own
-
-    return user_config_path("trtllm-planner", appauthor=False) / "tui.json"
+    """Return the file that keeps where the user left off."""
+    return config_folder() / "tui.json"
 
 
 def load_state(path: Path) -> tuple[State, str]:

@@ -19,6 +19,7 @@ from planner.measuring.cases import BACKEND_DEFAULTS
 from planner.prediction.intervals import NORMAL_Q95
 from planner.prediction.predict import Prediction, predict_config
 from planner.prediction.simulation import Demand, request_limits
+from planner.search.objective import DECIDING
 from planner.search.space import SearchSpace
 from planner.search.study import SearchOptions, search
 from planner.tuning.belief import Belief
@@ -166,25 +167,17 @@ def _log_score_and_error(
 ) -> tuple[float, float]:
     values = {name: metric.value for name, metric in prediction.metrics.items()}
     score = _score(values, objective, prediction.config.num_gpus)
-    low, high = prediction.metrics[_METRICS[objective]].interval_90
+    low, high = prediction.metrics[DECIDING[objective].measured].interval_90
     width = math.log(high / low) if 0 < low < high else 0.5
     return _penalised(score, values, slo), width / (2 * NORMAL_Q95)
 
 
-_METRICS: Mapping[str, str] = {
-    "goodput": "goodput_request_per_s",
-    "throughput": "output_tok_per_s",
-    "cost": "output_tok_per_s",
-    "latency": "e2el_ms.mean",
-}
-"""Metric that decides, by objective; at a given load, tokens/s per GPU decide the cost."""
-
-
 def _score(values: Mapping[str, float], objective: str, num_gpus: int) -> float:
-    value = values[_METRICS[objective]]
+    deciding = DECIDING[objective]
+    value = values[deciding.measured]
     if objective == "latency":
         return 1.0 / max(value, SMALLEST_SCORE)
-    return value if objective == "goodput" else value / num_gpus
+    return value / num_gpus if deciding.is_per_gpu else value
 
 
 def _penalised(score: float, values: Mapping[str, float], slo: Mapping[str, float]) -> float:

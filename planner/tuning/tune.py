@@ -19,7 +19,6 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from cost_models.errors import ConfigError, MeasurementError
 from executor.backend import load_backend
@@ -28,9 +27,10 @@ from executor.store import RunStore
 from planner.api import PlanRequest, plan_problem, requested_problem
 from planner.estimator.load import Protocol
 from planner.measuring.cases import MeasureRequest
-from planner.measuring.measure import measure_request, store_url
+from planner.measuring.measure import measure_request
 from planner.measuring.runs import flat_metrics
 from planner.prediction.simulation import workload_demand
+from planner.search.storage import open_storage, storage_errors
 from planner.tuning.pool import SEARCH_S, make_pool, measured_log_score
 from planner.tuning.sampler import CANDIDATE, FAILURE, ModelSampler, StudyState
 from planner.what_if import changed_load
@@ -39,12 +39,6 @@ SMALLEST_GAIN = 0.01
 """Expected gain, as a share of the best score, below which tuning ends."""
 
 HEARTBEAT_S = 10
-
-MISSED_HEARTBEATS = 4
-"""After so many a host counts as dead, and its candidate is free again."""
-
-OPENING_ATTEMPTS, OPENING_WAIT_S = 5, 0.5
-"""Of a store whose tables several hosts make at once."""
 
 RUN_IDS = "run_ids"
 POOL_KEY = "pool"
@@ -140,8 +134,8 @@ class _Tuning:
         demand = workload_demand(self.problem.workload, seed=request.plan.seed)
         self.pool = make_pool(self.problem, request.plan, demand, objective=self.objective)
         self.until_s = time.monotonic() + request.time_budget_s
-        with _quiet(), _storage_errors(request.measure.store):
-            self.storage = _storage(request.measure.store, request.heartbeat_s)
+        with _quiet(), storage_errors("--store", request.measure.store):
+            self.storage = open_storage(request.measure.store, heartbeat_s=request.heartbeat_s)
             self.study = self._opened_study()
         self.reason = "time budget spent"
 
@@ -163,7 +157,7 @@ class _Tuning:
     def run(self) -> Tuned:
         """Measure until the gain is small or the time is over."""
         try:
-            with _quiet(), _storage_errors(self.request.measure.store):
+            with _quiet(), storage_errors("--store", self.request.measure.store):
                 self.study.optimize(
                     self._measure,
                     timeout=max(self.until_s - time.monotonic(), 0.1),
@@ -289,29 +283,6 @@ class _Tuning:
 
 class _CandidateFailedError(Exception):
     """A candidate could not be measured; its runs say why."""
-
-
-def _storage(store: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
-    url = store_url(store).replace("postgresql://", "postgresql+psycopg://", 1)
-    grace_s = MISSED_HEARTBEATS * heartbeat_s
-    for _ in range(OPENING_ATTEMPTS - 1):
-        try:
-            return optuna.storages.RDBStorage(
-                url, heartbeat_interval=heartbeat_s, grace_period=grace_s
-            )
-        except (IntegrityError, ProgrammingError):
-            # Another host makes the tables in the same moment; what is really wrong fails again.
-            time.sleep(OPENING_WAIT_S)
-    return optuna.storages.RDBStorage(url, heartbeat_interval=heartbeat_s, grace_period=grace_s)
-
-
-@contextmanager
-def _storage_errors(store: str) -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, ImportError, RuntimeError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise ConfigError(f"store {store}: {reason}", hint="check --store") from None
 
 
 @contextmanager

@@ -287,7 +287,6 @@ class MeasureScreen(PlannerScreen):
         """Return what the form asks for, or None; what is wrong is said at its field."""
         from planner.knobs import parse_assignments  # noqa: PLC0415
         from planner.measuring.cases import MeasureRequest  # noqa: PLC0415
-        from planner.measuring.measure import store_url  # noqa: PLC0415
 
         readers: dict[str, Callable[[], Any]] = {
             "settings": lambda: parse_assignments(self._text("settings").split(), "knob"),
@@ -315,7 +314,7 @@ class MeasureScreen(PlannerScreen):
             num_requests=values["requests"],
             repeats=values["repeats"],
             time_budget_s=values["budget"],
-            store=store_url(self._text("store")),
+            store=self._text("store"),
         )
         return self._with_load_of_plan(request)
 

@@ -10,9 +10,9 @@ import pytest
 
 from planner import PlanRequest, plan
 from planner.api import load_problem, predict_problem, search_space
-from planner.plans.decide import OBJECTIVE_METRICS, decide, neighbouring
+from planner.plans.decide import decide, neighbouring
 from planner.prediction.simulation import workload_demand
-from planner.search.objective import quality_handicap
+from planner.search.objective import DECIDING, quality_handicap
 from planner.search.study import Candidate, SearchOptions, search
 
 REPOSITORY = Path(__file__).parents[3]
@@ -35,7 +35,7 @@ def simulated_score(workload: str, config: Any) -> tuple[bool, float]:
     problem = load_problem(gpu="h200", workload=workload, model="", engine="vllm")
     demand = workload_demand(problem.workload)
     prediction, _ = predict_problem(problem, config, {}, demand=demand)
-    metric, sign = OBJECTIVE_METRICS["goodput"]
+    metric, sign = DECIDING["goodput"].metric, DECIDING["goodput"].sign
     value = sign * prediction.value(metric)
     return prediction.feasible, value * (1 - quality_handicap(config))
 
