@@ -179,9 +179,7 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         stopped=request.stopped,
     )
     demand = workload_demand(problem.workload, seed=request.seed)
-    found = make_plan(
-        space, problem.evaluator, options, demand, all_orders=request.scheduling
-    )
+    found = make_plan(space, problem.evaluator, options, demand, all_orders=request.scheduling)
     return replace(found, asked=_asked(problem, request))
 
 

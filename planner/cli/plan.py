@@ -59,15 +59,15 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
     if out:
         from planner.plans.artifacts import write_plan_files  # noqa: PLC0415
 
-        write_plan_files(result, problem=problem, folder=Path(out), seed=request.seed)
+        written = write_plan_files(result, problem=problem, folder=Path(out), seed=request.seed)
     if as_json:
         print_json(result.to_json())
     else:
         from planner.cli.report import print_plan  # noqa: PLC0415
 
-        print_plan(result, gpu=request.gpu, workload=request.workload)
+        print_plan(result, gpu=request.gpu, workload=request.workload, engine=request.engine)
         if out:
-            click.echo(f"Wrote the plan and its TensorRT-LLM files to {out}", err=True)
+            click.echo(f"Wrote {', '.join(written)} to {out}", err=True)
     return 0 if result.status == "feasible" else 1
 
 

@@ -81,7 +81,7 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     else:
         from planner.cli.report import print_prediction  # noqa: PLC0415
 
-        print_prediction(prediction, notes=extra)
+        print_prediction(prediction, engine=options["engine"], notes=extra)
     return 0 if prediction.fits else 1
 
 

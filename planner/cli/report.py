@@ -35,7 +35,7 @@ RATES = (
 )
 
 
-def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
+def print_plan(plan: Plan, *, gpu: str, workload: str, engine: str) -> None:
     """Print a plan: recommendation, prediction, memory, reasons, alternatives."""
     console = _console()
     best = plan.recommended
@@ -43,7 +43,7 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
         console.print(f"Recommended for {workload} on {gpu} (objective: {plan.objective})\n")
     else:
         console.print(f"No configuration for {workload} on {gpu} meets every limit; the nearest:\n")
-    _print_config(console, best.config)
+    _print_config(console, best.config, engine=engine)
     _print_prediction_body(console, best)
     if plan.risk:
         held = 100 * (1 - plan.risk)
@@ -68,10 +68,12 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
     )
 
 
-def print_prediction(prediction: Prediction, *, notes: Mapping[str, Any] | None = None) -> None:
+def print_prediction(
+    prediction: Prediction, *, engine: str, notes: Mapping[str, Any] | None = None
+) -> None:
     """Print what one configuration would do, and what the command found beside."""
     console = _console()
-    _print_config(console, prediction.config)
+    _print_config(console, prediction.config, engine=engine)
     _print_prediction_body(console, prediction)
     notes = notes or {}
     if "found_rate_per_s" in notes:
@@ -137,7 +139,8 @@ def print_profiles() -> None:
     console.print(f"engines: {', '.join(list_engines())}")
 
 
-def _print_config(console: Console, config: EngineConfig) -> None:
+def _print_config(console: Console, config: EngineConfig, *, engine: str) -> None:
+    fraction = "gpu_memory_utilization" if engine == "vllm" else "free_gpu_memory_fraction"
     table = Table(box=None, show_header=False, pad_edge=False)
     for line in (
         ("quantization", config.quantization, "kv_cache_dtype", config.kv_cache_dtype),
@@ -157,8 +160,8 @@ def _print_config(console: Console, config: EngineConfig) -> None:
         ("max_batch_size", config.max_batch_size, "max_num_tokens", config.max_num_tokens),
         ("max_seq_len", config.max_seq_len, "tokens_per_block", config.tokens_per_block),
         (
-            "free_gpu_memory_fraction",
-            f"{config.free_gpu_memory_fraction:g}",
+            fraction,
+            f"{getattr(config, fraction):g}",
             "capacity_scheduler_policy",
             config.capacity_scheduler_policy,
         ),

@@ -183,8 +183,12 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def write_plan_files(plan: Plan, *, problem: Problem, folder: Path, seed: int = 0) -> None:
-    """Write plan.json and the files that deploy it; all or nothing.
+def write_plan_files(
+    plan: Plan, *, problem: Problem, folder: Path, seed: int = 0
+) -> tuple[str, ...]:
+    """Write plan.json and the files that deploy it, all or nothing, and return their names.
+
+    Only TensorRT-LLM gets files of its own: a plan for vLLM is run by `planner measure`.
 
     Raises:
         ProfileError: The folder holds files that are not a plan's.
@@ -207,6 +211,7 @@ def write_plan_files(plan: Plan, *, problem: Problem, folder: Path, seed: int = 
             (folder / stale).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    return tuple(contents)
 
 
 def deployment_files(

@@ -71,7 +71,9 @@ class PlannerApp(App[int]):
         self.catalogue = Catalogue()
         for theme in THEMES:
             self.register_theme(theme)
-        self.theme = self.state.theme if self.state.theme in self.available_themes else DEFAULT_THEME
+        self.theme = (
+            self.state.theme if self.state.theme in self.available_themes else DEFAULT_THEME
+        )
 
     def get_default_screen(self) -> Screen[Any]:
         """Return the screen of the last time."""

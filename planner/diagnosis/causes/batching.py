@@ -392,4 +392,3 @@ def _roomy(prospect: Prospect) -> Knobs:
         "max_batch_size": max(config.max_batch_size, ROOMY_BATCH),
         "max_num_tokens": max(config.max_num_tokens, ROOMY_TOKENS),
     }
-

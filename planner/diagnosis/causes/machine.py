@@ -49,7 +49,9 @@ def throttled(case: RunCase) -> Finding | None:
         remedies=(
             Remedy(
                 knob="",
-                action=f"nvidia-smi -pl {board:.0f}" if is_capped else "cool the GPU, measure again",
+                action=f"nvidia-smi -pl {board:.0f}"
+                if is_capped
+                else "cool the GPU, measure again",
                 effects=_measured_effects(case, ratios(slowed, prospect.base))
                 if slowed and prospect
                 else (),

@@ -152,15 +152,15 @@ def _memory_words(memory: MemoryPlan) -> str:
     )
     listed = ", ".join(f"{name} {float(size) / GIB:.2f}" for name, size in parts)
     total, short = float(memory.total_bytes), float(memory.shortfall_bytes)
-    end = f"{short / GIB:.2f} GiB short ({memory.binding})" if short else (
-        f"{float(memory.free_bytes_per_gpu) / GIB:.2f} GiB free"
+    end = (
+        f"{short / GIB:.2f} GiB short ({memory.binding})"
+        if short
+        else (f"{float(memory.free_bytes_per_gpu) / GIB:.2f} GiB free")
     )
     return f"the memory model, in GiB of {total / GIB:.2f}: {listed}; {end}"
 
 
-def _what_would_fit(
-    case: RunCase, prospect: Prospect, logged: Shortage | None
-) -> Iterator[Remedy]:
+def _what_would_fit(case: RunCase, prospect: Prospect, logged: Shortage | None) -> Iterator[Remedy]:
     """Yield the changes after which the memory suffices: of each set of knobs the gentlest."""
     before, done = prospect.base.memory, set[tuple[str, ...]]()
     needed = max(logged.short_bytes if logged else 0.0, float(before.shortfall_bytes))
@@ -185,9 +185,7 @@ def _what_would_fit(
         )
 
 
-def _enough(
-    before: MemoryPlan, after: MemoryPlan, needed: float, logged: Shortage | None
-) -> str:
+def _enough(before: MemoryPlan, after: MemoryPlan, needed: float, logged: Shortage | None) -> str:
     """Say what a change gives, or nothing where that is not enough; bytes."""
     if logged is not None and logged.of_kv_cache:
         sequence = before.layout.bytes_per_token / after.layout.bytes_per_token
@@ -287,5 +285,3 @@ def _demand_words(case: RunCase, prospect: Prospect) -> str:
     clients = prospect.demand.concurrency
     together = f", {clients} clients together {clients * held:,.0f}" if clients else ""
     return f"the cache holds {there:,.0f} tokens; a request {held:,.0f} on average{together}"
-
-
