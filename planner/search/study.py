@@ -117,6 +117,8 @@ class _Search:
         self.in_all = 0
         """Splits and trials; counted only where somebody watches."""
         self.best: Candidate | None = None
+        # Opened before anything is computed: a wrong URL is told at once.
+        self.storage = self._storage()
 
     def run(self) -> SearchResult:
         complete = self.space.size() <= ENUMERATED and bool(self.space.limits)
@@ -166,7 +168,7 @@ class _Search:
             study = optuna.create_study(
                 directions=["maximize", "maximize"],
                 sampler=sampler,
-                storage=self._storage(),
+                storage=self.storage,
                 study_name=self.options.study_name if self.options.storage else None,
                 load_if_exists=bool(self.options.storage),
             )
