@@ -7,7 +7,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -136,6 +136,13 @@ def visible_gpus(count: int) -> list[int]:
     return [int(part) for part in parts if int(part) < count]
 
 
+Look = tuple[float, Sequence[GpuSample]]
+"""A moment, in seconds from the start, and what each GPU read then."""
+
+MOST_POINTS = 32
+"""Moments of a run that are kept: enough to see memory grow, little enough for a record."""
+
+
 class Telemetry:
     """Samples the GPUs in a thread while something runs; a context manager."""
 
@@ -144,37 +151,67 @@ class Telemetry:
     def __init__(self, reader: GpuReader, *, interval_s: float = INTERVAL_S) -> None:
         self._reader = reader
         self._interval_s = interval_s
-        self._samples: list[GpuSample] = []
+        self._looks: list[Look] = []
+        self._start_s = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Telemetry:
         """Take the first sample and start the thread."""
-        self._samples += self._reader.sample()
-        if self._samples:
+        self._look()
+        if self._looks:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Take the last sample and end the thread."""
         self._stop.set()
-        if self._samples:
+        if self._looks:
             self._thread.join()
-            self._samples += self._reader.sample()
+            self._look()
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
-            self._samples += self._reader.sample()
+            self._look()
+
+    def _look(self) -> None:
+        samples = self._reader.sample()
+        if samples:
+            self._looks.append((time.monotonic() - self._start_s, samples))
 
     def summary(self) -> dict[str, Any]:
-        """Return mean, least and greatest of each reading, and the reasons for lowered clocks."""
-        return telemetry_section(self._samples)
+        """Return each reading in short and over time, and the reasons for lowered clocks."""
+        if not self._looks:
+            return {}
+        samples = [sample for _, looked in self._looks for sample in looked]
+        return {**telemetry_section(samples), "over_time": over_time(self._looks)}
+
+
+def over_time(looks: Sequence[Look]) -> dict[str, list[float | None]]:
+    """Return some readings at a few moments of a run, each the greatest since the one before.
+
+    Of several GPUs it is the one that reads most. Clocks are in MHz.
+    """
+    num_points = min(len(looks), MOST_POINTS)
+    ends = [len(looks) * (point + 1) // num_points for point in range(num_points)]
+    parts = [looks[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    readings: Mapping[str, Callable[[GpuSample], float | None]] = {
+        "memory_used_bytes": lambda sample: sample.memory_used_bytes,
+        "power_w": lambda sample: sample.power_w,
+        "sm_clock_mhz": lambda sample: _scaled(sample.sm_clock_hz, 1e-6),
+        "temperature_c": lambda sample: sample.temperature_c,
+    }
+    section: dict[str, list[float | None]] = {"at_s": [round(part[-1][0], 2) for part in parts]}
+    for name, read in readings.items():
+        column = [[read(sample) for _, samples in part for sample in samples] for part in parts]
+        greatest = [max((v for v in values if v is not None), default=None) for values in column]
+        if any(value is not None for value in greatest):
+            section[name] = greatest
+    return section
 
 
 def telemetry_section(samples: Sequence[GpuSample]) -> dict[str, Any]:
-    """Return a run's telemetry; clocks in MHz. Empty without samples."""
-    if not samples:
-        return {}
+    """Return the telemetry of one sample or more in short; clocks in MHz."""
     columns = {
         "power_w": [s.power_w for s in samples],
         "sm_clock_mhz": [_scaled(s.sm_clock_hz, 1e-6) for s in samples],

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from executor.backends.trtllm_engine import (
     uses_engine,
     with_engine,
 )
+from executor.deadline import Deadline
 from executor.load_generator import Endpoint
 from executor.machine import installed_versions
 from executor.process import free_port
@@ -128,7 +128,7 @@ class TrtllmBackend(ServingBackend):
         """Build what is not there: a checkpoint in the plan's precision, an engine of it."""
         if "engine_dir" in deployment.options:
             return deployment
-        until_s = time.monotonic() + limit_s
+        deadline = Deadline.after(limit_s)
         ready = prepared(deployment, limit_s=limit_s)
         if not uses_engine(deployment):
             return ready
@@ -136,7 +136,7 @@ class TrtllmBackend(ServingBackend):
             deployment,
             checkpoint=ready.model.folder,
             version=self.versions().get("tensorrt_llm", ""),
-            limit_s=max(until_s - time.monotonic(), 1.0),
+            limit_s=deadline.within(limit_s),
         )
 
     def start(self, deployment: Deployment, *, limit_s: float) -> Server:

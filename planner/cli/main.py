@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import click
 
@@ -48,12 +49,17 @@ def _run(command: click.Command) -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", status=130)
     except BrokenPipeError:
-        # The reader of our output went away: nothing is left to say, nor anyone to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        end_without_reader()
     except OSError as error:
         _fail(f"{error.filename or 'output'}: {error.strerror}", status=2)
     sys.exit(status or 0)
+
+
+def end_without_reader() -> NoReturn:
+    """End when the reader of our output went away: nothing is left to say, nor anyone to tell."""
+    # The interpreter writes what is left in its buffer once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _fail(message: str, *, status: int) -> None:

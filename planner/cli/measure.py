@@ -18,7 +18,7 @@ from planner.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from executor.measure import Measurement
+    from executor.case import Measurement
     from executor.store import StoredRun
 
 

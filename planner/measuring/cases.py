@@ -15,8 +15,8 @@ from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_model, read_json_object
 from executor.backend import Backend, Deployment, ModelSource
+from executor.case import Case
 from executor.machine import NvmlReader
-from executor.measure import Case
 from executor.observe import Observe
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of

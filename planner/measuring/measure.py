@@ -19,15 +19,9 @@ from cost_models.errors import PlannerError, ProfileError
 from cost_models.profile_io import load_gpu
 from executor.backend import Availability, load_backend
 from executor.backend import backend_names as installed_backends
+from executor.case import Case, Measurement, MeasureOptions, PhaseLimits, Tools
 from executor.machine import NvmlReader
-from executor.measure import (
-    Case,
-    Measurement,
-    MeasureOptions,
-    PhaseLimits,
-    Tools,
-    measure_together,
-)
+from executor.measure import measure_together
 from executor.microbench.run import (
     CALIBRATION_FAMILIES,
     Microbench,

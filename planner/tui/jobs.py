@@ -15,7 +15,7 @@ from planner.tui.text import number, short_config
 from planner.tui.worker import Link, interrupt_when
 
 if TYPE_CHECKING:
-    from executor.measure import Measurement
+    from executor.case import Measurement
     from executor.observe import Observation
     from planner.api import Problem
     from planner.measuring.cases import MeasureRequest

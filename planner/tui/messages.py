@@ -10,7 +10,7 @@ from textual.message import Message
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from executor.measure import Measurement
+    from executor.case import Measurement
     from executor.observe import Observation
     from planner.api import PlanRequest, Problem
     from planner.measuring.measure import BackendState

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from cost_models.errors import ConfigError, MeasurementError
 from executor.backend import load_backend
-from executor.measure import Measurement
+from executor.case import Measurement
 from executor.store import RunStore
 from planner.api import PlanRequest, plan_problem, requested_problem
 from planner.estimator.load import Protocol

@@ -16,6 +16,7 @@ from planner.prediction.predict import single
 from planner.prediction.simulation import Demand, simulate_config, workload_demand
 from planner.simulator import SimulationResult, offline_arrivals
 from planner.workloads.workload import list_workloads, load_workload
+from tests.bench import run_bench
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 REQUESTS = 1500
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

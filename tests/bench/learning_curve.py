@@ -30,6 +30,7 @@ from planner.calibration.runs import calibrated, fit_constants, most_different
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import FRONT_END_LIMITED, Row, predict_run_with
+from tests.bench import run_bench
 
 EVERYWHERE = (
     "tpot_ms.mean", "output_tok_per_s", "output_tok_per_s_per_gpu", "e2el_ms.p50", "e2el_ms.p99",
@@ -175,4 +176,4 @@ def _install(microbench: str, gpu: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

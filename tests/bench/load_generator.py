@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 
 from executor.load_generator import Endpoint, Prompt, run_load
 from executor.protocols import ClosedLoop
+from tests.bench import run_bench
 
 STEP_S = 0.002
 CONCURRENCY = 128
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

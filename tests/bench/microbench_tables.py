@@ -18,6 +18,7 @@ from cost_models.calibration_io import load_calibration
 from cost_models.fitting.operators import FAMILIES, predict_table
 from cost_models.profile_io import load_gpu
 from cost_models.tables import latency_s, read_table
+from tests.bench import run_bench
 
 TABLES = {
     "gemm": "gemm",
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

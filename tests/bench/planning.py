@@ -9,6 +9,7 @@ import sys
 import time
 
 from planner.api import PlanRequest, load_problem, search_space
+from tests.bench import run_bench
 
 REPEATS = 5
 
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

@@ -23,6 +23,7 @@ import numpy as np
 from planner.measuring.runs import flat_metrics
 from planner.tuning.pool import measured_goodput_per_s
 from planner.workloads.workload import Workload, load_workload
+from tests.bench import run_bench
 
 RANDOM_RUNS = (1, 4, 8, 16)
 DRAWS = 10_000
@@ -157,4 +158,4 @@ def _commands(
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

@@ -18,6 +18,7 @@ from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
 from planner.prediction.simulation import Demand, simulate_config, workload_demand
 from planner.workloads.workload import load_workload
+from tests.bench import run_bench
 
 AZURE = Path(__file__).parents[2].parent / "shared/traces/azure2023_AzureLLMInferenceTrace_conv.csv"
 MILLION = 1_000_000
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_case(sys.argv[1]) if len(sys.argv) > 1 else main()
+    run_case(sys.argv[1]) if len(sys.argv) > 1 else run_bench(main)

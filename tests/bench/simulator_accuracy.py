@@ -16,6 +16,7 @@ import numpy as np
 from planner.calibration.runs import calibrated, fit_constants
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import predict_run_with
+from tests.bench import run_bench
 
 FIT_ON = "h200_vllm_bf16_c1,h200_vllm_bf16_c8,h200_vllm_bf16_c32"
 
@@ -51,4 +52,4 @@ def _cells(values: list[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

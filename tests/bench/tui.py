@@ -13,6 +13,7 @@ from pathlib import Path
 from textual.widgets import Input
 
 from planner.tui.app import PlannerApp
+from tests.bench import run_bench
 
 REPEATS = 5
 KEYS = 60
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

@@ -6,10 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.executor.completion_server import CompletionServer
+
+STALL_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -21,7 +24,7 @@ class OpenAiServer(CompletionServer):
     fails_after: int = 0
     """Completions after which `failure` happens; 0 is never."""
     failure: str = ""
-    """`dies`, `runs_out_of_memory`, `hangs` or `breaks_connections`."""
+    """`dies`, `runs_out_of_memory`, `hangs`, `breaks_connections` or `stalls`, once."""
     cached_tokens: int = 0
     """What each prompt is said to have found in the prefix cache."""
     num_speculative_tokens: int = 0
@@ -105,7 +108,10 @@ class OpenAiServer(CompletionServer):
         self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.num_completions += 1
-        if self.fails_after and self.num_completions > self.fails_after:
+        if self.failure == "stalls":
+            if self.num_completions == self.fails_after + 1:
+                time.sleep(STALL_S)  # the whole server, as an engine that compiles does
+        elif self.fails_after and self.num_completions > self.fails_after:
             if self.failure == "runs_out_of_memory":
                 os.write(1, b"torch.OutOfMemoryError: CUDA out of memory.\n")
             if self.failure in ("dies", "runs_out_of_memory"):

@@ -21,6 +21,7 @@ import trustme
 
 from cost_models.errors import ConfigError
 from executor.backend import (
+    Backend,
     BenchmarkBackend,
     Deployment,
     Failure,
@@ -72,15 +73,43 @@ def marked_processes() -> set[int]:
     return found - {os.getpid()}
 
 
-class ServingContract:
-    """What every backend with a server must do."""
+class BackendContract:
+    """What every backend must do."""
 
-    backend: ClassVar[ServingBackend]
-    starts_processes = True
+    backend: ClassVar[Backend]
+    checks_configurations = True
+    """Whether it brings the engine up itself, and so can refuse what the engine cannot do."""
 
     @pytest.fixture
     def prepared(self, deployment: Deployment) -> Deployment:
         return deployment
+
+    def test_it_is_found_by_name(self) -> None:
+        assert self.backend.name in backend_names()
+        assert type(load_backend(self.backend.name)) is type(self.backend)
+
+    def test_its_runs_name_their_engine(self, prepared: Deployment) -> None:
+        assert self.backend.availability().can_run
+        assert self.backend.engine_of(prepared).startswith(self.backend.engine)
+
+    def test_what_it_lacks_is_one_line_before_anything_starts(self, prepared: Deployment) -> None:
+        before = marked_processes()
+        wanted = replace(prepared, config=replace(prepared.config, num_replicas=2))
+        if not self.checks_configurations:
+            assert not self.backend.lacking(wanted)
+            return
+        with pytest.raises(ServerFailedError) as caught:
+            check_can_run(self.backend, wanted)
+        assert caught.value.kind is Failure.NOT_AVAILABLE
+        assert "\n" not in caught.value.message
+        assert marked_processes() == before
+
+
+class ServingContract(BackendContract):
+    """What every backend with a server must do beside."""
+
+    backend: ClassVar[ServingBackend]
+    starts_processes = True
 
     def test_it_serves_exact_lengths_and_leaves_nothing(self, prepared: Deployment) -> None:
         check_can_run(self.backend, prepared)
@@ -104,10 +133,6 @@ class ServingContract:
         assert server.failure() is None
         assert server.command
         assert all(value > 0 for value in server.facts().values())
-
-    def test_it_is_found_by_name(self) -> None:
-        assert self.backend.name in backend_names()
-        assert type(load_backend(self.backend.name)) is type(self.backend)
 
 
 @pytest.mark.usefixtures("stand_ins")
@@ -345,6 +370,7 @@ def served(server: OpenAiServer) -> Iterator[str]:
 class TestEndpoint(ServingContract):
     backend = EndpointBackend()
     starts_processes = False
+    checks_configurations = False
 
     @pytest.fixture
     def prepared(self, deployment: Deployment) -> Iterator[Deployment]:
@@ -424,9 +450,42 @@ class TestEndpoint(ServingContract):
             self.start(url)
 
 
+class BenchmarkContract(BackendContract):
+    """What every backend with a benchmark of the engine's own must do beside."""
+
+    backend: ClassVar[BenchmarkBackend]
+
+    def test_it_measures_every_request_and_leaves_nothing(self, prepared: Deployment) -> None:
+        before = marked_processes()
+        check_can_run(self.backend, prepared)
+        ready = self.backend.prepare(prepared, limit_s=30)
+        protocol = ClosedLoop(concurrency=2)
+        result = self.backend.benchmark(ready, PROMPTS, protocol=protocol, limit_s=60)
+        assert [(r.isl, r.osl) for r in result.requests] == [
+            (len(p.token_ids), p.osl) for p in PROMPTS
+        ]
+        assert result.measured["output_tok_per_s"] > 0
+        assert result.command
+        assert marked_processes() == before
+
+    def test_one_that_never_ends_is_hung_and_leaves_nothing(
+        self, prepared: Deployment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = marked_processes()
+        monkeypatch.setenv("STAND_IN_FAILURE", "never_ends")
+        with pytest.raises(ServerFailedError) as caught:
+            self.backend.benchmark(prepared, PROMPTS, protocol=OfflineBurst(), limit_s=1)
+        assert caught.value.kind is Failure.HUNG
+        assert marked_processes() == before
+
+
 @pytest.mark.usefixtures("stand_ins")
-class TestTrtllmBench:
+class TestTrtllmBench(BenchmarkContract):
     backend = TrtllmBenchBackend()
+
+    @pytest.fixture
+    def prepared(self, deployment: Deployment) -> Deployment:
+        return replace(deployment, engine_options=TRTLLM_OPTIONS)
 
     @pytest.fixture(autouse=True)
     def _installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,9 +502,6 @@ class TestTrtllmBench:
         assert "issue_rate" not in str(result.measured)
         assert f" {mode} " in result.command
         if mode == "throughput":
-            assert [(r.isl, r.osl) for r in result.requests] == [
-                (len(p.token_ids), p.osl) for p in PROMPTS
-            ]
             assert result.requests[0].ttft_s == pytest.approx(0.05)
             assert result.requests[0].e2el_s == pytest.approx(0.05 + 7 * 0.01)
 

@@ -18,6 +18,7 @@ from executor.machine import (
     is_shared,
     machine_section,
     memory_used_bytes,
+    over_time,
     telemetry_section,
     visible_gpus,
     wait_until_free,
@@ -57,7 +58,24 @@ def test_telemetry_has_a_first_and_a_last_sample() -> None:
     assert summary["memory_used_bytes"]["max"] == 70 * GIB
     assert summary["sm_clock_mhz"] == {"mean": 1980.0, "min": 1980.0, "max": 1980.0}
     assert summary["throttled"] is False
+    assert summary["over_time"]["memory_used_bytes"] == [1 * GIB, 70 * GIB]
     assert "temperature_c" not in summary
+
+
+def test_memory_is_kept_over_time_in_few_points() -> None:
+    looks = [
+        (0.25 * number, [GpuSample(memory_used_bytes=number * GIB), GpuSample(power_w=300.0)])
+        for number in range(1000)
+    ]
+    section = over_time(looks)
+    assert len(section["at_s"]) == 32
+    assert section["at_s"][-1] == 0.25 * 999
+    # The greatest of each stretch, so that no peak is lost.
+    assert section["memory_used_bytes"][-1] == 999 * GIB
+    assert section["memory_used_bytes"] == sorted(v or 0.0 for v in section["memory_used_bytes"])
+    assert section["power_w"] == [300.0] * 32
+    assert "temperature_c" not in section
+    assert over_time(looks[:2])["at_s"] == [0.0, 0.25]
 
 
 def test_a_gpu_that_lowers_its_clocks_is_flagged() -> None:

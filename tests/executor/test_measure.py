@@ -18,10 +18,12 @@ import pytest
 from cost_models.errors import MeasurementError
 from executor.backend import Deployment
 from executor.backends.endpoint import EndpointBackend
+from executor.backends.trtllm import TrtllmBackend
 from executor.backends.trtllm_bench import TrtllmBenchBackend
 from executor.backends.vllm import VllmBackend
+from executor.case import Case, Measurement, MeasureOptions, PhaseLimits, Tools
 from executor.machine import NvmlReader
-from executor.measure import Case, Measurement, MeasureOptions, PhaseLimits, Tools, measure
+from executor.measure import measure
 from executor.protocols import ClosedLoop
 from executor.repeats import RepeatRule
 from executor.store import RunStore
@@ -146,7 +148,7 @@ def test_who_waits_for_a_start_is_told_that_it_goes_on(
     case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_FAILURE", "never_answers")
-    monkeypatch.setattr("executor.measure.TICK_INTERVAL_S", 0.2)
+    monkeypatch.setattr("executor.session.TICK_INTERVAL_S", 0.2)
     said: list[str] = []
     measure(
         case,
@@ -228,6 +230,75 @@ def test_a_repeat_that_the_budget_would_cut_off_is_not_begun(case: Case, store: 
     assert 0 < len(measurement.records) < 90
 
 
+def test_a_warm_up_ends_at_its_limit_and_the_runs_go_on(case: Case, store: RunStore) -> None:
+    slow = replace(TRAFFIC, osl=[100] * 8, workload={**TRAFFIC.workload, "osl": 100})
+    options = replace(OPTIONS, limits=replace(LIMITS, warm_up_s=1.0))
+    server = OpenAiServer(gap_s=0.02)  # a request takes two seconds
+    with served(server) as url:
+        wanted = replace(case.deployment, options={"url": url})
+        measurement = measure(
+            replace(case, deployment=wanted, traffic=slow),
+            tools(store, options=options, backend=EndpointBackend()),
+        )
+    assert measurement.is_ok
+    assert server.num_broken_off > 0
+    assert server.num_completions < 2 * len(TRAFFIC.isl) + WARM_UP_REQUESTS
+
+
+def test_a_build_that_takes_too_long_is_a_stored_run(
+    case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(STAND_INS / "packages"))
+    wanted = replace(
+        case.deployment,
+        model=replace(case.deployment.model, has_random_weights=False),
+        build_script="sleep 600",
+    )
+    options = replace(OPTIONS, limits=replace(LIMITS, prepare_s=1.0))
+    told = tools(store, options=options, backend=TrtllmBackend())
+    run = only_run(measure(replace(case, deployment=wanted), told), store)
+    assert run["status"] == "prepare_failed"
+    assert "did not end within 1 s" in run["error"]
+
+
+def test_a_benchmark_that_never_ends_is_a_stored_run(
+    case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(STAND_INS / "packages"))
+    monkeypatch.setenv("STAND_IN_FAILURE", "never_ends")
+    wanted = replace(case.deployment, engine_options=TRTLLM_OPTIONS)
+    options = replace(OPTIONS, limits=replace(LIMITS, run_s=2.0))
+    told = tools(store, options=options, backend=TrtllmBenchBackend())
+    run = only_run(measure(replace(case, deployment=wanted), told), store)
+    assert run["status"] == "hung"
+
+
+def test_a_stall_of_the_whole_engine_is_flagged(case: Case, store: RunStore) -> None:
+    server = OpenAiServer(gap_s=0.005, failure="stalls", fails_after=WARM_UP_REQUESTS + 4)
+    with served(server) as url:
+        wanted = replace(case.deployment, options={"url": url})
+        result = measure(replace(case, deployment=wanted), tools(store, backend=EndpointBackend()))
+    stalled, smooth = result.records
+    assert "stalled" in stalled["flags"]
+    assert stalled["measured"]["longest_stall_ms"] >= 900
+    assert "stalled" not in smooth.get("flags", ())
+
+
+def test_a_client_that_was_held_up_is_flagged(
+    case: Case, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executor.drive.TICK_INTERVAL_S", 0.1)
+
+    def hold_up(what: str, _left_s: float) -> None:
+        if what.endswith("goes on"):
+            time.sleep(0.2)
+
+    slow = replace(TRAFFIC, osl=[80] * 8, workload={**TRAFFIC.workload, "osl": 80})
+    result = measure(replace(case, traffic=slow), tools(store, progress=hold_up))
+    assert "client_limited" in result.records[0]["flags"]
+    assert result.records[0]["client"]["loop_lag_ms"]["p99"] > 50
+
+
 def test_memory_that_stays_in_use_is_a_failure_of_its_own(case: Case, store: RunStore) -> None:
     gpu = ScriptedGpu(used_bytes=[0.0, 60 * GIB])
     measurement = measure(case, tools(store, reader=gpu))
@@ -305,7 +376,8 @@ PROGRAM = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from executor.measure import Case, measure
+from executor.case import Case
+from executor.measure import measure
 from executor.store import RunStore
 from tests.executor import test_measure as here
 from tests.executor.conftest import tiny_deployment

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from executor.backend import Deployment
-from executor.measure import Case, measure, measure_together
+from executor.case import Case
+from executor.measure import measure, measure_together
 from executor.store import RunStore
 from tests.executor.test_backends import marked_processes
 from tests.executor.test_measure import OPTIONS, TRAFFIC, WARM_UP_REQUESTS, tools

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from executor.backend import Deployment
+from executor.case import Case
 from executor.http_stream import Reply
 from executor.load_generator import (
     Endpoint,
@@ -19,7 +20,7 @@ from executor.load_generator import (
     run_load,
 )
 from executor.machine import GpuSample, NvmlReader
-from executor.measure import Case, measure
+from executor.measure import measure
 from executor.observe import LoadSeen, LoadWatch, Observation, Observer
 from executor.protocols import ClosedLoop
 from executor.store import RunStore

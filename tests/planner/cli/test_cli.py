@@ -127,7 +127,7 @@ WRONG = [
     (["validate", "missing.jsonl"], "missing.jsonl"),
     (["validate", "--operators", "missing.csv"], "missing.csv"),
     (["validate"], "runs"),
-    ([*CHAT, "--storage", "nonsense"], "sqlite:///"),
+    ([*CHAT, "--storage", "nonsense://"], "sqlite:///"),
     ([*CHAT, "--storage", "sqlite:////nowhere/at/all.db"], "sqlite:///"),
 ]  # fmt: skip
 

@@ -24,8 +24,11 @@ ROOT = Path(__file__).parents[3]
 WORKLOAD: dict[str, Any] = json.loads((DATA / "few.json").read_text())
 
 
-def planner(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(STAND_INS), str(Path(sys.executable).parent), os.environ["PATH"]])
+def planner(
+    folder: Path, *arguments: str, stand_ins: bool = True
+) -> subprocess.CompletedProcess[str]:
+    programs = [str(STAND_INS), str(Path(sys.executable).parent)] if stand_ins else []
+    path = os.pathsep.join([*programs, os.environ["PATH"]])
     program = "from planner.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -144,11 +147,19 @@ def test_wrong_usage_is_one_line(folder: Path, arguments: tuple[str, ...], words
     assert words in result.stderr
 
 
-def test_the_doctor_names_every_backend_and_what_it_lacks(folder: Path) -> None:
+def test_the_doctor_names_every_backend_and_what_it_lacks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = json.loads(planner(folder, "doctor", "--json").stdout)
     assert set(state["backends"]) == {"endpoint", "transformers", "trtllm", "trtllm-bench", "vllm"}
     assert state["backends"]["endpoint"]["can_run"] is True
-    assert "endpoint" in planner(folder, "doctor").stdout
+    said = planner(folder, "doctor").stdout
+    assert "endpoint" in said
+    monkeypatch.setenv("PATH", "/nonexistent")
+    without = planner(folder, "doctor", stand_ins=False).stdout
+    for name in ("trtllm", "vllm"):
+        assert f"{name:14} {name.replace('trtllm', 'trtllm-serve')} is not installed" in without
+        assert f"pip install 'trtllm-planner[{name}]'" in without
 
 
 def test_workloads_share_a_start_of_the_engine(folder: Path) -> None:
