@@ -41,9 +41,7 @@ class Draft:
         return kv_layout(self.model, self.config)
 
 
-def draft_of(
-    config: EngineConfig, model: ModelSpec, draft_model: ModelSpec | None
-) -> Draft | None:
+def draft_of(config: EngineConfig, model: ModelSpec, draft_model: ModelSpec | None) -> Draft | None:
     """Return what drafts for a target, or None where no model does.
 
     Args:

@@ -155,13 +155,16 @@ class VllmBackend(ServingBackend):
         if folder:
             environment["HF_HUB_OFFLINE"] = "1"
         process = launch(command, deployment, port=port, limit_s=limit_s, environment=environment)
-        return VllmServer(
+        server = VllmServer(
             process,
             endpoint=_endpoint(deployment, port=port, model=model),
             log_facts=LOG_FACTS,
             counter_metrics=COUNTERS,
             kv_gauge=KV_GAUGE,
         )
+        if "synthetic_acceptance" in deployment.options:
+            server.notes = ("synthetic acceptance",)
+        return server
 
 
 class VllmServer(LaunchedServer):

@@ -15,8 +15,8 @@ from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
-from cost_models.speculation import Speculation, SpeculativeStep
-from cost_models.step import StepBatch, StepModel
+from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
+from cost_models.step import StepBatch
 from planner.estimator.load import Load, Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
@@ -377,9 +377,7 @@ def request_limits(slo: Mapping[str, float]) -> LatencyLimits:
     return LatencyLimits(**{f"{metric}_s": limit / 1e3 for metric, limit in tightest.items()})
 
 
-def operator_seconds(
-    result: SimulationResult, step: StepModel | SpeculativeStep
-) -> dict[str, float]:
+def operator_seconds(result: SimulationResult, step: AnyStep) -> dict[str, float]:
     """Return the time of all engines by operator family, priced anew from their step logs.
 
     Long logs are sampled evenly; what a chunk has already in the cache is not logged, so

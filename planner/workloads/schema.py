@@ -160,6 +160,7 @@ class ArrivalProfile(_Strict):
         )
 
 
+DecodingType = Literal["NGram", "DraftTarget", "Eagle", "MTP", "Medusa"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -195,7 +196,9 @@ class WorkloadProfile(_Strict):
     shared_prefix_tokens: Annotated[int, Field(ge=0, le=LARGEST_TOKENS)] = 0
     max_output_tokens: Annotated[int, Field(gt=0, le=LARGEST_TOKENS)] | None = None
     slo: dict[str, float] = {}
-    speculation: dict[Literal["NGram", "DraftTarget", "Eagle", "MTP", "Medusa"], AcceptanceProfile] = {}
+    speculation: dict[
+        Literal["NGram", "DraftTarget", "Eagle", "MTP", "Medusa"], AcceptanceProfile
+    ] = {}
     objective: Literal["goodput", "throughput", "latency", "cost"] = "goodput"
     source: str = ""
 
