@@ -247,9 +247,14 @@ class Evaluator:
                 self.load_of(config),
                 decode_s=self._decode_steps(config),
                 config=config,
-                lockstep=self.load.is_lockstep and self.calibration.front_end.keeps_waves,
+                lockstep=self._keeps_waves(config),
             )
         return self._curves[key]
+
+    def _keeps_waves(self, config: EngineConfig) -> bool:
+        """Whether requests that start together end together: not where luck with drafts decides."""
+        alike = self.load.is_lockstep and not config.speculates
+        return alike and self.calibration.front_end.keeps_waves
 
     def _decode_steps(self, config: EngineConfig) -> FloatArray:
         key = _curve_key(config, ("cuda_graph_max_batch_size",))

@@ -192,7 +192,8 @@ def simulate_config(
     """
     front_end = evaluator.front_end(config)
     demand = asked = _reusing_prefix(demand, config)
-    if _drifts_apart(demand, evaluator.load, front_end):
+    # Luck with drafts sets requests apart by itself.
+    if not config.speculates and _drifts_apart(demand, evaluator.load, front_end):
         demand = replace(demand, requests=out_of_step(demand.requests, demand.concurrency))
     lanes = config.lanes_per_replica * config.num_replicas
     lanes = min(lanes, len(demand), demand.concurrency or lanes)
