@@ -145,6 +145,24 @@ PRIORS: Mapping[str, Acceptance] = {
 """What is believed of a text that nobody has seen, by decoding type."""
 
 
+def stated_chances(text: str, max_draft_len: int) -> tuple[float, ...]:
+    """Return the chances of an option such as `0.8,0.7,0.6`, one for each draft token.
+
+    Raises:
+        ConfigError: Not so many numbers from 0 to 1.
+    """
+    try:
+        chances = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        chances = ()
+    if len(chances) != max_draft_len or not all(0 <= chance <= 1 for chance in chances):
+        raise ConfigError(
+            f"synthetic_acceptance={text}",
+            hint=f"give max_draft_len={max_draft_len} numbers from 0 to 1",
+        )
+    return chances
+
+
 def believed(decoding_type: str, known: Mapping[str, Acceptance]) -> Acceptance:
     """Return the acceptance of a scheme: what is known of the text, else a prior.
 

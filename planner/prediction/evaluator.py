@@ -143,6 +143,10 @@ class Evaluator:
     _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
 
+    def under(self, load: Load) -> Evaluator:
+        """Return the same for another load; nothing made for this one is kept."""
+        return replace(self, load=load, _steps={}, _decodes={}, _curves={})
+
     def evaluate(self, rows: Slice, *, with_highest_rate: bool = True) -> Evaluation:
         """Return the predictions for every row of a slice."""
         memory = self.memory(rows)

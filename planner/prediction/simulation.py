@@ -225,7 +225,8 @@ def simulate_config(
         parts |= zip(own, found, strict=True)
     result = merged([parts[lane] for lane in range(lanes)])
     if speculation:
-        result = result.with_output_lengths(asked.requests.osl)
+        tokens = speculation.tokens_per_step
+        result = result.of_speculation(asked.requests.osl, tokens_per_step=tokens)
     return result.without_warm_up() if demand.has_steady_state else result
 
 

@@ -89,7 +89,7 @@ def test_the_search_meets_every_documented_kernel() -> None:
 )  # fmt: skip
 def test_who_may_draft(engine: str, model: str, knobs: dict[str, Any], broken: list[str]) -> None:
     spec, gpu = load_model(model), load_gpu("h200")
-    base = {
+    base: dict[str, Any] = {
         "quantization": spec.checkpoint_quantization,
         "max_draft_len": 2,
         "tokens_per_block": 64,
