@@ -115,6 +115,11 @@ class SpeculativeStep:
         """What is deployed."""
         return self.verify.config
 
+    @property
+    def rows_per_sequence(self) -> float:
+        """Tokens of a decoding sequence in one iteration."""
+        return self.verify.rows_per_sequence
+
     def iteration(self, batch: StepBatch) -> StepCost:
         """Return the time of one iteration of the engine, by family."""
         families = dict(self.verify.cost(batch).by_family)

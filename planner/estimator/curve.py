@@ -130,7 +130,7 @@ def serving_curve(
     decoding = BATCH_GRID
     prompt = computed_prompt(load)
     decode_tokens = max(load.osl.mean - 1, 0.5)
-    budget = np.maximum(config.max_num_tokens - decoding, 1.0)
+    budget = np.maximum(config.max_num_tokens - decoding * step.rows_per_sequence, 1.0)
     most = budget / prompt if config.enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
     wanted = decoding / decode_tokens
     waiting = decoding if lockstep else np.ones_like(decoding)

@@ -297,6 +297,9 @@ def _limits(
         engine=evaluator.calibration.engine,
         host_link_bytes_per_s=evaluator.gpu.host_link_bytes_per_s,
     )
+    speculation = evaluator.speculation(config)
+    if speculation:
+        limits = replace(limits, tokens_per_decode=speculation.rows_per_sequence)
     if not clients:
         return limits
     return replace(limits, max_batch_size=min(limits.max_batch_size, math.ceil(clients)))
