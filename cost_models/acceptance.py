@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Acceptance:
         """Return the chance that tokens 1 to k of a draft are all right, for each k."""
         last = self.conditional[-1:]
         chances = (self.conditional + last * max_draft_len)[:max_draft_len]
-        return np.cumprod(np.array(chances, np.float64))
+        return np.asarray(np.cumprod(chances), np.float64)
 
     def tokens_per_step(self, max_draft_len: int) -> float:
         """Return the mean tokens that one step yields for a sequence."""
@@ -76,35 +77,48 @@ class Acceptance:
         return replace(self, conditional=tuple(moved))
 
 
-def counted_acceptance(
-    *, accepted_at: FloatArray, num_drafts: float, num_draft_tokens: float, num_tokens: float
-) -> Acceptance | None:
-    """Return the acceptance of a run from an engine's counters; None where nothing was drafted.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounts:
+    """What an engine counted of its drafts."""
 
-    Args:
-        accepted_at: Drafts whose token was kept, by position.
-        num_drafts: Drafts verified.
-        num_draft_tokens: Tokens in them.
-        num_tokens: Tokens that decode steps made; steps are these less the accepted ones.
-    """
-    if num_drafts <= 0 or num_tokens <= 0:
-        return None
-    reached = np.concatenate([[num_drafts], accepted_at[:-1]])
-    chances = np.divide(accepted_at, reached, out=np.zeros_like(accepted_at), where=reached > 0)
-    steps = max(num_tokens - float(accepted_at.sum()), num_drafts)
-    return Acceptance(
-        conditional=tuple(np.clip(chances, 0.0, 1.0).tolist()),
-        draft_rate=num_drafts / steps,
-        draft_tokens=num_draft_tokens / num_drafts,
-        source="counted by the engine",
-    )
+    accepted_at: tuple[float, ...]
+    """Drafts whose token was kept, by position."""
+    num_drafts: float
+    """Drafts verified."""
+    num_draft_tokens: float
+    """Tokens in them."""
+    num_tokens: float
+    """Tokens that decode steps made."""
+
+    def plus(self, other: DraftCounts) -> DraftCounts:
+        """Return the counts of both."""
+        positions = zip_longest(self.accepted_at, other.accepted_at, fillvalue=0.0)
+        return DraftCounts(
+            accepted_at=tuple(one + two for one, two in positions),
+            num_drafts=self.num_drafts + other.num_drafts,
+            num_draft_tokens=self.num_draft_tokens + other.num_draft_tokens,
+            num_tokens=self.num_tokens + other.num_tokens,
+        )
+
+    def acceptance(self) -> Acceptance:
+        """Return the rates; a step makes the tokens that were accepted, and one more."""
+        accepted = np.array(self.accepted_at, np.float64)
+        reached = np.concatenate([[self.num_drafts], accepted[:-1]])
+        chances = np.divide(accepted, reached, out=np.zeros_like(accepted), where=reached > 0)
+        steps = max(self.num_tokens - float(accepted.sum()), self.num_drafts)
+        return Acceptance(
+            conditional=tuple(np.clip(chances, 0.0, 1.0).tolist()),
+            draft_rate=self.num_drafts / steps,
+            draft_tokens=self.num_draft_tokens / self.num_drafts,
+            source="counted by the engine",
+        )
 
 
 PRIORS: Mapping[str, Acceptance] = {
     "NGram": Acceptance(
         conditional=(0.45, 0.6, 0.7),
         draft_rate=0.5,
-        source="prior: prompt lookup on open chat (Spec-Bench, arXiv:2401.07851: 1.6 tokens a step)",
+        source="prior: prompt lookup in open chat, Spec-Bench, arXiv:2401.07851",
         spread=0.25,
     ),
     "DraftTarget": Acceptance(
@@ -131,8 +145,26 @@ PRIORS: Mapping[str, Acceptance] = {
 """What is believed of a text that nobody has seen, by decoding type."""
 
 
+def stated_chances(text: str, max_draft_len: int) -> tuple[float, ...]:
+    """Return the chances of an option such as `0.8,0.7,0.6`, one for each draft token.
+
+    Raises:
+        ConfigError: Not so many numbers from 0 to 1.
+    """
+    try:
+        chances = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        chances = ()
+    if len(chances) != max_draft_len or not all(0 <= chance <= 1 for chance in chances):
+        raise ConfigError(
+            f"synthetic_acceptance={text}",
+            hint=f"give max_draft_len={max_draft_len} numbers from 0 to 1",
+        )
+    return chances
+
+
 def believed(decoding_type: str, known: Mapping[str, Acceptance]) -> Acceptance:
-    """Return the acceptance of a scheme: the workload's or the run's where known, else a prior.
+    """Return the acceptance of a scheme: what is known of the text, else a prior.
 
     Raises:
         ConfigError: Unknown decoding type.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cost_models.acceptance import Acceptance
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryConstants
 from cost_models.operators.attention import DecodeAttentionParams, PrefillAttentionParams
@@ -74,4 +75,6 @@ class Calibration:
     """`family/dtype` of the operators that come from another GPU's tables."""
     seen_versions: tuple[str, ...] = ()
     """Engine versions of the runs behind the constants; empty where they are not stated."""
+    acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
+    """How often drafts of a model's text were right in runs, by `MODEL/DECODING_TYPE`."""
     sources: tuple[str, ...] = ()

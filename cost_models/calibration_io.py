@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from cost_models.acceptance import Acceptance
 from cost_models.calibration import (
     Calibration,
     ErrorQuantiles,
@@ -240,6 +241,7 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
         intervals={**calibration.intervals, **_intervals(data.get("intervals", {}))},
         provenance=Provenance.CALIBRATED,
         seen_versions=_seen_versions(data) or calibration.seen_versions,
+        acceptances={**calibration.acceptances, **_acceptances(data.get("acceptances", {}))},
         sources=(*calibration.sources, str(path)),
     )
 
@@ -250,6 +252,13 @@ def _seen_versions(data: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _intervals(data: Mapping[str, Mapping[str, float]]) -> dict[str, ErrorQuantiles]:
     return {key: ErrorQuantiles(**quantiles) for key, quantiles in data.items()}
+
+
+def _acceptances(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Acceptance]:
+    return {
+        key: Acceptance(**{**found, "conditional": tuple(found["conditional"])})
+        for key, found in data.items()
+    }
 
 
 def _fit_to_json(fit: OperatorFit[Any]) -> dict[str, Any]:

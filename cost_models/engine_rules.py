@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from cost_models.acceptance import PRIORS
-from cost_models.engine import EngineConfig
+from cost_models.engine import KNOBS, EngineConfig
 from cost_models.errors import ConfigError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
@@ -260,15 +260,13 @@ def check_values(config: EngineConfig) -> None:
         if value not in names:
             known = ", ".join(filter(None, names))
             raise ConfigError(f"{knob}={value} is unknown", hint=f"known: {known}")
-    for field in fields(EngineConfig):
-        value = getattr(config, field.name)
-        low, high = _RANGES.get(field.name, (1, 10_000_000))
+    for knob in KNOBS:
+        value = getattr(config, knob)
+        low, high = _RANGES.get(knob, (1, 10_000_000))
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not low <= value <= high:
-            raise ConfigError(
-                f"{field.name}={value} is out of range", hint=f"accepted: {low} to {high}"
-            )
+            raise ConfigError(f"{knob}={value} is out of range", hint=f"accepted: {low} to {high}")
 
 
 _NAMES: Mapping[str, tuple[str, ...]] = {

@@ -115,25 +115,29 @@ class SpeculativeStep:
         """What is deployed."""
         return self.verify.config
 
+    @property
+    def rows_per_sequence(self) -> float:
+        """Tokens of a decoding sequence in one iteration."""
+        return self.verify.rows_per_sequence
+
     def iteration(self, batch: StepBatch) -> StepCost:
         """Return the time of one iteration of the engine, by family."""
         families = dict(self.verify.cost(batch).by_family)
-        running = np.asarray(batch.decode_sequences, np.float64) + batch.prefill_sequences
         families["draft"] = self.draft_s(batch)
-        families["host"] = families["host"] + self.bare_host_s(running)
+        families["host"] = families["host"] + self.bare_host_s(batch.running)
         return StepCost(by_family=families)
 
     def cost(self, batch: StepBatch) -> StepCost:
         """Return the time of a step of one token, by family."""
         tokens = self.speculation.tokens_per_step
-        alone = StepBatch(
-            decode_sequences=batch.decode_sequences, decode_kv_len=batch.decode_kv_len
-        )
-        decode, whole = self.iteration(alone).by_family, self.iteration(batch).by_family
+        whole, decode = self.iteration(batch), self.iteration(batch.decode_only)
         decodes = np.asarray(batch.decode_sequences) > 0
         spared = np.where(decodes, (tokens - 1) / tokens, 0.0)
         return StepCost(
-            by_family={name: seconds - spared * decode[name] for name, seconds in whole.items()}
+            by_family={
+                name: seconds - spared * decode.by_family[name]
+                for name, seconds in whole.by_family.items()
+            }
         )
 
     def seconds(self, batch: StepBatch) -> FloatArray:
@@ -142,13 +146,14 @@ class SpeculativeStep:
 
     def draft_s(self, batch: StepBatch) -> FloatArray:
         """Return the time to draft the next tokens of every sequence in a batch."""
-        sequences = np.asarray(batch.decode_sequences, np.float64) + batch.prefill_sequences
+        running = batch.running
         if self.draft is None:
-            return self.heads_s(sequences)
+            return self.heads_s(running)
         rows = self.draft.rows_per_sequence * np.asarray(batch.decode_sequences, np.float64)
-        further = StepBatch(decode_sequences=sequences, decode_kv_len=_mean_kv_len(batch))
-        first_s = self.draft.seconds(batch) + self.joining_s(rows + batch.prefill_tokens)
-        further_s = self.further_pass.seconds(further) + self.joining_s(sequences)
+        seen = rows + np.asarray(batch.prefill_tokens, np.float64)
+        further = StepBatch(decode_sequences=running, decode_kv_len=_mean_kv_len(batch))
+        first_s = self.draft.seconds(batch) + self.joining_s(seen)
+        further_s = self.further_pass.seconds(further) + self.joining_s(running)
         return first_s + (self.speculation.max_draft_len - 1) * further_s
 
     @property
@@ -195,6 +200,10 @@ class SpeculativeStep:
     def launch_s(self, gpu_s: float, floor_s: float) -> float:
         """Return what launching its kernels adds to the GPU time of a step."""
         return self.verify.launch_s(gpu_s, floor_s)
+
+
+AnyStep = StepModel | SpeculativeStep
+"""What prices the steps of an engine, with speculation or without."""
 
 
 def speculative_step(
@@ -251,6 +260,10 @@ def _draft_step(draft: Draft, speculation: Speculation, verify: StepModel) -> St
 
 def _mean_kv_len(batch: StepBatch) -> FloatArray:
     """Cached tokens of a sequence behind a step, prompts included."""
-    decoding, prompts = np.asarray(batch.decode_sequences), np.asarray(batch.prefill_sequences)
-    cached = decoding * batch.decode_kv_len + prompts * batch.prefill_past + batch.prefill_tokens
-    return np.asarray(cached / np.maximum(decoding + prompts, 1e-9), np.float64)
+    columns = (
+        batch.decode_sequences, batch.decode_kv_len, batch.prefill_sequences, batch.prefill_past,
+        batch.prefill_tokens,
+    )  # fmt: skip
+    decoding, kv_len, prompts, past, tokens = (np.asarray(c, np.float64) for c in columns)
+    cached = decoding * kv_len + prompts * past + tokens
+    return np.asarray(cached / np.maximum(decoding + prompts, 1e-9))

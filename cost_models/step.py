@@ -80,6 +80,17 @@ class StepBatch:
     NaN where every rank has as many as this one.
     """
 
+    @property
+    def running(self) -> FloatArray:
+        """Sequences that it works on, prompts among them."""
+        decoding = np.asarray(self.decode_sequences, np.float64)
+        return np.asarray(decoding + np.asarray(self.prefill_sequences, np.float64))
+
+    @property
+    def decode_only(self) -> StepBatch:
+        """The same without its prompts."""
+        return StepBatch(decode_sequences=self.decode_sequences, decode_kv_len=self.decode_kv_len)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:

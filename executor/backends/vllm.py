@@ -13,10 +13,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from cost_models.acceptance import stated_chances
 from cost_models.engine import EngineConfig
 from cost_models.engine_profile_io import load_engine
 from cost_models.engine_rules import SpeculationRule
-from cost_models.errors import ConfigError
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
     GIB,
@@ -66,6 +66,9 @@ COUNTERS: Mapping[str, str] = {
 
 ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 """Accepted draft tokens by `position`, from 0."""
+
+SYNTHETIC = "synthetic_acceptance"
+"""Option that replaces the comparison of drafts by chance."""
 
 REQUEST_OPTIONS: Mapping[str, Any] = {"temperature": 0.0}
 """What requests to an engine that speculates say: drafts are compared with the likeliest token."""
@@ -155,13 +158,16 @@ class VllmBackend(ServingBackend):
         if folder:
             environment["HF_HUB_OFFLINE"] = "1"
         process = launch(command, deployment, port=port, limit_s=limit_s, environment=environment)
-        return VllmServer(
+        server = VllmServer(
             process,
             endpoint=_endpoint(deployment, port=port, model=model),
             log_facts=LOG_FACTS,
             counter_metrics=COUNTERS,
             kv_gauge=KV_GAUGE,
         )
+        if SYNTHETIC in deployment.options:
+            server.notes = ("synthetic acceptance",)
+        return server
 
 
 class VllmServer(LaunchedServer):
@@ -239,22 +245,14 @@ def speculative_config(
         if rule.needs_model:
             found["model"] = draft
     found |= json_option(options, "speculative_config")
-    if "synthetic_acceptance" in options:
-        found |= _synthetic(options["synthetic_acceptance"], config.max_draft_len)
+    if SYNTHETIC in options:
+        found |= _synthetic(options[SYNTHETIC], config.max_draft_len)
     return found
 
 
 def _synthetic(text: str, max_draft_len: int) -> dict[str, Any]:
     """Return the keys that make vLLM keep draft tokens by chance; it takes unconditional rates."""
-    try:
-        chances = [float(part) for part in text.split(",")]
-    except ValueError:
-        chances = []
-    if len(chances) != max_draft_len or not all(0 <= chance <= 1 for chance in chances):
-        raise ConfigError(
-            f"--option synthetic_acceptance={text}",
-            hint=f"give max_draft_len={max_draft_len} numbers from 0 to 1",
-        )
+    chances = stated_chances(text, max_draft_len)
     rates = [round(rate, 6) for rate in accumulate(chances, operator.mul)]
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
 

@@ -28,6 +28,7 @@ from planner.calibration.intervals import left_out_coverage, residual_intervals
 from planner.calibration.memory import fit_memory
 from planner.calibration.own import own_operators
 from planner.calibration.solver import OUTLIER, STEP, solve
+from planner.calibration.text import text_rates
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import (
@@ -103,16 +104,19 @@ def calibrate_runs(
         intervals=_laid_over(shipped.intervals, residual_intervals(left_out)),
         sources=(f"{len(runs)} runs of {names}",),
     )
+    rates = text_rates(runs)
     content = engine_constants_to_json(fitted) | {
         "versions": read_engine_file(engine)["versions"],
         "relative_errors": {name: round(error, 4) for name, error in fit.relative_errors.items()},
         "not_told": list(fit.not_told),
         "data": _data(runs),
+        **rates.to_json(),
     }
     write_text(Path(out), json.dumps(content, indent=1) + "\n")
     return [
         *fit.lines(),
         *memory.lines(),
+        *rates.lines(),
         *_flagged_lines(runs),
         *_outlier_lines(runs, fit),
         *_left_out_errors(left_out),

@@ -95,6 +95,10 @@ def _write_simulation(
 
     if prediction.simulation is None:
         raise ConfigError("nothing was simulated: the configuration does not fit")
+    if itl and prediction.config.speculates:
+        raise ConfigError(
+            "--itl knows no single gaps under speculation", hint="itl_ms holds their distribution"
+        )
     if requests_out:
         write_requests(prediction.simulation, Path(requests_out), with_itl=itl)
     if timeline:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.engine import EngineConfig
-from cost_models.speculation import SpeculativeStep
-from cost_models.step import StepBatch, StepModel
+from cost_models.speculation import AnyStep
+from cost_models.step import StepBatch
 from planner.estimator.load import Load, Protocol
 
 FloatArray = NDArray[np.float64]
@@ -64,7 +64,7 @@ class ServingCurve:
         return self.mixed_step_s * self.chunks_per_prompt
 
 
-def decode_steps(step: StepModel | SpeculativeStep, load: Load) -> FloatArray:
+def decode_steps(step: AnyStep, load: Load) -> FloatArray:
     """Return the time of a pure decode step at every batch size of `BATCH_GRID`."""
     return step.seconds(StepBatch(decode_sequences=BATCH_GRID, decode_kv_len=mean_kv_len(load)))
 
@@ -100,7 +100,7 @@ def mixed_batch(
 
 
 def serving_curve(
-    step: StepModel | SpeculativeStep,
+    step: AnyStep,
     load: Load,
     *,
     decode_s: FloatArray,
@@ -130,7 +130,7 @@ def serving_curve(
     decoding = BATCH_GRID
     prompt = computed_prompt(load)
     decode_tokens = max(load.osl.mean - 1, 0.5)
-    budget = np.maximum(config.max_num_tokens - decoding, 1.0)
+    budget = np.maximum(config.max_num_tokens - decoding * step.rows_per_sequence, 1.0)
     most = budget / prompt if config.enable_chunked_prefill else np.maximum(budget // prompt, 1.0)
     wanted = decoding / decode_tokens
     waiting = decoding if lockstep else np.ones_like(decoding)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cost_models.acceptance import Acceptance, stated_chances
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.model import ModelSpec
@@ -25,6 +26,9 @@ from planner.measuring.runs import ENGINE_DEFAULTS, as_run
 from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
 from planner.workloads.workload import Workload, load_workload
+
+if TYPE_CHECKING:
+    from planner.api import Problem
 
 CPU = "cpu"
 """The `gpu` of runs without one."""
@@ -264,6 +268,7 @@ def prediction_of(
         problem = changed_load(
             problem, rate_per_s=request.rate_per_s, isl=request.isl, osl=request.osl
         )
+        problem = _drafting_by_chance(problem, config, request.backend_options)
         demand = workload_demand(problem.workload)
         prediction, _ = predict_problem(problem, as_run(config, engine), {}, demand=demand)
     except PlannerError:
@@ -273,6 +278,19 @@ def prediction_of(
         for name, metric in prediction.metrics.items()
         if name in COMPARED_METRICS and np.isfinite(metric.value)
     }
+
+
+def _drafting_by_chance(
+    problem: Problem, config: EngineConfig, options: Mapping[str, str]
+) -> Problem:
+    """Return the problem with the acceptance that a backend is told to make up, if it is."""
+    text = options.get("synthetic_acceptance")
+    if text is None or not config.speculates:
+        return problem
+    chances = stated_chances(text, config.max_draft_len)
+    made_up = Acceptance(conditional=chances, source="synthetic_acceptance")
+    load = replace(problem.evaluator.load, acceptances={config.decoding_type: made_up})
+    return replace(problem, evaluator=problem.evaluator.under(load))
 
 
 def local_gpu() -> str:

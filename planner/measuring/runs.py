@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.acceptance import Acceptance, counted_acceptance
+from cost_models.acceptance import Acceptance, DraftCounts
 from cost_models.engine import EngineConfig
 from cost_models.engine_rules import check_values
 from cost_models.errors import ConfigError, PlannerError, ProfileError
@@ -56,6 +56,8 @@ class MeasuredRun:
     """Where `requests_file` is looked up."""
     flags: tuple[str, ...] = ()
     """What spoiled the run, as `throttled`."""
+    notes: str = ""
+    """What a reader must know, as that weights were random."""
 
     @property
     def protocol(self) -> str:
@@ -102,24 +104,51 @@ class MeasuredRun:
             arrival_cv=cv,
             num_requests=float(num_requests),
             max_output_tokens=float(osl.max()),
-            acceptances=self._acceptances(osl),
+            acceptances=self._acceptances(),
         )
 
-    def _acceptances(self, osl: NDArray[Any]) -> dict[str, Acceptance]:
+    def _acceptances(self) -> dict[str, Acceptance]:
         """Return how often the run's drafts were right: like its lengths, a property of its text.
 
         It may enter a prediction, as what a configuration makes of it may not.
         """
-        measured, kind = self.measured, str(self.config.get("decoding_type") or "")
+        counts = self.draft_counts()
+        return {str(self.config["decoding_type"]): counts.acceptance()} if counts else {}
+
+    def draft_counts(self) -> DraftCounts | None:
+        """Return what the engine counted of its drafts; None where nothing was drafted.
+
+        Raises:
+            ProfileError: The workload states no lengths.
+        """
+        measured = self.measured
+        if not self.config.get("decoding_type") or not measured.get("num_drafts"):
+            return None
+        _, osl, _ = self.lengths()
         positions = range(int(self.config.get("max_draft_len") or 0))
-        count = len(osl) if len(osl) > 1 else float(self.workload.get("num_requests") or 0)
-        found = counted_acceptance(
-            accepted_at=np.array([measured.get(f"{ACCEPTED_AT}.{i}", 0.0) for i in positions]),
-            num_drafts=measured.get("num_drafts", 0.0),
+        return DraftCounts(
+            accepted_at=tuple(measured.get(f"{ACCEPTED_AT}.{i}", 0.0) for i in positions),
+            num_drafts=measured["num_drafts"],
             num_draft_tokens=measured.get("num_draft_tokens", 0.0),
-            num_tokens=count * float(osl.mean() - 1),
+            num_tokens=self._num_requests(osl) * float(osl.mean() - 1),
         )
-        return {kind: found} if kind and found else {}
+
+    def num_prompt_tokens(self) -> float:
+        """Return the prompt tokens of all requests.
+
+        Raises:
+            ProfileError: The workload states no lengths.
+        """
+        isl, _, _ = self.lengths()
+        return self._num_requests(isl) * float(isl.mean())
+
+    def _num_requests(self, lengths: NDArray[Any]) -> float:
+        return len(lengths) if len(lengths) > 1 else float(self.workload.get("num_requests") or 0)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether its drafts and prefixes say anything of real text."""
+        return not any(note in self.notes for note in ("random weights", "synthetic acceptance"))
 
     def lengths(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return prompt lengths, output lengths and arrivals (s): one entry where all are equal.
@@ -318,4 +347,5 @@ def parse_run(data: Any, folder: Path) -> MeasuredRun:
         measured=flat_metrics(data.get("measured") or {}),
         folder=folder,
         flags=tuple(map(str, data.get("flags") or ())),
+        notes=str(data.get("notes") or ""),
     )

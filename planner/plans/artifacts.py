@@ -21,6 +21,7 @@ from cost_models.engine import EngineConfig
 from cost_models.engine_profile_io import load_engine
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.model import ModelSpec
+from cost_models.profile_io import load_model
 from cost_models.speculation import SYNCHRONOUS
 from planner.knobs import flattened
 
@@ -162,8 +163,16 @@ def _speculative_options(config: EngineConfig) -> dict[str, Any]:
     if kind == "NGram":
         found["max_matching_ngram_size"] = config.max_matching_ngram_size
     if rule.needs_model:
-        found["speculative_model"] = config.speculative_model
+        found["speculative_model"] = _draft_checkpoint(config)
     return found
+
+
+def _draft_checkpoint(config: EngineConfig) -> str:
+    """Return where the draft's weights are: a path as given, else the name on the hub."""
+    name = config.speculative_model
+    if config.decoding_type != "DraftTarget" or Path(name).exists():
+        return name
+    return load_model(name).hub_name
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:

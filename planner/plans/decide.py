@@ -55,7 +55,7 @@ class Finalist:
     prediction: Prediction
     objective: str
     doubt: float = 0.0
-    """Share of the objective that it must gain because nobody has seen how often drafts are right."""
+    """Share of the objective that it must gain while nobody knows how many drafts are right."""
 
     @property
     def config(self) -> EngineConfig:

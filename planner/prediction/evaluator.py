@@ -27,8 +27,8 @@ from cost_models.metrics import PERCENTILES, chunk_gap
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_model
 from cost_models.speculation import (
+    AnyStep,
     Speculation,
-    SpeculativeStep,
     speculation_of,
     speculative_step,
 )
@@ -139,11 +139,13 @@ class Evaluator:
     """Limits in the units of the metric's name, for example `{"ttft_ms.p99": 500}`."""
     risk: float = 0.0
     """Limits must hold at the upper end of the interval of 1 - risk; 0 is the value itself."""
-    _steps: dict[EngineConfig, StepModel | SpeculativeStep] = field(
-        default_factory=dict, repr=False
-    )
+    _steps: dict[EngineConfig, AnyStep] = field(default_factory=dict, repr=False)
     _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
+
+    def under(self, load: Load) -> Evaluator:
+        """Return the same for another load; nothing made for this one is kept."""
+        return replace(self, load=load, _steps={}, _decodes={}, _curves={})
 
     def evaluate(self, rows: Slice, *, with_highest_rate: bool = True) -> Evaluation:
         """Return the predictions for every row of a slice."""
@@ -170,14 +172,14 @@ class Evaluator:
             )
         return self._assembled(rows, memory, slots, parts)
 
-    def step_model(self, config: EngineConfig) -> StepModel | SpeculativeStep:
+    def step_model(self, config: EngineConfig) -> AnyStep:
         """Return the step model of a configuration; those of equal shape share one."""
         key = _curve_key(config, ("cuda_graph_max_batch_size",))
         if key not in self._steps:
             self._steps[key] = self._new_step_model(key)
         return self._steps[key]
 
-    def _new_step_model(self, config: EngineConfig) -> StepModel | SpeculativeStep:
+    def _new_step_model(self, config: EngineConfig) -> AnyStep:
         speculation = self.speculation(config)
         if speculation is None:
             return StepModel(
@@ -212,8 +214,11 @@ class Evaluator:
 
     def acceptance(self, config: EngineConfig) -> Acceptance | None:
         """Return what is believed of a configuration's drafts; None where it has none."""
-        known = self.load.acceptances
-        return believed(config.decoding_type, known) if config.speculates else None
+        if not config.speculates:
+            return None
+        kind, known = config.decoding_type, self.load.acceptances
+        in_runs = self.calibration.acceptances.get(f"{self.model.name}/{kind}")
+        return believed(kind, known) if kind in known or in_runs is None else in_runs
 
     def tokens_per_step(self, config: EngineConfig) -> float:
         """Return the tokens that one step yields for a sequence, on average."""
@@ -246,9 +251,14 @@ class Evaluator:
                 self.load_of(config),
                 decode_s=self._decode_steps(config),
                 config=config,
-                lockstep=self.load.is_lockstep and self.calibration.front_end.keeps_waves,
+                lockstep=self._keeps_waves(config),
             )
         return self._curves[key]
+
+    def _keeps_waves(self, config: EngineConfig) -> bool:
+        """Whether requests that start together end together: not where luck with drafts decides."""
+        alike = self.load.is_lockstep and not config.speculates
+        return alike and self.calibration.front_end.keeps_waves
 
     def _decode_steps(self, config: EngineConfig) -> FloatArray:
         key = _curve_key(config, ("cuda_graph_max_batch_size",))

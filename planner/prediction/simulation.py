@@ -15,8 +15,8 @@ from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
-from cost_models.speculation import Speculation, SpeculativeStep
-from cost_models.step import StepBatch, StepModel
+from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
+from cost_models.step import StepBatch
 from planner.estimator.load import Load, Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
@@ -193,7 +193,8 @@ def simulate_config(
     """
     front_end = evaluator.front_end(config)
     demand = asked = _reusing_prefix(demand, config)
-    if _drifts_apart(demand, evaluator.load, front_end):
+    # Luck with drafts sets requests apart by itself.
+    if not config.speculates and _drifts_apart(demand, evaluator.load, front_end):
         demand = replace(demand, requests=out_of_step(demand.requests, demand.concurrency))
     lanes = config.lanes_per_replica * config.num_replicas
     lanes = min(lanes, len(demand), demand.concurrency or lanes)
@@ -225,7 +226,8 @@ def simulate_config(
         parts |= zip(own, found, strict=True)
     result = merged([parts[lane] for lane in range(lanes)])
     if speculation:
-        result = result.with_output_lengths(asked.requests.osl)
+        tokens = speculation.tokens_per_step
+        result = result.of_speculation(asked.requests.osl, tokens_per_step=tokens)
     return result.without_warm_up() if demand.has_steady_state else result
 
 
@@ -296,6 +298,9 @@ def _limits(
         engine=evaluator.calibration.engine,
         host_link_bytes_per_s=evaluator.gpu.host_link_bytes_per_s,
     )
+    speculation = evaluator.speculation(config)
+    if speculation:
+        limits = replace(limits, tokens_per_decode=speculation.rows_per_sequence)
     if not clients:
         return limits
     return replace(limits, max_batch_size=min(limits.max_batch_size, math.ceil(clients)))
@@ -378,9 +383,7 @@ def request_limits(slo: Mapping[str, float]) -> LatencyLimits:
     return LatencyLimits(**{f"{metric}_s": limit / 1e3 for metric, limit in tightest.items()})
 
 
-def operator_seconds(
-    result: SimulationResult, step: StepModel | SpeculativeStep
-) -> dict[str, float]:
+def operator_seconds(result: SimulationResult, step: AnyStep) -> dict[str, float]:
     """Return the time of all engines by operator family, priced anew from their step logs.
 
     Long logs are sampled evenly; what a chunk has already in the cache is not logged, so

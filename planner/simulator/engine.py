@@ -242,7 +242,8 @@ class Engine:
         self._started[request] = None
 
     def _budget(self) -> int:
-        return self.limits.max_num_tokens - self.decoding
+        limits = self.limits
+        return limits.max_num_tokens - math.ceil(self.decoding * limits.tokens_per_decode)
 
     def _chunks(self) -> Chunks:
         return self.limits.chunking.divide(self._prefilling, self._budget())

@@ -20,6 +20,8 @@ class EngineLimits:
     max_num_tokens: int
     max_seq_len: int
     pool: PoolShape
+    tokens_per_decode: float = 1.0
+    """What a decoding sequence takes of a step's tokens: its own, and the drafts to verify."""
     capacity: CapacityPolicy = field(default_factory=GuaranteedNoEvict)
     order: QueueOrder = field(default_factory=FirstComeFirstServed)
     chunking: Chunking = field(default_factory=WholePrompts)

@@ -99,6 +99,8 @@ class SimulationResult:
     wall_s: float
     warm_up_requests: int = 0
     """First requests that the metrics leave out."""
+    tokens_per_step: float = 1.0
+    """Mean tokens that an iteration yields for a sequence; logs count steps of one token."""
 
     @property
     def num_requests(self) -> int:
@@ -113,7 +115,7 @@ class SimulationResult:
     @property
     def num_steps(self) -> int:
         """Engine iterations in all."""
-        return sum(trace.log.num_steps for trace in self.engines)
+        return sum(self.steps_by_kind().values())
 
     @cached_property
     def served(self) -> NDArray[np.intp]:
@@ -167,9 +169,15 @@ class SimulationResult:
         cut = warm_up_length(latency / columns.osl[served])
         return replace(self, warm_up_requests=int(np.flatnonzero(served)[cut]) if cut else 0)
 
-    def with_output_lengths(self, osl: IntArray) -> SimulationResult:
-        """Return the same with the tokens that requests put out, where steps stood for them."""
-        return replace(self, requests=replace(self.requests, osl=osl))
+    def of_speculation(self, osl: IntArray, *, tokens_per_step: float) -> SimulationResult:
+        """Return the same of an engine whose iterations yield several tokens.
+
+        Args:
+            osl: Tokens that requests put out; in the simulation, steps stood for them.
+            tokens_per_step: Mean tokens of an iteration.
+        """
+        requests = replace(self.requests, osl=osl)
+        return replace(self, requests=requests, tokens_per_step=tokens_per_step)
 
     def percentile_errors(self, *, seed: int = 0) -> Mapping[str, Mapping[str, float]]:
         """Return the standard error in seconds of each percentile of TTFT, TPOT and E2EL."""
@@ -202,6 +210,9 @@ class SimulationResult:
             kinds["decode"] += int(log.steps[~prefills].sum())
             kinds["prefill"] += int(log.steps[prefills & ~decodes].sum())
             kinds["mixed"] += int(log.steps[prefills & decodes].sum())
+        # An iteration beside a prompt yields as many tokens as others, counted as steps after it.
+        beside = (self.tokens_per_step - 1) * kinds["mixed"]
+        kinds["decode"] = round(max(kinds["decode"] - beside, 0.0) / self.tokens_per_step)
         return kinds
 
     def kv_usage(self) -> KvUsage:

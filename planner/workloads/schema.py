@@ -160,6 +160,7 @@ class ArrivalProfile(_Strict):
         )
 
 
+DecodingType = Literal["NGram", "DraftTarget", "Eagle", "MTP", "Medusa"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

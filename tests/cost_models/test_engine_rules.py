@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cost_models.engine import EngineConfig
@@ -63,3 +65,55 @@ def test_the_search_meets_every_documented_kernel() -> None:
         "moe_backend", model=load_model("llama-3.1-8b"), gpu=load_gpu("b200")
     )
     assert dense == ("CUTLASS",)
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "knobs", "broken"),
+    [
+        ("trtllm", "llama-3.1-8b", {"decoding_type": "NGram"}, []),
+        ("trtllm", "llama-3.1-8b", {"decoding_type": "Medusa"}, ["decoding_type"]),
+        ("vllm", "llama-3.1-8b", {"decoding_type": "Medusa"}, ["speculative_model"]),
+        ("trtllm", "llama-3.1-8b", {"decoding_type": "Eagle"}, ["speculative_model"]),
+        ("trtllm", "llama-3.1-8b", {"decoding_type": "MTP"}, ["decoding_type"]),
+        ("trtllm", "deepseek-v3", {"decoding_type": "MTP"}, []),
+        (
+            "trtllm",
+            "deepseek-v3",
+            {"decoding_type": "MTP", "pipeline_parallel_size": 2},
+            ["pipeline_parallel_size"],
+        ),
+        ("trtllm", "llama-3.1-8b", {"decoding_type": "NGram", "pipeline_parallel_size": 2}, []),
+        ("vllm", "llama-3.1-8b", {"decoding_type": "NGram", "max_draft_len": 0}, ["max_draft_len"]),
+        ("trtllm", "llama-3.1-8b", {"max_draft_len": 3}, ["decoding_type"]),
+    ],
+)  # fmt: skip
+def test_who_may_draft(engine: str, model: str, knobs: dict[str, Any], broken: list[str]) -> None:
+    spec, gpu = load_model(model), load_gpu("h200")
+    base: dict[str, Any] = {
+        "quantization": spec.checkpoint_quantization,
+        "max_draft_len": 2,
+        "tokens_per_block": 64,
+    }
+    if engine == "vllm":
+        base["capacity_scheduler_policy"] = "RECOMPUTE"
+        base["enable_chunked_prefill"] = True
+    config = EngineConfig(**base | {"decoding_type": ""} | knobs)
+    found = load_engine(engine).violations(config, model=spec, gpu=gpu)
+    assert [violation.knob for violation in found] == broken
+
+
+def test_engines_spell_drafting_their_own_way() -> None:
+    """TensorRT-LLM 1.2.1's llm_args.py, and vLLM 0.25.1's config/speculative.py."""
+    spelled = {
+        engine: {kind: rule.name for kind, rule in load_engine(engine).speculation.items()}
+        for engine in ("trtllm", "vllm")
+    }
+    assert spelled == {
+        "trtllm": {
+            "NGram": "NGram", "DraftTarget": "DraftTarget", "Eagle": "Eagle", "MTP": "MTP",
+        },
+        "vllm": {
+            "NGram": "ngram", "DraftTarget": "draft_model", "Eagle": "eagle3", "MTP": "mtp",
+            "Medusa": "medusa",
+        },
+    }  # fmt: skip

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -58,10 +59,41 @@ CONFIGS = [
         ),
     ),
     ("gpt-oss-120b", EngineConfig(quantization="w4a16_mxfp4", cuda_graph_max_batch_size=0)),
+    (
+        "llama-3.1-8b",
+        EngineConfig(decoding_type="NGram", max_draft_len=5, disable_overlap_scheduler=True),
+    ),
+    (
+        "llama-3.1-70b",
+        EngineConfig(
+            decoding_type="DraftTarget",
+            max_draft_len=3,
+            speculative_model="meta-llama/Llama-3.2-1B-Instruct",
+            disable_overlap_scheduler=True,
+        ),
+    ),
+    (
+        "llama-3.1-8b",
+        EngineConfig(
+            decoding_type="Eagle",
+            max_draft_len=4,
+            speculative_model="yuhuili/EAGLE3-LLaMA3.1-Instruct-8B",
+        ),
+    ),
+    (
+        "deepseek-v3",
+        EngineConfig(
+            quantization="fp8_block",
+            tensor_parallel_size=8,
+            tokens_per_block=64,
+            decoding_type="MTP",
+            max_draft_len=3,
+        ),
+    ),
 ]
 
 every_config = pytest.mark.parametrize(
-    ("name", "config"), CONFIGS, ids=[name for name, _ in CONFIGS]
+    ("name", "config"), CONFIGS, ids=[f"{name}{config.decoding_type}" for name, config in CONFIGS]
 )
 
 
@@ -94,6 +126,55 @@ def test_yaml_reads_back_as_the_same_configuration(name: str, config: EngineConf
     assert replace(read, max_seq_len=0, cuda_graph_max_batch_size=0) == replace(
         config, max_seq_len=0, cuda_graph_max_batch_size=0
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "written"),
+    [
+        (
+            EngineConfig(decoding_type="NGram", max_draft_len=5, max_matching_ngram_size=3),
+            {"decoding_type": "NGram", "max_draft_len": 5, "max_matching_ngram_size": 3},
+        ),
+        (
+            EngineConfig(
+                decoding_type="DraftTarget", max_draft_len=3, speculative_model="llama-3.2-1b"
+            ),
+            {
+                "decoding_type": "DraftTarget",
+                "max_draft_len": 3,
+                "speculative_model": "meta-llama/Llama-3.2-1B-Instruct",
+            },
+        ),
+        (
+            EngineConfig(decoding_type="Eagle", max_draft_len=4, speculative_model="a/b"),
+            {"decoding_type": "Eagle", "max_draft_len": 4, "speculative_model": "a/b"},
+        ),
+        # 1.2.1 takes MTP's draft length from its number of layers.
+        (
+            EngineConfig(decoding_type="MTP", max_draft_len=2),
+            {"decoding_type": "MTP", "num_nextn_predict_layers": 2},
+        ),
+    ],
+)
+def test_drafts_are_spelled_as_version_1_2_does(
+    config: EngineConfig, written: dict[str, Any]
+) -> None:
+    options = llm_api_options(config, load_model("deepseek-v3"))
+    assert options["speculative_config"] == written
+    # N-grams and draft models wait for the tokens of the step before.
+    waits = config.decoding_type in ("NGram", "DraftTarget")
+    assert options["disable_overlap_scheduler"] is waits
+
+
+def test_a_scheme_that_the_engine_lacks_is_not_written() -> None:
+    config = EngineConfig(decoding_type="Medusa", max_draft_len=2, speculative_model="a/b")
+    with pytest.raises(ConfigError, match="Medusa"):
+        llm_api_options(config, load_model("llama-3.1-8b"))
+
+
+def test_an_mtp_yaml_without_a_length_drafts_one_token() -> None:
+    read, _ = config_from_options({"speculative_config": {"decoding_type": "MTP"}}, EngineConfig())
+    assert (read.decoding_type, read.max_draft_len) == ("MTP", 1)
 
 
 def test_defaults_that_differ_between_serve_and_bench_are_written() -> None:
