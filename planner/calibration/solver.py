@@ -24,6 +24,13 @@ OUTLIER = 3.0
 """Expected errors beyond which a miss pulls no harder."""
 
 
+def told(misses: Callable[[FloatArray], FloatArray], start: FloatArray) -> NDArray[np.bool_]:
+    """Return which unknowns change any miss at all; the others stay at their prior."""
+    base = misses(start)
+    shifted = start + np.diag(np.full(start.size, STEP))
+    return np.array([bool(np.abs(misses(z) - base).max() > 0) for z in shifted])
+
+
 def solve(
     residuals: Callable[[FloatArray], FloatArray],
     start: FloatArray,

@@ -235,6 +235,25 @@ def read_runs(path: str | Path) -> Iterator[tuple[MeasuredRun | None, str, str]]
             yield run, run.run_id, ""
 
 
+def read_streams(run: MeasuredRun) -> list[dict[str, Any]]:
+    """Return a run's requests with the times of their tokens; none where they were not kept.
+
+    Raises:
+        ProfileError: The file is missing or damaged.
+    """
+    if "requests_file" not in run.workload:
+        return []
+    rows = _request_rows(run.folder / str(run.workload["requests_file"]))
+    return [row for row in rows if row.get("itl_ms")]
+
+
+def _request_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in _read_text(path).splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ProfileError(f"{path}: not a requests file ({error!r})") from None
+
+
 @cache
 def read_requests(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return prompt lengths, output lengths and arrivals (s) of a requests file.
@@ -242,10 +261,10 @@ def read_requests(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
     Raises:
         ProfileError: Missing or damaged.
     """
+    rows = _request_rows(path)
     try:
-        rows = [json.loads(line) for line in _read_text(path).splitlines() if line.strip()]
         columns = [np.array([float(row[k]) for row in rows]) for k in ("isl", "osl", "arrival_s")]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ProfileError(f"{path}: not a requests file ({error!r})") from None
     if not rows:
         raise ProfileError(f"{path}: holds no requests")

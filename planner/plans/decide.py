@@ -38,6 +38,9 @@ NEAR_LIMIT = 0.3
 LEAST_GAIN = 0.002
 """Of the simulated objective; less is chance."""
 
+STRIDES = (1, 2, 3)
+"""Choices of a knob that a move goes: wider ones leave a slope that chance has bent."""
+
 CLIMBED_KNOBS = (
     "max_num_tokens",
     "max_batch_size",
@@ -148,18 +151,20 @@ class _Decision:
         return any(excess > -NEAR_LIMIT for excess in prediction.slo_excess.values())
 
     def _climb(self, best: Finalist) -> Finalist:
-        """Move along one knob at a time as long as that helps."""
-        moved = True
-        while moved:
-            moved = False
+        """Move along one knob at a time as long as that helps, at last by wider strides."""
+        strides = iter(STRIDES)
+        stride = next(strides)
+        while True:
+            before = best
             for knob in CLIMBED_KNOBS:
-                for config in self._beside(best.config, knob):
+                for config in self._beside(best.config, knob, stride):
                     if self._has_had_enough():
                         return best
-                    other = self._better(best, self._simulate(self._candidate(config)))
-                    moved = moved or other is not best
-                    best = other
-        return best
+                    best = self._better(best, self._simulate(self._candidate(config)))
+            if best is before:
+                stride = next(strides, 0)
+                if not stride:
+                    return best
 
     def _speculate(self, best: Finalist) -> Finalist:
         """Draft on top of the winner where the closed form sees a gain beyond its doubt."""
@@ -186,9 +191,14 @@ class _Decision:
         is_much = work >= MOST_WORK and len(runs) >= FEWEST_SIMULATED
         return is_much or len(runs) >= MOST_SIMULATED or self.stopped()
 
-    def _beside(self, config: EngineConfig, knob: str) -> Iterator[EngineConfig]:
-        """Yield the configurations that differ by one step of a knob and were not simulated."""
-        for value in neighbouring(self.space.choices(knob), getattr(config, knob)):
+    def _beside(self, config: EngineConfig, knob: str, stride: int) -> Iterator[EngineConfig]:
+        """Yield the configurations that differ by one stride of a knob and were not simulated."""
+        choices, current = self.space.choices(knob), getattr(config, knob)
+        if knob == "max_batch_size" and self.demand.concurrency:
+            # Batches beyond the clients are all alike: the next smaller one that matters.
+            wide = [value for value in choices if value >= self.demand.concurrency]
+            current = min([current, *wide])
+        for value in neighbouring(choices, current, stride=stride):
             changed = with_knob(self.space, config, knob, value)
             if changed is not None and changed not in self.simulated:
                 yield changed
@@ -224,13 +234,16 @@ def with_knob(
     return changed
 
 
-def neighbouring(values: Sequence[Any], current: Any) -> list[Any]:
-    """Return the next smaller and larger of numbers; of anything else every other value."""
+def neighbouring(values: Sequence[Any], current: Any, *, stride: int = 1) -> list[Any]:
+    """Return the next smaller and larger of numbers, or the next but some.
+
+    Of anything else every other value.
+    """
     if isinstance(current, bool) or not isinstance(current, int | float):
         return [value for value in values if value != current]
-    below = [value for value in values if value < current]
-    above = [value for value in values if value > current]
-    return [*([max(below)] if below else []), *([min(above)] if above else [])]
+    below = sorted((value for value in values if value < current), reverse=True)
+    above = sorted(value for value in values if value > current)
+    return [*below[stride - 1 : stride], *above[stride - 1 : stride]]
 
 
 def _is_close(other: Candidate, best: Candidate) -> bool:

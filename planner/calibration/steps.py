@@ -1,0 +1,226 @@
+"""Fits the constants of a step on the steps that clients saw: no simulation, so seconds suffice.
+
+Single steps are not compared: a launch that takes long delays the output of the step before.
+Windows of some steps are, timed as the step loop of an engine that runs ahead would time them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.step import StepBatch, StepModel
+from planner.calibration.constants import Constant, Part, with_constants
+from planner.calibration.solver import solve, told
+from planner.calibration.streams import ObservedSteps, observed_steps
+from planner.measuring.runs import MeasuredRun, read_streams
+from planner.validation.validate import run_evaluator
+
+FloatArray = NDArray[np.float64]
+
+WINDOW_STEPS = 8
+"""Fewest steps of a window; it goes on until steps that only decode, where nothing is delayed."""
+
+LONGEST_WINDOW = 3 * WINDOW_STEPS
+
+LEAD_STEPS = 2
+"""Steps before a window, from which the loop's lead over the GPU follows."""
+
+WINDOWS_OF_A_RUN = 40
+"""Most of them; more say little new."""
+
+WINDOW_LOG_SD = 0.05
+"""Error that is expected of a window even under the right constants."""
+
+TOGETHER = 8
+"""Windows of a run count as so many: they share what is peculiar to it."""
+
+BUSY_SPREAD = 0.55
+"""Share of a step over which its tokens come from which the front end, not the engine, set it."""
+
+MOST_BUSY = 0.3
+"""Share of such steps from which a window says nothing of the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Windows:
+    """Spans of a run's steps, beside what each took."""
+
+    batch: StepBatch
+    """The steps of all windows, each once."""
+    rows: NDArray[np.intp]
+    """Rows of `batch`: one line a window, from its lead to the step behind it; the last is repeated."""
+    steps: NDArray[np.intp]
+    """Length of each."""
+    took_s: FloatArray
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self.steps)
+
+    def predicted_s(self, model: StepModel) -> FloatArray:
+        """Return how long an engine that plans a step ahead takes for each window."""
+        cost = model.cost(self.batch)
+        mixed = np.asarray(self.batch.prefill_tokens) > 0
+        floor_s = model.launch_floor_s(self.batch.decode_sequences, self.batch.prefill_tokens)
+        launch_s = np.broadcast_to(cost.by_family["launch"], mixed.shape)
+        columns = (cost.seconds, np.where(mixed, floor_s, 0.0), np.where(mixed, launch_s, 0.0), mixed)
+        output_s = _loop(*(column[self.rows] for column in columns))
+        line = np.arange(len(self))
+        return output_s[line, LEAD_STEPS + self.steps - 1] - output_s[line, LEAD_STEPS - 1]
+
+
+def _loop(
+    step_s: FloatArray, floor_s: FloatArray, launch_s: FloatArray, mixed: NDArray[np.bool_]
+) -> FloatArray:
+    """Return when each step's tokens leave; the rules are the simulator's (`Engine.mixed_timing`)."""
+    output_s = np.zeros(step_s.shape)
+    end_s, scheduled_s = np.zeros(len(step_s)), -step_s[:, 0]
+    for column in range(step_s.shape[1]):
+        out_s = np.maximum(end_s, scheduled_s + floor_s[:, column])
+        if column:
+            output_s[:, column - 1] = out_s
+        start_s = np.maximum(end_s, scheduled_s)
+        hidden_s = np.minimum(launch_s[:, column], start_s - scheduled_s)
+        end_s = start_s + step_s[:, column] - hidden_s
+        scheduled_s = np.where(mixed[:, column], out_s, start_s)
+    output_s[:, -1] = end_s
+    return output_s
+
+
+def read_windows(run: MeasuredRun, max_num_tokens: int) -> Windows | None:
+    """Return the windows of a run; None where its requests were not kept or show none.
+
+    Raises:
+        ProfileError: The run's requests file cannot be read.
+    """
+    requests = read_streams(run)
+    steps = observed_steps(requests, max_num_tokens) if requests else None
+    spans = list(_spans(steps)) if steps else []
+    if steps is None or not spans:
+        return None
+    chosen = np.unique(np.linspace(0, len(spans) - 1, WINDOWS_OF_A_RUN).round().astype(int))
+    starts, ends = np.array([spans[row] for row in chosen]).T
+    longest = int((ends - starts).max()) + LEAD_STEPS + 1
+    rows = starts[:, None] - LEAD_STEPS + np.arange(longest)
+    rows, inverse = np.unique(np.minimum(rows, ends[:, None]), return_inverse=True)
+    return Windows(
+        batch=StepBatch(
+            decode_sequences=steps.decoding[rows],
+            decode_kv_len=steps.kv_len[rows],
+            prefill_sequences=steps.prompts[rows],
+            prefill_tokens=steps.prompt_tokens[rows],
+            prefill_past=steps.past[rows],
+        ),
+        rows=inverse.reshape(len(chosen), longest),
+        steps=ends - starts,
+        took_s=steps.output_s[ends - 1] - steps.output_s[starts - 1],
+    )
+
+
+def _spans(steps: ObservedSteps) -> Iterator[tuple[int, int]]:
+    """Yield first step and end of each window."""
+    serving = steps.decoding > 0
+    plain = serving & (steps.prompt_tokens == 0)
+    busy = steps.spread_s > BUSY_SPREAD * np.nan_to_num(steps.step_s)
+    start, last = LEAD_STEPS + 1, len(serving) - LEAD_STEPS
+    while start < last:
+        end = _end(serving, plain, start) if serving[start - LEAD_STEPS - 1 : start].all() else start
+        whole = slice(start - LEAD_STEPS, end + 1)
+        if (
+            end - start >= WINDOW_STEPS
+            and serving[whole].all()
+            and not steps.overfull[whole].any()
+            and busy[start:end].mean() < MOST_BUSY
+        ):
+            yield start, end
+        start = max(end, start + 1)
+
+
+def _end(serving: NDArray[np.bool_], plain: NDArray[np.bool_], start: int) -> int:
+    """Return where a window ends: before steps that only decode, if they come soon enough."""
+    end = start
+    while (
+        end < len(serving) - LEAD_STEPS
+        and serving[end]
+        and end - start < LONGEST_WINDOW
+        and (end - start < WINDOW_STEPS or not plain[end - 2 : end + 1].all())
+    ):
+        end += 1
+    return end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFit:
+    """Constants of a step as the windows tell them."""
+
+    values: Mapping[str, float]
+    """Those that the windows tell; the others are not named."""
+    log_sds: Mapping[str, float]
+    """Standard error of each as a share of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeenRun:
+    """A run's windows, and the step model that they are compared with."""
+
+    run_id: str
+    windows: Windows
+    model: StepModel
+
+    @classmethod
+    def of(cls, run: MeasuredRun, calibration: Calibration) -> SeenRun | None:
+        """Return the same of a measured run; None where it shows no steps."""
+        evaluator, config = run_evaluator(run, calibration)
+        windows = read_windows(run, config.max_num_tokens)
+        if windows is None:
+            return None
+        return cls(run_id=run.run_id, windows=windows, model=evaluator.step_model(config))
+
+    def misses(self, values: Mapping[str, float]) -> FloatArray:
+        """Return the log error of each window over the expected one."""
+        calibration = with_constants(self.model.calibration, values)
+        predicted_s = self.windows.predicted_s(replace(self.model, calibration=calibration))
+        alike = max(len(self.windows) / TOGETHER, 1.0)
+        return np.log(predicted_s / self.windows.took_s) / (WINDOW_LOG_SD * np.sqrt(alike))
+
+
+def fit_steps(seen: Sequence[SeenRun], table: Mapping[str, Constant]) -> StepFit:
+    """Return the constants of a step nearest to the windows, held by their priors.
+
+    Args:
+        seen: Runs that show their steps.
+        table: The constants of the engine's form; those of the front end are left alone.
+    """
+    names = [name for name, constant in table.items() if constant.part is not Part.FRONT_END]
+    prior, low, high = np.log([[table[n].prior, table[n].low, table[n].high] for n in names]).T
+    log_sd = np.array([table[name].log_sd for name in names])
+    z = np.zeros(len(names))
+
+    def misses(z: FloatArray) -> FloatArray:
+        values = dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True))
+        return np.concatenate([run.misses(values) for run in seen])
+
+    free = told(misses, z)
+
+    def residuals(moved: FloatArray) -> FloatArray:
+        z[free] = moved
+        return np.concatenate([misses(z), moved])
+
+    bounds = ((low - prior)[free] / log_sd[free], (high - prior)[free] / log_sd[free])
+    fit = solve(residuals, z[free], bounds=bounds, evaluations=EVALUATIONS)
+    z[free] = fit.x
+    kept = [name for name, is_free in zip(names, free, strict=True) if is_free]
+    values = np.exp(prior + log_sd * z)[free]
+    spread = log_sd[free] * np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
+    return StepFit(
+        values=dict(zip(kept, values.tolist(), strict=True)),
+        log_sds=dict(zip(kept, spread.tolist(), strict=True)),
+    )
+
+
+EVALUATIONS = 10
