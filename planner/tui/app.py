@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +56,8 @@ class PlannerApp(App[int]):
             search_effort: `trials` and `time_budget_s` of a search; else the defaults of `plan`.
         """
         self.state, self.state_notice = load_state(state_file)
+        self.may_take_local_gpu = not state_file.exists() and not (given or {}).get("gpu")
+        """At the first start the GPUs of this machine are planned for."""
         # Textual's default screen is the first that is wanted: each is styled and painted once.
         known = self.state.screen in _SCREENS
         self.DEFAULT_MODE = self.state.screen if known else "plan"  # type: ignore[misc]
@@ -71,9 +74,8 @@ class PlannerApp(App[int]):
         self.catalogue = Catalogue()
         for theme in THEMES:
             self.register_theme(theme)
-        self.theme = (
-            self.state.theme if self.state.theme in self.available_themes else DEFAULT_THEME
-        )
+        known = self.state.theme in self.available_themes
+        self.theme = self.state.theme if known else DEFAULT_THEME
 
     def get_default_screen(self) -> Screen[Any]:
         """Return the screen of the last time."""
@@ -163,13 +165,20 @@ class PlannerApp(App[int]):
         self.notify(f"Theme {self.theme}", timeout=2)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Add the screens to the command palette."""
-        yield from super().get_system_commands(screen)
+        """Add the screens and what the present one can do to the command palette."""
+        own = {"Keys"}  # Textual's panel of keys; ours says what the screen is for
+        yield from (c for c in super().get_system_commands(screen) if c.title not in own)
+        yield SystemCommand("Keys", "What this screen is for, and its keys", self.action_show_keys)
+        for owner, binding, enabled, _ in screen.active_bindings.values():
+            if owner is screen and enabled and binding.show:
+                action = partial(screen.run_action, binding.action)
+                key = self.get_key_display(binding)
+                yield SystemCommand(binding.description, f"{key} on this screen", action)
         for mode, key, title in SCREENS:
             yield SystemCommand(
                 f"Go to {title}",
                 f"{key}",
-                lambda mode=mode: self.run_action(f"switch_mode('{mode}')"),
+                partial(self.run_action, f"switch_mode('{mode}')"),
             )
 
 

@@ -23,10 +23,26 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalGpus:
+    """The GPUs of this machine."""
+
+    profile: str = ""
+    """Empty where there is none, or none that is known."""
+    count: int = 0
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
-    """Every shipped profile."""
+    """Every shipped profile, and what this machine has."""
 
     entries: tuple[Entry, ...] = ()
+    local: LocalGpus = LocalGpus()
+
+    @property
+    def gpu_choices(self) -> tuple[Entry, ...]:
+        """What can be planned for: the GPUs of this machine first."""
+        return (Entry.choice("auto", self.local.words), *self.of("gpu"))
 
     def of(self, kind: str) -> tuple[Entry, ...]:
         """Return the profiles of one kind."""
@@ -38,7 +54,8 @@ KINDS = ("gpu", "model", "workload", "engine", "calibration")
 
 def read_catalogue() -> Catalogue:
     """Read every shipped profile. It reads files: call it from a worker."""
-    return Catalogue(entries=(*_gpus(), *_models(), *_workloads(), *_engines(), *_calibrations()))
+    profiles = (*_gpus(), *_models(), *_workloads(), *_engines(), *_calibrations())
+    return Catalogue(entries=profiles, local=_local_gpus())
 
 
 def profile_text(path: Path, *, limit: int = 20_000) -> str:
@@ -49,6 +66,23 @@ def profile_text(path: Path, *, limit: int = 20_000) -> str:
 
 def _root() -> Path:
     return Path(str(files("profiles")))
+
+
+def _local_gpus() -> LocalGpus:
+    from cost_models.errors import ProfileError  # noqa: PLC0415  first paint
+    from executor.machine import NvmlReader  # noqa: PLC0415
+
+    found = NvmlReader().identity()
+    if not found.get("gpu_memory_bytes"):
+        return LocalGpus(words="✗ NVML finds no NVIDIA GPU on this machine")
+    from planner.api import profile_of_device  # noqa: PLC0415  imports the search
+
+    name, count = str(found["gpu_name"]), int(found["num_gpus_seen"])
+    try:
+        profile = profile_of_device(name, float(found["gpu_memory_bytes"]))
+    except ProfileError as error:
+        return LocalGpus(words=f"✗ {error}")
+    return LocalGpus(profile=profile, count=count, words=f"this machine: {count} × {name}")
 
 
 def _gpus() -> list[Entry]:

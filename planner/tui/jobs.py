@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.tui.question import Checked, Question, check
-from planner.tui.text import number, short_config
+from planner.tui.text import short_config
 from planner.tui.worker import Link, interrupt_when
 
 if TYPE_CHECKING:
@@ -159,14 +159,14 @@ def recalibrate(link: Link, path: str, engine: str, out: str) -> tuple[list[str]
 
 
 def defaults(problem: Problem) -> dict[str, str]:
-    """Return what an empty field stands for."""
+    """Return what an empty field stands for, as one would type it."""
     work, load = problem.workload, problem.evaluator.load
     return {
         "model": problem.model.name,
-        "rate": number(work.arrival.rate_per_s) if work.arrival.rate_per_s else "set by clients",
+        "rate": f"{work.arrival.rate_per_s:g}" if work.arrival.rate_per_s else "set by clients",
         "isl": f"{load.isl.mean:.0f}",
         "osl": f"{load.osl.mean:.0f}",
-        "slo": " ".join(f"{name}={number(limit)}" for name, limit in problem.slo.items()) or "none",
+        "slo": " ".join(f"{name}={limit:g}" for name, limit in problem.slo.items()) or "none",
         "objective": work.objective,
     }
 

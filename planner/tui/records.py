@@ -33,6 +33,8 @@ class Record:
     """Titles of the values of `lines`."""
     lines: tuple[tuple[str, ...], ...]
     """Name and values of each metric or knob."""
+    compared: Mapping[str, str]
+    """What is set against another record: knobs, load, and metrics as measured, else predicted."""
     content: Mapping[str, Any]
     """The whole record, as JSON values."""
 
@@ -47,6 +49,11 @@ def record_of_run(row: Row) -> Record:
         cells=(*(_pair(row, metric) for _, metric in OVERVIEW), run.model, run.gpu),
         columns=("predicted", "measured", "error", "90 %"),
         lines=tuple(_run_line(row, metric) for metric in row.scored()),
+        compared={
+            **{name: str(value) for name, value in run.config.items()},
+            **{name: str(value) for name, value in run.workload.items()},
+            **{name: number(run.measured[name]) for name in row.scored()},
+        },
         content=content,
     )
 
@@ -71,13 +78,14 @@ def record_of_plan(path: Path) -> Record:
         cells=(*overview, f"plan, {content['status']}", str(content["objective"])),
         columns=("value", "90 % interval"),
         lines=(*metrics, *knobs),
+        compared={line[0]: line[1] for line in (*knobs, *metrics)},
         content=content,
     )
 
 
 def differing(first: Record, second: Record) -> tuple[tuple[str, str, str, str], ...]:
-    """Return the lines in which two records differ: name, both values, change in percent."""
-    one, two = ({line[0]: line[1] for line in r.lines} for r in (first, second))
+    """Return in what two records differ: name, both values, change in percent."""
+    one, two = first.compared, second.compared
     names = [name for name in one if name in two and one[name] != two[name]]
     return tuple((name, one[name], two[name], _change(one[name], two[name])) for name in names)
 
@@ -91,9 +99,13 @@ def _change(before: str, after: str) -> str:
 
 
 def _pair(row: Row, metric: str) -> str:
+    """Return a metric as predicted and as measured, each GPU's share where runs know the whole."""
+    share = 1
+    if metric not in row.run.measured and metric.endswith("_per_gpu"):
+        metric, share = metric.removesuffix("_per_gpu"), row.run.num_gpus
     if metric not in row.predicted or metric not in row.run.measured:
         return "–"
-    return f"{number(row.predicted[metric])} / {number(row.run.measured[metric])}"
+    return f"{number(row.predicted[metric] / share)} / {number(row.run.measured[metric] / share)}"
 
 
 def _run_line(row: Row, metric: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cost_models.engine import EngineConfig
+    from planner.prediction.predict import Prediction
 
 GIB = 2**30
 
@@ -25,6 +26,17 @@ def bound(value: float) -> str:
 def milliseconds(value: float) -> str:
     """Return a time in ms: one decimal below 1000."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def in_short(prediction: Prediction) -> str:
+    """Return whether a configuration is feasible, and the figures that say so, in one line."""
+    if not prediction.fits:
+        return f"✗ does not fit: {gib(float(prediction.memory.shortfall_bytes))} short"
+    ttft, tpot = (milliseconds(prediction.value(f"{name}_ms.p99")) for name in ("ttft", "tpot"))
+    sign = "✓" if prediction.feasible else "✗"
+    rate = prediction.highest_rate_per_s
+    end = f"up to {number(rate)} req/s" if rate > 0 else "over the SLO"
+    return f"{sign} P99 TTFT {ttft} TPOT {tpot} ms, {end}"
 
 
 def gib(size_bytes: float) -> str:

@@ -55,10 +55,12 @@ class Worker:
         with self._lock:
             self._ready()
 
-    def abandon(self) -> None:
-        """End the process if it works; whoever waits for it is told that it died."""
-        if self._lock.locked() and self._process is not None:
-            self._process.kill()
+    def abandon(self) -> bool:
+        """End the process if it works; return whether it did. Who waits is told that it died."""
+        if not self._lock.locked() or self._process is None:
+            return False
+        self._process.kill()
+        return True
 
     def close(self) -> None:
         """End the process; the next work starts another. Work at hand is waited for."""

@@ -13,12 +13,13 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Input, Static
+from textual.widgets import Static
 
 from planner.calibration.own import put_in_force, set_aside
 from planner.tui.messages import FitMade, FitProgressed, RunsValidated, WorkerFailed
 from planner.tui.screens.runs_base import RunsFileScreen
 from planner.tui.widgets.scatter_plot import ScatterPlot
+from planner.tui.widgets.text_input import TextInput
 from planner.tui.worker import worker
 from planner.validation.validate import MetricError, Row, errors_by_metric
 
@@ -37,7 +38,8 @@ class CalibrateScreen(RunsFileScreen):
         "Name a file of measured runs (JSON lines) or a store and press Enter: errors in percent "
         "by GPU, engine, model, metric and regime, and how many measurements the 90 % interval "
         "holds. Ctrl+R fits the engine's constants anew; ○ is before, • after. Ctrl+A puts the "
-        "fit into force for your plans, Ctrl+D discards it, Ctrl+O returns to what is shipped."
+        "fit into force for your plans, Ctrl+D discards it, Ctrl+O returns to what is shipped. "
+        "A fit takes minutes; Esc gives it up."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("ctrl+r", "recalibrate", "Recalibrate"),
@@ -56,7 +58,7 @@ class CalibrateScreen(RunsFileScreen):
     def compose_body(self) -> ComposeResult:
         """Lay out runs, errors, scatter and what is in force."""
         with Vertical(id="runs-bar"):
-            yield Input(
+            yield TextInput(
                 placeholder="runs.jsonl or a store, then Enter", compact=True, id="runs-file"
             )
             yield Static("Name a file of measured runs.", id="runs-words", markup=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from textual import on, work
@@ -58,17 +59,18 @@ HINTS = {
     "settings": "knob=value …",
     "options": "name=value …",
     "requests": "the workload's",
-    "repeats": "till they agree",
+    "repeats": "until stable",
 }
 
 BESIDE = (
-    ("TTFT mean ms", "ttft_ms.mean"),
-    ("TPOT mean ms", "tpot_ms.mean"),
-    ("ITL P99 ms", "itl_ms.p99"),
-    ("E2E mean ms", "e2el_ms.mean"),
-    ("output tok/s", "output_tok_per_s"),
-    ("requests/s", "request_per_s"),
+    ("TTFT", "ttft_ms.mean"),
+    ("TPOT", "tpot_ms.mean"),
+    ("ITL99", "itl_ms.p99"),
+    ("E2E", "e2el_ms.mean"),
+    ("tok/s", "output_tok_per_s"),
+    ("req/s", "request_per_s"),
 )
+"""(title, metric); short, for six columns beside the form on a small screen."""
 
 
 class MeasureScreen(PlannerScreen):
@@ -248,7 +250,8 @@ class MeasureScreen(PlannerScreen):
         if event.was_stopped:
             self._say("Stopped: the server has ended, what was measured is in the store.")
         elif len(good) == len(runs):
-            self._say(f"✓ {len(good)} runs are in {self._text('store')}; F6 compares, F7 fits.")
+            runs_are = "run is" if len(good) == 1 else "runs are"
+            self._say(f"✓ {len(good)} {runs_are} in {self._text('store')}; F6 compares, F7 fits.")
         else:
             self._say(f"✗ {len(runs) - len(good)} of {len(runs)} runs failed: see below.")
         self.query_one("#beside", Static).update(_beside(runs, self._predicted(runs)))
@@ -395,28 +398,31 @@ def _readings(gpu: GpuSample) -> list[str]:
     return ["–" if v is None else f"{v * factor:,.{digits}f}" for v, factor, digits in scaled]
 
 
-def _beside(runs: Sequence[Mapping[str, Any]], predicted: tuple[str, Mapping[str, float]]) -> Table:
+def _beside(runs: Sequence[Mapping[str, Any]], predicted: tuple[str, Mapping[str, float]]) -> Group:
+    """Return what was predicted, every run below it, and why runs failed."""
     from planner.measuring.runs import flat_metrics  # noqa: PLC0415
 
     gpu, values = predicted
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("run")
+    told = f"Mean ms, P99 of ITL; predicted for {gpu}" if values else "Mean ms, P99 of ITL"
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=Text(told))
+    table.title_justify = "left"
+    table.add_column("")
     for title, _ in BESIDE:
         table.add_column(title, justify="right")
     if values:
         cells = [number(values[name]) if name in values else "–" for _, name in BESIDE]
-        table.add_row(f"predicted, {gpu}", *cells, style="bold")
+        table.add_row("predicted", *cells, style="bold")
+    failures = []
     for run in runs:
         measured = flat_metrics(run.get("measured") or {})
         name = str(run["run_id"]).rpartition("-")[2]
         if run["status"] != "ok":
             reason = str(run.get("error") or "").splitlines() or [""]
-            table.add_row(f"✗ {name} {run['status']}")
-            table.add_row(Text(f"  {reason[0]}"))
+            failures.append(f"✗ run {name} {run['status']}: {reason[0]}")
             continue
         cells = [number(measured[n]) if n in measured else "–" for _, n in BESIDE]
-        table.add_row(f"measured {name}", *cells)
-    return table
+        table.add_row(f"run {name}", *cells)
+    return Group(table, *(Text(words) for words in failures))
 
 
 def _lost_words(gpus: Sequence[int]) -> str:

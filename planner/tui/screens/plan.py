@@ -28,7 +28,7 @@ from planner.tui.messages import (
 from planner.tui.question import Question
 from planner.tui.screens.base import PlannerScreen
 from planner.tui.screens.export import ExportScreen
-from planner.tui.text import short_config
+from planner.tui.text import in_short, short_config
 from planner.tui.widgets.field import Field
 from planner.tui.worker import worker
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 DEBOUNCE_S = 0.25
 """Quiet time after the last keystroke before a search starts."""
+
+MAX_GPUS = 8
+"""One node, the most that the search takes."""
 
 ENGINE = "trtllm"
 """What plans are made for."""
@@ -68,14 +71,17 @@ class PlanScreen(PlannerScreen):
     MODE = "plan"
     HELP_TEXT = (
         "Say what is served on what; every change searches again. A field left empty takes the "
-        "workload's value, which it shows dimmed. ★ is the recommendation; with the plot in "
-        "focus, ← and → move ◆ along the Pareto front and the tables follow."
+        "workload's value, which it shows dimmed. PgDn and PgUp go through the answer. ★ is the "
+        "recommendation; with the plot in focus, ← and → (or a click) move ◆ along the Pareto "
+        "front and the tables follow."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("escape", "stop", "Stop"),
         Binding("ctrl+r", "restart", "Search"),
         Binding("ctrl+g", "front", "Plot"),
         Binding("ctrl+s", "export", "Export"),
+        Binding("pagedown", "scroll_results(1)", "Results down", show=False),
+        Binding("pageup", "scroll_results(-1)", "Results up", show=False),
     ]
 
     def __init__(self, question: Question) -> None:
@@ -120,6 +126,14 @@ class PlanScreen(PlannerScreen):
         self.query_one("#centre").mount(FrontPlot(), MemoryBar(id="memory"))
         self.start_search()
 
+    def on_catalogue(self) -> None:
+        """Plan for the GPUs of this machine, at the first start."""
+        local = self.planner_app.catalogue.local
+        if self.planner_app.may_take_local_gpu and local.profile:
+            self.planner_app.may_take_local_gpu = False
+            self.query_one("#field-gpu", Field).input.value = local.profile
+            self.query_one("#field-num_gpus", Field).input.value = str(min(local.count, MAX_GPUS))
+
     def on_screen_resume(self) -> None:
         """Search again where another calibration is in force by now."""
         if self._searched_with not in (None, self.planner_app.calibration_in_force(ENGINE)):
@@ -161,6 +175,11 @@ class PlanScreen(PlannerScreen):
     def action_front(self) -> None:
         """Put the keyboard on the plot."""
         self.query_one("#front").focus()
+
+    def action_scroll_results(self, pages: int) -> None:
+        """Go through the answer while the keyboard stays in the form."""
+        results = self.query_one("#results" if self.has_class("-narrow") else "#right")
+        results.scroll_relative(y=pages * (results.size.height - 2), animate=False)
 
     def action_export(self) -> None:
         """Write the plan's files."""
@@ -255,8 +274,9 @@ class PlanScreen(PlannerScreen):
         state = "Stopped" if event.was_stopped else "Done"
         verdict = "Recommended" if plan.status == "feasible" else "✗ Nothing is feasible; nearest"
         self.query_one("#headline", Static).update(
-            f"★ {verdict} for {plan.objective}\n{state}: {found.num_evaluated:,} tried in "
-            f"{found.wall_s:.1f} s, {len(found.pareto)} on the front"
+            f"★ {verdict} for {plan.objective}\n{in_short(plan.recommended)}\n"
+            f"{state}: {found.num_evaluated:,} tried in {found.wall_s:.1f} s, "
+            f"{len(found.pareto)} on the front"
         )
         self.query_one(FrontPlot).show(found.pareto, found.best)
         self.query_one("#reasons", Static).update(reasons_view(plan))
@@ -276,7 +296,8 @@ class PlanScreen(PlannerScreen):
         if self.session is None:
             return
         if index is None:
-            self.query_one("#headline", Static).update("★ Recommended")
+            best = self.session.plan.recommended
+            self.query_one("#headline", Static).update(f"★ Recommended\n{in_short(best)}")
             self._show_prediction(self.session.plan.recommended)
             return
         front = sorted(self.session.plan.search.pareto, key=lambda c: c.tok_per_s_per_user)
@@ -300,7 +321,7 @@ class PlanScreen(PlannerScreen):
             size = len(self.session.plan.search.pareto)
             self.query_one("#headline", Static).update(
                 f"◆ {event.index + 1} of {size} on the Pareto front (r returns to ★)\n"
-                f"{short_config(event.prediction.config)}"
+                f"{short_config(event.prediction.config)}\n{in_short(event.prediction)}"
             )
             self._show_prediction(event.prediction)
 
@@ -316,6 +337,8 @@ class PlanScreen(PlannerScreen):
     def _choices(self, name: str) -> Callable[[], Sequence[Entry]] | None:
         if name == "objective":
             return lambda: OBJECTIVES
-        if name in ("gpu", "model", "workload"):
+        if name == "gpu":
+            return lambda: self.planner_app.catalogue.gpu_choices
+        if name in ("model", "workload"):
             return lambda: self.planner_app.catalogue.of(name)
         return None

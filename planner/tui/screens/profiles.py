@@ -12,6 +12,7 @@ from textual.widgets.option_list import Option
 
 from planner.tui.catalogue import KINDS, Entry, profile_text
 from planner.tui.screens.base import PlannerScreen
+from planner.tui.widgets.text_input import TextInput
 
 TITLES = {
     "gpu": "GPUs",
@@ -43,7 +44,7 @@ class ProfilesScreen(PlannerScreen):
         """Lay out list and file."""
         with Horizontal(id="body"):
             with Vertical(id="listing"):
-                yield Input(placeholder="search", compact=True, id="profile-search")
+                yield TextInput(placeholder="search", compact=True, id="profile-search")
                 yield OptionList(id="profile-list", compact=True)
             with VerticalScroll(id="detail"), Horizontal(id="pair"):
                 yield Static("", id="kept", markup=False)

@@ -12,13 +12,14 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Static
 
 from cost_models.errors import PlannerError
 from planner.tui.messages import RunsValidated
 from planner.tui.records import OVERVIEW, Record, differing, record_of_plan, record_of_run
 from planner.tui.screens.record import ExportRecordsScreen, RecordScreen
 from planner.tui.screens.runs_base import RunsFileScreen
+from planner.tui.widgets.text_input import TextInput
 
 
 class RunsScreen(RunsFileScreen):
@@ -28,8 +29,9 @@ class RunsScreen(RunsFileScreen):
     HELP_TEXT = (
         "Name a file of measured runs (JSON lines), a store (planner-runs.db) or a plan.json and "
         "press Enter; a plan is added to what is listed. Cells of runs read predicted / measured. "
-        "c keeps the highlighted line beside the next ones and shows in what they differ; Enter "
-        "opens the whole record; Ctrl+S exports what is shown."
+        "c keeps the highlighted line beside the next ones and shows in what they differ: knobs, "
+        "load and measured figures (a plan's predicted ones); Enter opens the whole record; "
+        "Ctrl+S exports what is shown."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("c", "compare", "Keep beside"),
@@ -45,7 +47,7 @@ class RunsScreen(RunsFileScreen):
     def compose_body(self) -> ComposeResult:
         """Lay out file, table and detail."""
         with Vertical(id="runs-bar"):
-            yield Input(
+            yield TextInput(
                 placeholder="runs.jsonl, a store or a plan.json, then Enter",
                 compact=True,
                 id="runs-file",
@@ -129,9 +131,10 @@ class RunsScreen(RunsFileScreen):
         self.query_one("#runs-detail").display = True
         table = self.query_one(DataTable)
         table.clear(columns=True)
+        width = 24 if self.has_class("-narrow") else 44
         table.add_columns("run or plan", *(title for title, _ in OVERVIEW), "model", "GPU")
         for index, record in enumerate(self.records):
-            table.add_row(record.name, *record.cells, key=str(index))
+            table.add_row(_short(record.name, width), *record.cells, key=str(index))
         table.move_cursor(row=highlighted)
         table.focus()
         self.show_record()
@@ -139,6 +142,11 @@ class RunsScreen(RunsFileScreen):
     def _record(self) -> Record | None:
         at = self.query_one(DataTable).cursor_row
         return self.records[at] if 0 <= at < len(self.records) else None
+
+
+def _short(name: str, width: int) -> str:
+    """Return the end of a name: runs of one campaign begin alike."""
+    return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def _detail(record: Record) -> Table:
@@ -156,7 +164,7 @@ def _differences(first: Record, second: Record) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("differ in")
     for title in (first.name, second.name, "change"):
-        table.add_column(Text(title[-24:]), justify="right")
+        table.add_column(Text(_short(title, 24)), justify="right")
     for line in differing(first, second):
         table.add_row(*(Text(cell) for cell in line))
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textual import on, work
+from textual.binding import Binding
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
@@ -13,6 +14,12 @@ from planner.tui.worker import worker
 
 class RunsFileScreen(PlannerScreen):
     """A screen with an input for runs, predicted in another process."""
+
+    BINDINGS = [Binding("escape", "stop", "Stop")]  # noqa: RUF012  Textual's form
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_stopped = False
 
     def on_screen_resume(self) -> None:
         """Take over the runs of the last time, or of the other screen."""
@@ -57,6 +64,10 @@ class RunsFileScreen(PlannerScreen):
             if not cancelled.is_cancelled:
                 self.post_message(WorkerFailed("Reading the runs", str(error) or repr(error)))
 
+    def action_stop(self) -> None:
+        """Give up what goes on: a fit, or the prediction of many runs."""
+        self._is_stopped = worker("calibrate").abandon()
+
     @on(RunsValidating)
     def show_progress(self, event: RunsValidating) -> None:
         """Show how far it is."""
@@ -73,7 +84,8 @@ class RunsFileScreen(PlannerScreen):
     def show_failure(self, event: WorkerFailed) -> None:
         """Say at the field what is wrong with the file."""
         event.stop()
-        self.say(f"✗ {event.reason}")
+        self.say("Stopped." if self._is_stopped else f"✗ {event.reason}")
+        self._is_stopped = False
 
     def say(self, words: str) -> None:
         """Say something below the field."""

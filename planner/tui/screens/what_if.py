@@ -29,6 +29,7 @@ from planner.tui.messages import (
 from planner.tui.screens.base import PlannerScreen
 from planner.tui.screens.export import ExportScreen
 from planner.tui.screens.value import ValueScreen
+from planner.tui.text import number
 from planner.tui.widgets.knob_list import KnobList, spelled
 from planner.tui.widgets.memory_bar import MemoryBar
 from planner.tui.widgets.sensitivity_plot import SensitivityPlot
@@ -41,8 +42,8 @@ from planner.what_if import sensitivity as sensitivity_of
 DEBOUNCE_S = 0.3
 """Quiet time after an answer before the change is simulated."""
 
-CURVE = "curve"
-"""The view that shows a knob's curve; the others show the simulated run."""
+WORDS, CURVE = "words", "curve"
+"""Views beside those of the simulated run; on few rows each has the screen for itself."""
 
 
 class WhatIfScreen(PlannerScreen):
@@ -53,8 +54,8 @@ class WhatIfScreen(PlannerScreen):
         "← and → go through a knob's legal values, Enter takes any value, Backspace returns to "
         "the recommendation's. Every change is predicted at once in closed form and compared "
         "with the recommendation; when you pause, it is simulated request by request. The curve "
-        "shows the highlighted knob, m changes its metric; v goes on to the simulated run: KV "
-        "blocks used, wasted and shared, each step, and the queue."
+        "shows the highlighted knob, m changes its metric; v goes on to the curve and to the "
+        "simulated run: KV blocks used, wasted and shared, each step, and the queue."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("m", "metric", "Metric"),
@@ -69,7 +70,7 @@ class WhatIfScreen(PlannerScreen):
         self.settings: dict[str, str] = {}
         self.answer: Answer | None = None
         self.simulated: Simulated | None = None
-        self.view = CURVE
+        self.view = WORDS
         self._debounce: Timer | None = None
 
     def compose_body(self) -> ComposeResult:
@@ -86,8 +87,12 @@ class WhatIfScreen(PlannerScreen):
                 yield Static("", id="prediction")
 
     def on_mount(self) -> None:
-        """Begin with the curve of a knob."""
-        self.query_one(SimulationPlot).display = False
+        """Begin with words, and a curve where there is room."""
+        self._arrange()
+
+    def on_resize(self) -> None:
+        """Show what the new size has room for."""
+        self.call_after_refresh(self._arrange)  # once the size's classes are set
 
     def on_screen_resume(self) -> None:
         """Start from the plan at hand."""
@@ -142,12 +147,24 @@ class WhatIfScreen(PlannerScreen):
         self.query_one(SensitivityPlot).action_next_metric()
 
     def action_view(self) -> None:
-        """Go on to the next of curve, KV blocks, steps and queue."""
-        views = (CURVE, *VIEWS)
-        self.view = views[(views.index(self.view) + 1) % len(views)]
-        self.query_one(SensitivityPlot).display = self.view == CURVE
-        self.query_one(SimulationPlot).display = self.view != CURVE
+        """Go on to the next of words, curve, KV blocks, steps and queue."""
+        views = (WORDS, CURVE, *VIEWS)
+        at = views.index(self.view)
+        if self.view == WORDS and not self.has_class("-short"):
+            at += 1  # words and curve are both there
+        self.view = views[(at + 1) % len(views)]
+        self._arrange()
         self._show_timeline()
+
+    def _arrange(self) -> None:
+        """Show the parts of the present view: on few rows, words or one plot."""
+        short = self.has_class("-short")
+        for part in ("#differences", "#memory", "#prediction"):
+            self.query_one(part).display = self.view == WORDS or not short
+        self.query_one(SensitivityPlot).display = self.view == CURVE or (
+            self.view == WORDS and not short
+        )
+        self.query_one(SimulationPlot).display = self.view in VIEWS
 
     def action_reset_all(self) -> None:
         """Return to the recommendation."""
@@ -291,7 +308,7 @@ class WhatIfScreen(PlannerScreen):
             self.simulate(self.shown, dict(self.settings))
 
     def _show_timeline(self) -> None:
-        if self.view != CURVE:
+        if self.view in VIEWS:
             seen = self.simulated.timeline if self.simulated else None
             self.query_one(SimulationPlot).show(seen, self.view)
 
@@ -324,7 +341,8 @@ class WhatIfScreen(PlannerScreen):
     def _summary(self) -> str:
         if not self.settings:
             return "The recommendation. Change a knob with ← →."
-        return f"{len(self.settings)} knob(s) differ from the recommendation."
+        changed = ", ".join(f"{knob}={spelled(value)}" for knob, value in self.settings.items())
+        return f"Changed: {changed}"
 
     def _say(self, words: str) -> None:
         self.query_one("#what-if-words", Static).update(words)
@@ -335,7 +353,10 @@ class WhatIfScreen(PlannerScreen):
         text.append(f"{source}\n", style="italic")
         for reason in self.answer.not_deployable if self.answer else ():
             text.append(f"✗ not deployable: {reason}\n", style=f"bold {colours['error']}")
-        for difference in found:
+        if not self.settings:
+            for plain in found:
+                text.append(f"{plain.title}: {number(plain.after)} {plain.unit}\n")
+        for difference in found if self.settings else ():
             sign, style = "=", ""
             if difference.is_better is not None:
                 sign = "▲" if difference.is_better else "▼"

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.binding import Binding
+from textual.events import Click
 from textual.message import Message
 from textual_plot import HiResMode
 
 from planner.search.study import Candidate
-from planner.tui.widgets.plot import Plot
+from planner.tui.widgets.plot import Plot, limits
 
 
 class FrontPlot(Plot, inherit_bindings=False):
@@ -35,16 +36,16 @@ class FrontPlot(Plot, inherit_bindings=False):
         self.cursor: int | None = None
 
     def on_mount(self) -> None:
-        """Name the axes."""
+        """Name the axes; there is nothing to see before a search has ended."""
         super().on_mount()
-        self.margin_left, self.margin_top = 8, 1
         self.set_xlabel("tokens/s per user")
-        self.border_title = "tokens/s per GPU, every slot taken"
+        self.display = False
 
     def show(self, candidates: Sequence[Candidate], recommended: Candidate) -> None:
         """Show a front; the cursor returns to the recommendation."""
         self.candidates = tuple(sorted(candidates, key=lambda c: c.tok_per_s_per_user))
         self.recommended, self.cursor = recommended, None
+        self.display = bool(self.candidates)
         self._draw()
 
     def action_move(self, by: int) -> None:
@@ -52,9 +53,15 @@ class FrontPlot(Plot, inherit_bindings=False):
         if not self.candidates:
             return
         start = self._nearest() if self.cursor is None else self.cursor
-        self.cursor = min(max(start + by, 0), len(self.candidates) - 1)
-        self._draw()
-        self.post_message(self.Moved(self.cursor))
+        self._go_to(min(max(start + by, 0), len(self.candidates) - 1))
+
+    def on_click(self, event: Click) -> None:
+        """Move the cursor to the candidate that is nearest to the mouse."""
+        if self.candidates:
+            at = event.screen_offset - self.canvas.region.offset
+            spots = [self.get_pixel_from_coordinate(*_at(c)) for c in self.candidates]
+            gaps = [(x - at.x) ** 2 + 4 * (y - at.y) ** 2 for x, y in spots]
+            self._go_to(gaps.index(min(gaps)))
 
     def action_recommend(self) -> None:
         """Return the cursor to the recommendation."""
@@ -68,6 +75,11 @@ class FrontPlot(Plot, inherit_bindings=False):
         if self.is_mounted:
             self._draw()
 
+    def _go_to(self, index: int) -> None:
+        self.cursor = index
+        self._draw()
+        self.post_message(self.Moved(index))
+
     def _nearest(self) -> int:
         if self.recommended is None:
             return 0
@@ -80,19 +92,29 @@ class FrontPlot(Plot, inherit_bindings=False):
         if not self.candidates:
             return
         colours = self.app.theme_variables
-        x = [c.tok_per_s_per_user for c in self.candidates]
-        y = [c.tok_per_s_per_gpu for c in self.candidates]
+        x, y = (list(axis) for axis in zip(*map(_at, self.candidates), strict=True))
+        shown = [_at(c) for c in (*self.candidates, self.recommended) if c is not None]
+        self.set_xlimits(*limits([at[0] for at in shown]))
+        self.set_ylimits(*limits([at[1] for at in shown]))
         self.plot(x, y, line_style=colours["secondary"], hires_mode=HiResMode.BRAILLE)
         self.scatter(x, y, marker="•", marker_style=colours["primary"])
-        best = self.recommended
-        if best is not None:
-            self.scatter(
-                [best.tok_per_s_per_user], [best.tok_per_s_per_gpu],
-                marker="★", marker_style=colours["accent"],
-            )  # fmt: skip
+        if self.recommended is not None:
+            self._mark(self.recommended, "★", colours["accent"])
         if self.cursor is not None:
-            at = self.candidates[self.cursor]
-            self.scatter(
-                [at.tok_per_s_per_user], [at.tok_per_s_per_gpu],
-                marker="◆", marker_style=colours["warning"],
-            )  # fmt: skip
+            self._mark(self.candidates[self.cursor], "◆", colours["warning"])
+        self.border_title = self._title()
+
+    def _mark(self, candidate: Candidate, marker: str, style: str) -> None:
+        x, y = _at(candidate)
+        self.scatter([x], [y], marker=marker, marker_style=style)
+
+    def _title(self) -> str:
+        """Return what the cursor stands on: a small screen shows plot or tables, not both."""
+        if self.cursor is None:
+            return "tokens/s per GPU, every slot taken"
+        at = self.candidates[self.cursor]
+        return f"◆ {at.tok_per_s_per_gpu:,.0f} tok/s/GPU, {at.tok_per_s_per_user:,.0f} per user"
+
+
+def _at(candidate: Candidate) -> tuple[float, float]:
+    return candidate.tok_per_s_per_user, candidate.tok_per_s_per_gpu

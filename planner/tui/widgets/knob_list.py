@@ -8,9 +8,13 @@ from typing import Any
 
 from textual.binding import Binding
 from textual.content import Content
+from textual.events import Click
 from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
+
+NAME_WIDTH, VALUE_WIDTH = 26, 19
+"""Columns of a knob's name, and of its value between ‹ and ›."""
 
 
 def spelled(value: Any) -> str:
@@ -60,6 +64,17 @@ class KnobList(OptionList):
         """Show a knob's new value."""
         self.replace_option_prompt(knob, _line(knob, value, base))
 
+    async def _on_click(self, event: Click) -> None:
+        """Step where the mouse hits ‹ or ›; elsewhere a click does what Enter does."""
+        by = {NAME_WIDTH: -1, NAME_WIDTH + VALUE_WIDTH + 1: 1}.get(event.x)
+        option = event.style.meta.get("option")
+        if by is None or option is None:
+            await super()._on_click(event)
+            return
+        event.prevent_default()
+        self.highlighted = option
+        self.action_step(by)
+
     def action_step(self, by: int) -> None:
         """Ask for the next or previous legal value."""
         if self.knob:
@@ -73,7 +88,7 @@ class KnobList(OptionList):
 
 def _line(knob: str, value: Any, base: Any) -> Content:
     changed = value != base
-    line = Content(f"{knob:26}‹{spelled(value):^19}›")
+    line = Content(f"{knob:{NAME_WIDTH}}‹{spelled(value):^{VALUE_WIDTH}}›")
     if not changed:
         return line
-    return line.stylize("bold") + Content(f"\n{'':26} was {spelled(base)}").stylize("dim")
+    return line.stylize("bold") + Content(f"\n{'':{NAME_WIDTH}} was {spelled(base)}").stylize("dim")

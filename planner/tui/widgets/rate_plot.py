@@ -18,7 +18,6 @@ class RatePlot(Plot, inherit_bindings=False):
     def on_mount(self) -> None:
         """Name the axes."""
         super().on_mount()
-        self.margin_left, self.margin_top = 8, 1
         self.border_title = "output tokens/s"
 
     def show(self, rates: Sequence[tuple[float, float]]) -> None:

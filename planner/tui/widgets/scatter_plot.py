@@ -31,11 +31,6 @@ class ScatterPlot(Plot, inherit_bindings=False):
         self.before: tuple[Row, ...] = ()
         self.metric = 0
 
-    def on_mount(self) -> None:
-        """Make room for the numbers."""
-        super().on_mount()
-        self.margin_left, self.margin_top = 8, 1
-
     def show(self, rows: Sequence[Row], before: Sequence[Row] = ()) -> None:
         """Show runs, and what was predicted of them before a new fit."""
         self.rows, self.before = tuple(rows), tuple(before)

@@ -28,11 +28,6 @@ class SensitivityPlot(Plot, inherit_bindings=False):
         self.points: tuple[SensitivityPoint, ...] = ()
         self.metric = 0
 
-    def on_mount(self) -> None:
-        """Make room for the values."""
-        super().on_mount()
-        self.margin_left, self.margin_top = 8, 1
-
     def show(self, knob: str, points: Sequence[SensitivityPoint], present: Any) -> None:
         """Show the values of a knob."""
         self.knob, self.points, self.present = knob, tuple(points), present

@@ -33,7 +33,6 @@ class SimulationPlot(Plot, inherit_bindings=False):
     def on_mount(self) -> None:
         """Make room for the numbers."""
         super().on_mount()
-        self.margin_left, self.margin_top = 8, 1
         self.set_xlabel("simulated seconds")
 
     def show(self, timeline: Timeline | None, view: str) -> None:

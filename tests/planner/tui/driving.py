@@ -107,5 +107,6 @@ def shown(pilot: Pilot[int]) -> str:
 
 def problem_at(pilot: Pilot[int], name: str) -> str:
     """Return what a field of the form says is wrong with it."""
-    problem = pilot.app.screen.query_one(f"#field-{name} .problem", Static)
-    return " ".join(plain(problem).split()) if problem.display else ""
+    field = pilot.app.screen.query_one(f"#field-{name}")
+    is_wrong = field.has_class("-wrong")
+    return " ".join(plain(field.query_one(".below", Static)).split()) if is_wrong else ""

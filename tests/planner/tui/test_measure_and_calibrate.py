@@ -56,8 +56,8 @@ async def test_plan_measure_calibrate_and_plan_again(
         await pilot.press("ctrl+r")
         await until(pilot, lambda: screen.live.load is not None, 60)
         await until(pilot, lambda: not screen.is_measuring, 60)
-        await until(pilot, lambda: "1 runs are in" in text_of(pilot, "#measure-words"))
-        await until(pilot, lambda: "measured 1" in plain(screen.query_one("#beside")))
+        await until(pilot, lambda: "1 run is in" in text_of(pilot, "#measure-words"))
+        await until(pilot, lambda: "run 1" in plain(screen.query_one("#beside")))
         assert screen.live.load is not None
         assert screen.live.load.num_tokens == 6 * 4
         assert marked_processes() == set()
