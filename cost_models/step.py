@@ -6,6 +6,7 @@ prefilled. The closed-form estimator and the simulator both call `StepModel`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,7 +35,7 @@ from cost_models.operators.mla import (
 )
 from cost_models.operators.moe import MoeShape, moe_seconds
 from cost_models.precision import kv_dtype, quantization
-from cost_models.step_constants import FP8_NARROW_ROWS
+from cost_models.step_constants import EFFICIENCY_BLOCK_TOKENS, FP8_NARROW_ROWS
 
 FloatArray = NDArray[np.float64]
 Seconds = TypeVar("Seconds", float, FloatArray)
@@ -305,6 +306,7 @@ class _Layer:
         constants = self.step.calibration.step
         if self.step.kv_table == "fp8":
             efficiency = constants.attention_decode_fp8_efficiency
+            efficiency = efficiency * self._block_speedup()
             launch_s = constants.attention_decode_fp8_launch_s
         else:
             efficiency = constants.attention_decode_efficiency
@@ -315,6 +317,11 @@ class _Layer:
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )
+
+    def _block_speedup(self) -> float:
+        gain = self.step.calibration.step.attention_decode_fp8_block_gain
+        doublings = math.log2(self.step.config.tokens_per_block / EFFICIENCY_BLOCK_TOKENS)
+        return math.exp(gain * doublings)
 
     def _prefill(self, prompts: FloatArray, chunk: FloatArray, past: FloatArray) -> FloatArray:
         params = self.operators.attention_prefill[self.step.kv_table].params

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 FP8_NARROW_ROWS = 16
 """Rows up to which vLLM's FP8 GEMM on Hopper takes its narrowest tile."""
 
+EFFICIENCY_BLOCK_TOKENS = 16
+"""Block size for which `attention_decode_fp8_efficiency` is meant, vLLM's default."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConstants:
@@ -48,6 +51,12 @@ class StepConstants:
     """Fixed time of that kernel."""
     attention_decode_fp8_launch_s: float = 0.0
     """The same for an FP8 cache, the quantization of the query included."""
+    attention_decode_fp8_block_gain: float = 0.0
+    """Share by which it reads an FP8 cache faster for each doubling of `tokens_per_block`.
+
+    Over blocks of `EFFICIENCY_BLOCK_TOKENS`; a BF16 cache is read alike at every size
+    (`python -m tests.bench.block_size_attention`).
+    """
     gemm_row_excess: float = 0.0
     """Share by which the rows of a GEMM beyond the first take longer than in the table.
 

@@ -22,7 +22,7 @@ from planner.prediction.evaluator import (
     Slice,
     with_chunk_gaps,
 )
-from planner.prediction.intervals import MEMORY_METRICS, interval_90
+from planner.prediction.intervals import MEMORY_METRICS, block_size_error, interval_90
 from planner.prediction.simulation import (
     Demand,
     SimulationSummary,
@@ -161,11 +161,12 @@ def predict_config(
     refused_share = float(evaluation.refused_share[0])
     if simulation is not None:
         refused_share = simulation.num_refused / simulation.num_requests
+    breakdown = step_breakdown(evaluator, config, point)
     prediction = Prediction(
         config=config,
-        metrics=_metrics(evaluator, config, values, simulation),
+        metrics=_metrics(evaluator, config, values, simulation, breakdown["decode"]),
         memory=memory,
-        step_time_breakdown=step_breakdown(evaluator, config, point),
+        step_time_breakdown=breakdown,
         slo_excess=evaluator.slo_excess(values),
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
         refused_share=refused_share,
@@ -244,10 +245,12 @@ def _metrics(
     config: EngineConfig,
     values: Mapping[str, float],
     simulation: SimulationResult | None,
+    decode_step: Mapping[str, float],
 ) -> dict[str, Metric]:
     calibration = evaluator.calibration
     provenance = provenance_of(calibration, config, evaluator)
     chance = percentile_errors(simulation) if simulation else {}
+    share = decode_step.get("attention_decode", 0.0) / sum(decode_step.values())
     return {
         name: Metric(
             value=value,
@@ -257,7 +260,10 @@ def _metrics(
                 calibration,
                 provenance,
                 protocol=str(evaluator.load.protocol),
-                chance=chance.get(name, 0.0),
+                chance=math.hypot(
+                    chance.get(name, 0.0),
+                    block_size_error(name, config, calibration, attention_share=share),
+                ),
             ),
             provenance=provenance,
         )
