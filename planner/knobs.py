@@ -27,6 +27,7 @@ OPTION_PATHS: Mapping[str, str] = {
     "moe_config.backend": "moe_backend",
     "cuda_graph_config.max_batch_size": "cuda_graph_max_batch_size",
     "cuda_graph_config.enable_padding": "cuda_graph_padding",
+    "torch_compile_config.enable_piecewise_cuda_graph": "enable_piecewise_cuda_graph",
 }
 """TensorRT-LLM's nested options that are knobs of ours, by path."""
 
@@ -37,7 +38,7 @@ WITHOUT_EFFECT = (
     "attention_dp_config", "cache_transceiver_config", "gpus_per_node",
     "batch_wait_timeout_ms", "batch_wait_timeout_iters", "env_overrides", "attn_backend",
     "sampler_type", "guided_decoding_backend", "reasoning_parser", "perf_metrics_max_requests",
-    "moe_config.max_num_tokens",
+    "moe_config.max_num_tokens", "torch_compile_config",
     "kv_cache_config.copy_on_partial_reuse", "cuda_graph_config.batch_sizes",
 )  # fmt: skip
 """Options that are accepted and do not change a prediction."""

@@ -87,6 +87,7 @@ EMITTED_OPTIONS: Mapping[str, type | tuple[Any, ...]] = {
     "scheduler_config.context_chunking_policy": ("FIRST_COME_FIRST_SERVED", "EQUAL_PROGRESS"),
     "cuda_graph_config.enable_padding": bool,
     "cuda_graph_config.max_batch_size": int,
+    "torch_compile_config.enable_piecewise_cuda_graph": bool,
     "moe_config.backend": (
         "CUTLASS", "CUTEDSL", "WIDEEP", "TRTLLM", "DEEPGEMM", "VANILLA", "TRITON",
     ),
@@ -129,6 +130,8 @@ def llm_api_options(config: EngineConfig, model: ModelSpec) -> dict[str, Any]:
         options["moe_expert_parallel_size"] = config.moe_expert_parallel_size
         options["moe_tensor_parallel_size"] = config.moe_tensor_parallel_size
         options["moe_config"] = {"backend": config.moe_backend}
+    if config.enable_piecewise_cuda_graph:
+        options["torch_compile_config"] = {"enable_piecewise_cuda_graph": True}
     if config.allreduce_strategy != "AUTO":
         options["allreduce_strategy"] = config.allreduce_strategy
     return options

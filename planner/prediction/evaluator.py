@@ -395,6 +395,7 @@ _SCHEDULED: Mapping[str, Any] = {
     "queue_order": "FIRST_COME_FIRST_SERVED",
     "enable_partial_reuse": True,
     "host_cache_size": 0,
+    "enable_piecewise_cuda_graph": False,
 }
 """Knobs that neither operators nor curves see, at one value."""
 
