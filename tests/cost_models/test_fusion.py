@@ -45,7 +45,7 @@ def test_large_fused_chains_run_at_the_speed_of_their_bytes(
 ) -> None:
     """On an H200, beyond its L2: the counted bytes pass at 80 % of HBM or more."""
     table = read_table(MEASURED)
-    tokens, width = table["num_tokens"], table["width"]
+    tokens, width = (table[name].astype(np.float64) for name in ("num_tokens", "width"))
     chosen = (table["op"] == op) & (table["form"] == "fused") & (tokens * width >= 2**25)
     moved = chain(tokens[chosen], width[chosen], fused=True).bytes_moved
     assert chosen.sum() >= 4
