@@ -6,6 +6,7 @@ prefilled. The closed-form estimator and the simulator both call `StepModel`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from cost_models.calibration import Calibration
 from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.engine import EngineConfig
+from cost_models.fusion import ELEMENT_BYTES, norm_traffic, swiglu_traffic
 from cost_models.gpu import GpuSpec
 from cost_models.kv_cache import kv_heads_per_rank
 from cost_models.model import AttentionKind, LayerGroup, ModelSpec
@@ -36,6 +38,7 @@ from cost_models.operators.mla import (
 from cost_models.operators.moe import MoeShape, moe_seconds
 from cost_models.precision import kv_dtype, quantization
 from cost_models.step_constants import (
+    EFFICIENCY_BLOCK_TOKENS,
     FP8_NARROW_ROWS,
     FP8_TILE_ROWS,
     LONG_CONTEXT_TOKENS,
@@ -43,9 +46,6 @@ from cost_models.step_constants import (
 
 FloatArray = NDArray[np.float64]
 Seconds = TypeVar("Seconds", float, FloatArray)
-
-ELEMENT_BYTES = 2
-"""Activations between operators are BF16."""
 
 TOKEN_KNOTS = np.unique(
     np.concatenate(
@@ -343,6 +343,7 @@ class _Layer:
         constants = self.step.calibration.step
         if self.step.kv_table == "fp8":
             efficiency = constants.attention_decode_fp8_efficiency
+            efficiency = efficiency * self._block_speedup()
             launch_s = constants.attention_decode_fp8_launch_s
             excess = constants.attention_decode_fp8_long_excess
         else:
@@ -356,6 +357,11 @@ class _Layer:
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )
+
+    def _block_speedup(self) -> float:
+        gain = self.step.calibration.step.attention_decode_fp8_block_gain
+        doublings = math.log2(self.step.config.tokens_per_block / EFFICIENCY_BLOCK_TOKENS)
+        return math.exp(gain * doublings)
 
     def _prefill(self, prompts: FloatArray, chunk: FloatArray, past: FloatArray) -> FloatArray:
         params = self.operators.attention_prefill[self.step.kv_table].params
@@ -453,20 +459,19 @@ class _Layer:
         )
 
     def add_elementwise(self, families: _Families, tokens: FloatArray) -> None:
-        """Residual + norm twice (read 2, write 2 tensors each) and the gated activation."""
+        """Residuals with their norms and the gated activation, as fused as engines run them."""
         mlp, step = self.group.mlp, self.step.calibration.step
         norms = self.step.model.norms_per_layer
-        elements = 4.0 * self.hidden * norms
-        kernels = norms
+        chains = [norm_traffic(tokens, self.hidden, fused=True)] * norms
         inter = mlp.shared_inter_size if mlp.is_moe else mlp.inter_size
         if inter:
-            elements += 3 * inter / self.attention_tp
-            kernels += 1
-        if self.group.attention.qk_norm:
-            kernels += 1
-        bytes_moved = tokens * elements * ELEMENT_BYTES
-        bandwidth = step.elementwise_efficiency * self.step.gpu.hbm_bytes_per_s
-        seconds = kernels * step.elementwise_launch_s + bytes_moved / bandwidth
+            chains.append(swiglu_traffic(tokens, inter / self.attention_tp, fused=True))
+        launch_s = step.elementwise_launch_s
+        bytes_per_s = step.elementwise_efficiency * self.step.gpu.hbm_bytes_per_s
+        seconds = sum(
+            (c.seconds(launch_s=launch_s, bytes_per_s=bytes_per_s) for c in chains),
+            np.asarray(launch_s * self.group.attention.qk_norm),
+        )
         families.add("elementwise", seconds, layers=self.group.count)
 
 

@@ -14,6 +14,9 @@ FP8_TILE_ROWS = (64, 128)
 LONG_CONTEXT_TOKENS = 4096
 """Cached tokens of a sequence at which half of a long context's excess is felt."""
 
+EFFICIENCY_BLOCK_TOKENS = 16
+"""Block size for which `attention_decode_fp8_efficiency` is meant, vLLM's default."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConstants:
@@ -66,6 +69,12 @@ class StepConstants:
     """
     attention_decode_fp8_long_excess: float = 0.0
     """The same for an FP8 cache."""
+    attention_decode_fp8_block_gain: float = 0.0
+    """Share by which it reads an FP8 cache faster for each doubling of `tokens_per_block`.
+
+    Over blocks of `EFFICIENCY_BLOCK_TOKENS`; a BF16 cache is read alike at every size
+    (`python -m tests.bench.block_size_attention`).
+    """
     gemm_row_excess: float = 0.0
     """Share by which the rows of a GEMM beyond the first take longer than in the table.
 

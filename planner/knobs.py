@@ -33,6 +33,7 @@ OPTION_PATHS: Mapping[str, str] = {
     "speculative_config.speculative_model": "speculative_model",
     "speculative_config.speculative_model_dir": "speculative_model",
     "speculative_config.max_matching_ngram_size": "max_matching_ngram_size",
+    "torch_compile_config.enable_piecewise_cuda_graph": "enable_piecewise_cuda_graph",
 }
 """TensorRT-LLM's nested options that are knobs of ours, by path."""
 
@@ -43,7 +44,7 @@ WITHOUT_EFFECT = (
     "attention_dp_config", "cache_transceiver_config", "gpus_per_node",
     "batch_wait_timeout_ms", "batch_wait_timeout_iters", "env_overrides", "attn_backend",
     "sampler_type", "guided_decoding_backend", "reasoning_parser", "perf_metrics_max_requests",
-    "moe_config.max_num_tokens",
+    "moe_config.max_num_tokens", "torch_compile_config",
     "kv_cache_config.copy_on_partial_reuse", "cuda_graph_config.batch_sizes",
     "speculative_config.eagle3_one_model", "speculative_config.mtp_eagle_one_model",
     "speculative_config.is_keep_all", "speculative_config.is_use_oldest",

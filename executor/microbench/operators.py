@@ -111,7 +111,8 @@ def _swiglu(key: dict[str, Any], device: str) -> Work:
         from executor.microbench.kernels.elementwise import swiglu  # noqa: PLC0415
 
         return lambda: swiglu(gate_up, out)
-    gate, up = gate_up.split(width, dim=-1)
+    # By themselves the two projections write tensors of their own.
+    gate, up = (part.contiguous() for part in gate_up.split(width, dim=-1))
     return lambda: torch.nn.functional.silu(gate) * up
 
 

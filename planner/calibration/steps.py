@@ -68,7 +68,12 @@ class Windows:
         mixed = np.asarray(self.batch.prefill_tokens) > 0
         floor_s = model.launch_floor_s(self.batch.decode_sequences, self.batch.prefill_tokens)
         launch_s = np.broadcast_to(cost.by_family["launch"], mixed.shape)
-        columns = (cost.seconds, np.where(mixed, floor_s, 0.0), np.where(mixed, launch_s, 0.0), mixed)
+        columns = (
+            cost.seconds,
+            np.where(mixed, floor_s, 0.0),
+            np.where(mixed, launch_s, 0.0),
+            mixed,
+        )
         output_s = _loop(*(column[self.rows] for column in columns))
         line = np.arange(len(self))
         return output_s[line, LEAD_STEPS + self.steps - 1] - output_s[line, LEAD_STEPS - 1]
@@ -129,7 +134,9 @@ def _spans(steps: ObservedSteps) -> Iterator[tuple[int, int]]:
     busy = steps.spread_s > BUSY_SPREAD * np.nan_to_num(steps.step_s)
     start, last = LEAD_STEPS + 1, len(serving) - LEAD_STEPS
     while start < last:
-        end = _end(serving, plain, start) if serving[start - LEAD_STEPS - 1 : start].all() else start
+        end = (
+            _end(serving, plain, start) if serving[start - LEAD_STEPS - 1 : start].all() else start
+        )
         whole = slice(start - LEAD_STEPS, end + 1)
         if (
             end - start >= WINDOW_STEPS

@@ -283,6 +283,9 @@ def _print_steps(console: Console, prediction: Prediction) -> None:
     for step, families in prediction.step_time_breakdown.items():
         table.add_row(step, *(f"{1e3 * seconds:.2f}" for seconds in families.values()))
     console.print(table)
+    for step, chains in prediction.fusion_savings.items():
+        parts = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in chains.items())
+        console.print(f"  Fusion saves {1e3 * sum(chains.values()):.2f} ms a {step} step: {parts}")
 
 
 def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None:

@@ -100,6 +100,7 @@ EMITTED_OPTIONS: Mapping[str, type | tuple[Any, ...]] = {
     "speculative_config.num_nextn_predict_layers": int,
     "speculative_config.max_matching_ngram_size": int,
     "speculative_config.speculative_model": str,
+    "torch_compile_config.enable_piecewise_cuda_graph": bool,
     "moe_config.backend": (
         "CUTLASS", "CUTEDSL", "WIDEEP", "TRTLLM", "DEEPGEMM", "VANILLA", "TRITON",
     ),
@@ -144,6 +145,8 @@ def llm_api_options(config: EngineConfig, model: ModelSpec) -> dict[str, Any]:
         options["moe_config"] = {"backend": config.moe_backend}
     if config.speculates:
         options["speculative_config"] = _speculative_options(config)
+    if config.enable_piecewise_cuda_graph:
+        options["torch_compile_config"] = {"enable_piecewise_cuda_graph": True}
     if config.allreduce_strategy != "AUTO":
         options["allreduce_strategy"] = config.allreduce_strategy
     return options

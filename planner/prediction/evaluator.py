@@ -25,6 +25,7 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryKnobs, MemoryModel, MemoryPlan
 from cost_models.metrics import PERCENTILES, chunk_gap
 from cost_models.model import ModelSpec
+from cost_models.precision import kv_dtype
 from cost_models.profile_io import load_model
 from cost_models.speculation import (
     AnyStep,
@@ -68,6 +69,9 @@ CURVE_KNOBS = (
     "cuda_graph_max_batch_size",
 )
 """Inner knobs that change the serving curve."""
+
+STEP_KNOBS = ("cuda_graph_max_batch_size",)
+"""Inner knobs that change the cost of a step."""
 
 RATE_STEPS = 0.99
 """Share of a curve point's rate at which the highest rate is probed: below saturation."""
@@ -153,7 +157,7 @@ class Evaluator:
         slots = self._slots(rows, memory)
         lanes = rows.base.lanes_per_replica * rows.column("num_replicas")
         parts: list[_Part] = []
-        for index, config in _curve_groups(rows):
+        for index, config in _curve_groups(rows, self._seen(rows.base, CURVE_KNOBS)):
             curve = self.curve(config)
             limits = Limits(lanes=lanes[index], max_sequences=slots[index])
             result = estimate(curve, self.load_of(config), limits, self.front_end(config))
@@ -174,7 +178,7 @@ class Evaluator:
 
     def step_model(self, config: EngineConfig) -> AnyStep:
         """Return the step model of a configuration; those of equal shape share one."""
-        key = _curve_key(config, ("cuda_graph_max_batch_size",))
+        key = _curve_key(config, self._seen(config, STEP_KNOBS))
         if key not in self._steps:
             self._steps[key] = self._new_step_model(key)
         return self._steps[key]
@@ -244,7 +248,7 @@ class Evaluator:
 
     def curve(self, config: EngineConfig) -> ServingCurve:
         """Return the serving curve of a configuration; those of equal budget share one."""
-        key = _curve_key(config, CURVE_KNOBS)
+        key = _curve_key(config, self._seen(config, CURVE_KNOBS))
         if key not in self._curves:
             self._curves[key] = serving_curve(
                 self.step_model(config),
@@ -261,10 +265,16 @@ class Evaluator:
         return alike and self.calibration.front_end.keeps_waves
 
     def _decode_steps(self, config: EngineConfig) -> FloatArray:
-        key = _curve_key(config, ("cuda_graph_max_batch_size",))
+        key = _curve_key(config, self._seen(config, STEP_KNOBS))
         if key not in self._decodes:
             self._decodes[key] = decode_steps(self.step_model(config), self.load)
         return self._decodes[key]
+
+    def _seen(self, config: EngineConfig, knobs: tuple[str, ...]) -> tuple[str, ...]:
+        """Add the block size where the engine's decode kernel feels it."""
+        felt = self.calibration.step.attention_decode_fp8_block_gain
+        on_fp8 = kv_dtype(config.kv_cache_dtype).attention_dtype == "fp8"
+        return (*knobs, "tokens_per_block") if felt and on_fp8 else knobs
 
     def memory(self, rows: Slice) -> MemoryPlan:
         """Return how every row divides the GPU's memory."""
@@ -454,10 +464,12 @@ def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
     return np.asarray(np.logical_and.reduce(met), dtype=np.bool_)
 
 
-def _curve_groups(rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:
+def _curve_groups(
+    rows: Slice, knobs: tuple[str, ...]
+) -> list[tuple[NDArray[np.intp], EngineConfig]]:
     """Group rows that share a serving curve: (row numbers, one of their configurations)."""
     covered = rows.column("cuda_graph_max_batch_size") >= rows.column("max_batch_size")
-    columns = {knob: rows.column(knob) for knob in CURVE_KNOBS}
+    columns = {knob: rows.column(knob) for knob in knobs}
     columns["cuda_graph_max_batch_size"] = np.where(
         covered, -1, columns["cuda_graph_max_batch_size"]
     )
@@ -475,6 +487,7 @@ _SCHEDULED: Mapping[str, Any] = {
     "queue_order": "FIRST_COME_FIRST_SERVED",
     "enable_partial_reuse": True,
     "host_cache_size": 0,
+    "enable_piecewise_cuda_graph": False,
 }
 """Knobs that neither operators nor curves see, at one value."""
 

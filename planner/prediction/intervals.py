@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from statistics import NormalDist
 
 from cost_models.calibration import Calibration, Provenance, interval_key
+from cost_models.engine import EngineConfig
 
 BORROWED_WIDENING = 2.5
 """Intervals are this much wider where operators are carried over from another GPU."""
@@ -37,6 +38,15 @@ SAME_ERROR_AS: Mapping[str, str] = {
 }
 """Metric whose checked error stands for another's."""
 
+TABLE_BLOCK_TOKENS = 64
+"""Block size at which the published attention tables of TensorRT-LLM were measured."""
+
+UNKNOWN_BLOCK_EFFECT = 0.026
+"""Half width, in log, of the time of decode attention for each doubling away from that.
+
+As far as the interval of what vLLM's kernel shows reaches; TensorRT-LLM's has not been measured.
+"""
+
 NORMAL_Q95 = 1.645
 """Standard errors to either side that hold 90 % of a normal distribution."""
 
@@ -64,13 +74,32 @@ def interval_90(
         calibration: Whose residuals are known.
         protocol: How requests come.
         provenance: Whether the operators are the GPU's own.
-        chance: Standard error of a simulated percentile over its value; added in quadrature.
+        chance: Standard error over the value that past residuals do not hold, as that of a
+            simulated percentile; added in quadrature.
     """
     low, high = _log_interval(name, calibration, protocol)
     if provenance is Provenance.DATASHEET and name not in MEMORY_METRICS:
         low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
     low, high = (math.hypot(side, NORMAL_Q95 * chance) for side in (min(low, 0.0), max(high, 0.0)))
     return value * math.exp(-low), value * math.exp(high)
+
+
+def block_size_error(
+    name: str, config: EngineConfig, calibration: Calibration, *, attention_share: float
+) -> float:
+    """Return the standard error over the value that an unmeasured block size brings.
+
+    Args:
+        name: Metric.
+        config: Whose `tokens_per_block` may not be that of the tables.
+        calibration: Of which engine; vLLM's own runs tell its effect.
+        attention_share: Of decode attention in a decode step.
+    """
+    untimed = name in MEMORY_METRICS or name.startswith("ttft_ms")
+    if calibration.engine != "trtllm" or untimed:
+        return 0.0
+    doublings = abs(math.log2(config.tokens_per_block / TABLE_BLOCK_TOKENS))
+    return UNKNOWN_BLOCK_EFFECT * doublings * attention_share / NORMAL_Q95
 
 
 def _log_interval(name: str, calibration: Calibration, protocol: str) -> tuple[float, float]:

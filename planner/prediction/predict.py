@@ -14,7 +14,7 @@ from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from cost_models.precision import kv_dtype, quantization
-from cost_models.speculation import Speculation
+from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
 from planner.prediction.evaluator import (
@@ -23,7 +23,13 @@ from planner.prediction.evaluator import (
     Slice,
     with_chunk_gaps,
 )
-from planner.prediction.intervals import MEMORY_METRICS, NORMAL_Q95, interval_90
+from planner.prediction.fusion import fusion_savings
+from planner.prediction.intervals import (
+    MEMORY_METRICS,
+    NORMAL_Q95,
+    block_size_error,
+    interval_90,
+)
 from planner.prediction.simulation import (
     Demand,
     SimulationSummary,
@@ -70,6 +76,8 @@ class Prediction:
     memory: MemoryPlan
     step_time_breakdown: Mapping[str, Mapping[str, float]]
     """Seconds by operator family, for a `decode` step and a `mixed` one."""
+    fusion_savings: Mapping[str, Mapping[str, float]]
+    """Seconds that fused kernels save such steps, by chain of operators."""
     slo_excess: Mapping[str, float]
     """Predicted over allowed, less 1, by SLO metric."""
     highest_rate_per_s: float
@@ -125,10 +133,8 @@ class Prediction:
                 for name, metric in self.metrics.items()
             },
             "memory": memory_to_json(self.memory),
-            "step_time_breakdown": {
-                step: {family: _rounded(seconds) for family, seconds in families.items()}
-                for step, families in self.step_time_breakdown.items()
-            },
+            "step_time_breakdown": _rounded_steps(self.step_time_breakdown),
+            "fusion_savings": _rounded_steps(self.fusion_savings),
             "highest_rate_per_s": _rounded(self.highest_rate_per_s),
             "slo_excess": {name: _rounded(value) for name, value in self.slo_excess.items()},
             "binding_limit": self.binding_limit,
@@ -174,11 +180,15 @@ def predict_config(
     refused_share = float(evaluation.refused_share[0])
     if simulation is not None:
         refused_share = simulation.num_refused / simulation.num_requests
+    step, batches = evaluator.step_model(config), step_batches(evaluator, config, point)
+    target = step.verify if isinstance(step, SpeculativeStep) else step
+    breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
     prediction = Prediction(
         config=config,
-        metrics=_metrics(evaluator, config, values, simulation),
+        metrics=_metrics(evaluator, config, values, simulation, breakdown["decode"]),
         memory=memory,
-        step_time_breakdown=step_breakdown(evaluator, config, point),
+        step_time_breakdown=breakdown,
+        fusion_savings={name: fusion_savings(target, batch) for name, batch in batches.items()},
         slo_excess=evaluator.slo_excess(values),
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
         refused_share=refused_share,
@@ -194,17 +204,19 @@ def predict_config(
     return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))
 
 
-def step_breakdown(
+def step_batches(
     evaluator: Evaluator, config: EngineConfig, point: ServingCurve
-) -> dict[str, dict[str, float]]:
-    """Return seconds by operator family of a decode and of a mixed step."""
-    load, step = evaluator.load_of(config), evaluator.step_model(config)
+) -> dict[str, StepBatch]:
+    """Return what a decode and a mixed step work on."""
+    load = evaluator.load_of(config)
     decode = StepBatch(decode_sequences=point.decoding, decode_kv_len=mean_kv_len(load))
     mixed = mixed_batch(load, decoding=point.decoding, prompts=point.prompts_per_mixed_step)
-    return {
-        name: {family: float(s) for family, s in step.iteration(batch).by_family.items()}
-        for name, batch in (("decode", decode), ("mixed", mixed))
-    }
+    return {"decode": decode, "mixed": mixed}
+
+
+def step_seconds(step: AnyStep, batch: StepBatch) -> dict[str, float]:
+    """Return seconds by operator family."""
+    return {family: float(seconds) for family, seconds in step.iteration(batch).by_family.items()}
 
 
 def _binding_limit(  # noqa: PLR0911  one return for each limit, in order of precedence
@@ -258,12 +270,14 @@ def _metrics(
     config: EngineConfig,
     values: Mapping[str, float],
     simulation: SimulationResult | None,
+    decode_step: Mapping[str, float],
 ) -> dict[str, Metric]:
     calibration = evaluator.calibration
     provenance = provenance_of(calibration, config, evaluator)
     chance = percentile_errors(simulation) if simulation else {}
     doubt = evaluator.acceptance_log_error(config) / NORMAL_Q95
     unsure = {name: doubt for name in values if name.split(".")[0] in TOLD_BY_ACCEPTANCE}
+    share = decode_step.get("attention_decode", 0.0) / sum(decode_step.values())
     return {
         name: Metric(
             value=value,
@@ -273,7 +287,11 @@ def _metrics(
                 calibration,
                 provenance,
                 protocol=str(evaluator.load.protocol),
-                chance=math.hypot(chance.get(name, 0.0), unsure.get(name, 0.0)),
+                chance=math.hypot(
+                    chance.get(name, 0.0),
+                    unsure.get(name, 0.0),
+                    block_size_error(name, config, calibration, attention_share=share),
+                ),
             ),
             provenance=provenance,
         )
@@ -378,6 +396,15 @@ def memory_to_json(memory: MemoryPlan) -> dict[str, Any]:
     )
     plain = {name: round(float(getattr(memory, name))) for name in names}
     return plain | {"kv_bytes_per_token": memory.layout.bytes_per_token, "fits": bool(memory.fits)}
+
+
+def _rounded_steps(
+    steps: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, float | None]]:
+    return {
+        step: {name: _rounded(seconds) for name, seconds in parts.items()}
+        for step, parts in steps.items()
+    }
 
 
 def _rounded(value: float) -> float | None:

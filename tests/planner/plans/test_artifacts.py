@@ -32,7 +32,7 @@ from planner.workloads.workload import load_workload
 STAND_INS = Path(__file__).parents[2] / "stand_ins"
 
 CONFIGS = [
-    ("llama-3.1-8b", EngineConfig(max_seq_len=4096)),
+    ("llama-3.1-8b", EngineConfig(max_seq_len=4096, enable_piecewise_cuda_graph=True)),
     (
         "llama-3.3-70b",
         EngineConfig(
