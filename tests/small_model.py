@@ -212,19 +212,41 @@ def write_documents(texts: list[str], path: Path, *, least: int = 400) -> Path:
 TINY = Shape(
     hidden_size=128,
     intermediate_size=256,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=2,
     num_key_value_heads=2,
     vocab_size=512,
-    max_position_embeddings=512,
+    max_position_embeddings=256,
 )
 """For tests: all sizes in multiples of 128, so that every scheme can be built."""
 
 
-def tiny_model(folder: Path, *, steps: int = 120) -> Corpus:
+def tiny_model(folder: Path, *, steps: int = 60) -> Corpus:
     """Train the tests' model on parts of the standard library into a folder; return its corpus."""
-    corpus = machine_corpus([Path(json.__file__).parent.parent], limit=400_000)
+    corpus = machine_corpus([Path(json.__file__).parent.parent], limit=800_000)
     tokenizer = train_tokenizer(corpus, folder, vocab_size=TINY.vocab_size)
     training = Training(seconds=0, steps=steps, batch=8, tokens=64, learning_rate=5e-3)
     train(TINY, training, token_stream(corpus, tokenizer), folder, device="cpu")
     return corpus
+
+
+def add_outlier_channels(folder: Path, *, every: int = 16, factor: float = 16.0) -> None:
+    """Give some channels large activations and small weights, without changing what is computed.
+
+    Large models grow such channels (LLM.int8(), arXiv 2208.07339); they are what AWQ and
+    SmoothQuant are about. A model trained for seconds has none.
+    """
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            norm.weight.data[::every] *= factor
+            for reader in readers:
+                reader.weight.data[:, ::every] /= factor
+    model.save_pretrained(folder)

@@ -74,7 +74,7 @@ class Finalist:
     @property
     def score(self) -> float:
         """The simulated objective less what precision and drafts must gain; larger is better."""
-        return handicapped(self.value, self.config) - self.doubt * abs(self.value)
+        return handicapped(self.value, self.candidate.quality) - self.doubt * abs(self.value)
 
     def beats(self, other: Finalist) -> bool:
         """Whether it is better by more than chance; of equals the closed form decides."""
