@@ -13,7 +13,18 @@ import sys
 import click
 
 from cost_models.errors import PlannerError
-from planner.cli import calibrate, diagnose, measure, plan, predict, profiles, tune, validate
+from planner.cli import (
+    calibrate,
+    diagnose,
+    ladder,
+    measure,
+    plan,
+    predict,
+    profiles,
+    quality,
+    tune,
+    validate,
+)
 from planner.cli.options import CONTEXT
 
 
@@ -77,6 +88,9 @@ for command in (
     *measure.COMMANDS,
     diagnose.diagnose_command,
     tune.tune_command,
+    ladder.ladder_command,
+    quality.quantize_command,
+    quality.quality_command,
     tui_command,
     profiles.profiles_group,
 ):

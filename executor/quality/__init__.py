@@ -1,0 +1,1 @@
+"""Judges what a quantized checkpoint has lost beside the model that it was made from."""

@@ -1,0 +1,162 @@
+"""`planner quantize` and `planner quality`: thin over `executor`. stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli.options import JSON_OPTION, at_least, print_json
+
+if TYPE_CHECKING:
+    from executor.quality.judge import QualityReport
+
+DEVICE_OPTION = click.option(
+    "--device", default="auto", show_default=True, help="cuda, cpu, or auto."
+)
+
+
+@click.command("quantize")
+@click.option("--model", default="", metavar="DIR", help="Folder of the BF16 checkpoint.")
+@click.option("--scheme", default="", help="What the weights become; --list shows them.")
+@click.option(
+    "--kv-cache-dtype",
+    default="bf16",
+    show_default=True,
+    help="bf16, fp8 or nvfp4: whose scales the checkpoint carries.",
+)
+@click.option(
+    "--calibration-data",
+    default="",
+    metavar="FILE",
+    help='Text, one document a line, or JSONL of {"text": ...}.',
+)
+@click.option("--out", default="", metavar="DIR", help="Folder to make.")
+@click.option("--samples", default=256, show_default=True, help="Calibration sequences at most.")
+@click.option("--max-tokens", default=512, show_default=True, help="Tokens of each.")
+@DEVICE_OPTION
+@click.option("--list", "lists", is_flag=True, help="Show schemes, engines and GPUs, and stop.")
+@JSON_OPTION
+def quantize_command(lists: bool, as_json: bool, **options: Any) -> int:
+    """Quantize a checkpoint into a form that engines load."""
+    if lists:
+        _print_schemes(as_json)
+        return 0
+    for name in ("model", "scheme", "calibration_data", "out"):
+        if not options[name]:
+            raise click.UsageError(f"give --{name.replace('_', '-')}")
+    from executor.quantization.calibration import CalibrationSize  # noqa: PLC0415  help is fast
+    from executor.quantization.quantize import QuantizeRequest, quantize  # noqa: PLC0415
+
+    made = quantize(
+        QuantizeRequest(
+            model=Path(options["model"]),
+            scheme=options["scheme"],
+            calibration_data=Path(options["calibration_data"]),
+            out=Path(options["out"]),
+            kv_cache_dtype=options["kv_cache_dtype"],
+            size=CalibrationSize(
+                num_samples=at_least(options["samples"], 1, "--samples"),
+                max_tokens=at_least(options["max_tokens"], 16, "--max-tokens"),
+            ),
+            device=options["device"],
+        )
+    )
+    if as_json:
+        print_json(made.to_json())
+        return 0
+    click.echo(
+        f"{made.folder}: {made.scheme.name}, KV cache {made.kv_cache_dtype}, "
+        f"{made.bytes_before / 2**30:.2f} -> {made.bytes_after / 2**30:.2f} GiB, "
+        f"calibrated on {made.calibration_tokens:,} tokens in {made.wall_s:.0f} s"
+    )
+    click.echo(f"loaded by {', '.join(made.scheme.loaded_by)}")
+    return 0
+
+
+@click.command("quality")
+@click.option("--model", required=True, metavar="DIR", help="Folder that is judged.")
+@click.option("--against", required=True, metavar="DIR", help="Folder of the unquantized model.")
+@click.option(
+    "--data", required=True, metavar="FILE", help="Held-out text, as --calibration-data takes it."
+)
+@click.option(
+    "--kv-cache-dtype",
+    default="auto",
+    show_default=True,
+    help="bf16, fp8, int8 or nvfp4 in place of what the checkpoint asks for.",
+)
+@click.option("--documents", default=200, show_default=True, help="Documents at most.")
+@click.option("--max-tokens", default=1024, show_default=True, help="Tokens of a document.")
+@click.option(
+    "--new-tokens", default=64, show_default=True, help="Tokens of a generation; 0: none is made."
+)
+@click.option("--generations", default=64, show_default=True, help="Documents continued.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same intervals.")
+@DEVICE_OPTION
+@click.option(
+    "--install",
+    default="",
+    metavar="NAME",
+    help="Let plans of this model take what was measured: a model name, or its config.json.",
+)
+@click.option("--out", default="", metavar="FILE", help="Write the report as JSON, for plan.")
+@JSON_OPTION
+def quality_command(as_json: bool, install: str, out: str, **options: Any) -> int:
+    """Judge a quantized checkpoint beside the model that it was made from."""
+    from executor.quality.judge import QualityRequest, judge  # noqa: PLC0415  help is fast
+
+    report = judge(
+        QualityRequest(
+            model=Path(options["model"]),
+            against=Path(options["against"]),
+            data=Path(options["data"]),
+            kv_cache_dtype=options["kv_cache_dtype"],
+            max_documents=at_least(options["documents"], 2, "--documents"),
+            max_tokens=at_least(options["max_tokens"], 2, "--max-tokens"),
+            new_tokens=at_least(options["new_tokens"], 0, "--new-tokens"),
+            generations=at_least(options["generations"], 0, "--generations"),
+            seed=options["seed"],
+            device=options["device"],
+        )
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print_report(report)
+    return 0
+
+
+def _print_report(report: QualityReport) -> None:
+    click.echo(
+        f"{report.model} ({report.quantization}, KV cache {report.kv_cache_dtype}) against "
+        f"{report.against}: {report.num_documents} documents, {report.num_tokens:,} tokens, "
+        f"{report.num_generations} generations, {report.wall_s:.0f} s"
+    )
+    for name, one in report.estimates.items():
+        click.echo(f"  {name:22}{one.value:12.5g}  ({one.low:.5g} to {one.high:.5g})")
+
+
+def _print_schemes(as_json: bool) -> None:
+    from cost_models.engine_profile_io import list_engines  # noqa: PLC0415  help is fast
+    from executor.quantization.schemes import SCHEMES  # noqa: PLC0415
+
+    if as_json:
+        rows = {
+            name: {
+                "quantization": row.quantization,
+                "form": str(row.form),
+                "loaded_by": dict(row.loaded_by),
+                "sm": {engine: row.compute_capabilities(engine) for engine in list_engines()},
+            }
+            for name, row in SCHEMES.items()
+        }
+        print_json({"schemes": rows})
+        return
+    for name, row in SCHEMES.items():
+        click.echo(f"{name}: {row.quantization} in the form {row.form}")
+        for engine, source in row.loaded_by.items():
+            sm = row.compute_capabilities(engine) if engine in list_engines() else ()
+            gpus = f" on sm {', '.join(map(str, sm))}" if sm else ""
+            click.echo(f"  {engine}{gpus}  [{source}]")
