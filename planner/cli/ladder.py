@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     "--calibration-data", default="", metavar="FILE", help="Text that quantization sees; builds."
 )
 @click.option("--data", default="", metavar="FILE", help="Held-out text; judges what is built.")
+@click.option(
+    "--documents", type=click.IntRange(min=2), default=200, show_default=True, help="Of --data."
+)
 @click.option("--out", default="", metavar="DIR", help="Write ladder.json and checkpoints here.")
 @click.option(
     "--time-budget",

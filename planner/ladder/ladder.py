@@ -54,6 +54,8 @@ class LadderRequest:
     calibration_data: str = ""
     data: str = ""
     """Held-out text for the judgement."""
+    documents: int = 200
+    """Documents of it at most."""
     out: str = ""
     """Folder for the checkpoints that are made."""
     store: str = "sqlite:///planner-runs.db"
@@ -154,6 +156,7 @@ class _Climb:
             model=request.model,
             calibration_data=request.calibration_data,
             data=request.data,
+            documents=request.documents,
             out=request.out,
         )
         self.bench = Bench(request)

@@ -41,16 +41,20 @@ class Judge:
         model: Folder with weights, or a name or config.json: then nothing is made.
         calibration_data: Text that quantization is calibrated on.
         data: Held-out text that is judged.
+        documents: How many documents of it at most.
         out: Folder for the checkpoints.
     """
 
-    def __init__(self, *, model: str, calibration_data: str, data: str, out: str) -> None:
+    def __init__(
+        self, *, model: str, calibration_data: str, data: str, documents: int, out: str
+    ) -> None:
         folder = Path(model) if model else None
         has_weights = (
             folder is not None and folder.is_dir() and any(folder.glob("*.safetensors"))
         )
         self.folder = folder if has_weights else None
         self.calibration_data, self.data, self.out = calibration_data, data, out
+        self.documents = documents
         if (calibration_data or data) and self.folder is None:
             raise ConfigError(
                 "--calibration-data and --data need a checkpoint with weights",
@@ -115,6 +119,7 @@ class Judge:
                 against=self.folder,
                 data=Path(self.data),
                 kv_cache_dtype=config.kv_cache_dtype,
+                max_documents=self.documents,
                 new_tokens=0,
             )
         )
