@@ -24,6 +24,7 @@ from planner.plans.plan import Plan, make_plan
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
 from planner.prediction.simulation import Demand, workload_demand
+from planner.quality.files import load_quality
 from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchOptions
 from planner.workloads.workload import OBJECTIVES, Workload, check_slo, load_workload
@@ -81,6 +82,8 @@ class PlanRequest:
     usd_per_hour: float | None = None
     scheduling: bool = False
     """Simulate other orders of the waiting queue however long that takes."""
+    max_quality_loss_pct: float | None = None
+    """Expected loss of quality beside the published checkpoint; None is no limit."""
     progress: Callable[[int, int], None] | None = None
     on_best: Callable[[Candidate], None] | None = None
     stopped: Callable[[], bool] | None = None
@@ -96,6 +99,7 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
     risk: float = 0.0,
     calibration: str = "",
     usd_per_hour: float | None = None,
+    max_quality_loss_pct: float | None = None,
 ) -> Problem:
     """Load and check what a question is about.
 
@@ -108,6 +112,7 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
         risk: See `PlanRequest`.
         calibration: A file, `shipped`, or empty for the user's own where there is one.
         usd_per_hour: Price of one GPU.
+        max_quality_loss_pct: See `PlanRequest`.
 
     Raises:
         PlannerError: A profile is unknown or damaged, or no model is named.
@@ -132,7 +137,14 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
         rules=load_engine(engine),
         slo=limits,
         evaluator=Evaluator(
-            model=shape, gpu=spec, calibration=calibrated, load=work.load(), slo=limits, risk=risk
+            model=shape,
+            gpu=spec,
+            calibration=calibrated,
+            load=work.load(),
+            slo=limits,
+            risk=risk,
+            quality=load_quality(shape, calibration),
+            max_quality_loss_pct=max_quality_loss_pct,
         ),
     )
 
@@ -162,6 +174,7 @@ def requested_problem(request: PlanRequest) -> Problem:
         risk=request.risk,
         calibration=request.calibration,
         usd_per_hour=request.usd_per_hour,
+        max_quality_loss_pct=request.max_quality_loss_pct,
     )
 
 
@@ -195,6 +208,7 @@ def _asked(problem: Problem, request: PlanRequest) -> dict[str, Any]:
         "num_gpus": request.num_gpus,
         "slo": dict(problem.slo),
         "risk": request.risk,
+        "max_quality_loss_pct": request.max_quality_loss_pct,
     }
 
 

@@ -180,6 +180,9 @@ def changed_load(
         calibration=known.calibration,
         load=workload.load(),
         slo=known.slo,
+        risk=known.risk,
+        quality=known.quality,
+        max_quality_loss_pct=known.max_quality_loss_pct,
     )
     return replace(problem, workload=workload, evaluator=evaluator)
 

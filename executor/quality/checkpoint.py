@@ -16,6 +16,7 @@ from typing import Any
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.profile_io import read_json_object
 from executor.models import build_model, load_model
+from executor.quantization.marker import made_by_planner
 from executor.quality import rounding
 
 INT4_MASK, INT4_SIGN = 0x0F, 0x08
@@ -42,6 +43,8 @@ class Loaded:
     model: Any
     quantization: str
     """`none`, or what the checkpoint calls it."""
+    precision: str
+    """What the planner calls it; empty where the checkpoint is not of our making."""
     kv_cache_dtype: str
     kv_scales: Mapping[str, float] = field(default_factory=dict)
     """By layer and part, as `3.k`; a part that is not named has a scale of 1."""
@@ -58,9 +61,8 @@ def load(folder: Path, device: str) -> Loaded:
         raise ProfileError(f"{folder}: not a folder")
     described = _description(folder)
     if not described:
-        return Loaded(
-            model=load_model(folder, device), quantization="none", kv_cache_dtype="bf16"
-        )
+        model = load_model(folder, device)
+        return Loaded(model=model, quantization="none", precision="bf16", kv_cache_dtype="bf16")
     unpack = _unpacker(described)
     plain, layers, kv_scales = _read(folder, unpack)
     state = plain | {f"{name}.weight": layer.weight for name, layer in layers.items()}
@@ -69,7 +71,8 @@ def load(folder: Path, device: str) -> Loaded:
     return Loaded(
         model=model,
         quantization=described["algorithm"],
-        kv_cache_dtype=described["kv_cache_dtype"],
+        kv_cache_dtype=described["kv_cache_dtype"] or ("fp8" if kv_scales else "bf16"),
+        precision=made_by_planner(folder),
         kv_scales=kv_scales,
     )
 
@@ -86,7 +89,7 @@ def _description(folder: Path) -> dict[str, Any]:
         return {}
     form = config.get("quant_method", "")
     if form == "fp8" and config.get("weight_block_size"):
-        return {"form": form, "algorithm": "fp8_block", "kv_cache_dtype": "auto"}
+        return {"form": form, "algorithm": "fp8_block", "kv_cache_dtype": ""}
     if form == "compressed-tensors":
         kv = "fp8" if config.get("kv_cache_scheme") else "bf16"
         group = config["config_groups"]["group_0"]

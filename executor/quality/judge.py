@@ -54,6 +54,8 @@ class QualityReport:
     model: str
     against: str
     quantization: str
+    precision: str
+    """The quantization as plans call it; empty where the checkpoint is not of our making."""
     kv_cache_dtype: str
     num_documents: int
     num_tokens: int
@@ -70,6 +72,7 @@ class QualityReport:
             "model": self.model,
             "against": self.against,
             "quantization": self.quantization,
+            "precision": self.precision,
             "kv_cache_dtype": self.kv_cache_dtype,
             "num_documents": self.num_documents,
             "num_tokens": self.num_tokens,
@@ -107,6 +110,7 @@ def judge(request: QualityRequest) -> QualityReport:
         model=str(request.model),
         against=str(request.against),
         quantization=judged.quantization,
+        precision=judged.precision,
         kv_cache_dtype=comparison.kv_cache_dtype,
         num_documents=len(likelihoods),
         num_tokens=int(sum(document.num_tokens for document in likelihoods)),

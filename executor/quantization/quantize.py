@@ -17,6 +17,7 @@ from cost_models.profile_io import read_json_object
 from executor.models import load_model, load_tokenizer, pick_device
 from executor.quantization import modelopt, packed
 from executor.quantization.calibration import CalibrationSize, token_batches
+from executor.quantization.marker import mark
 from executor.quantization.schemes import Form, Scheme, check_kv_cache_dtype, scheme
 from executor.texts import read_texts
 
@@ -161,6 +162,7 @@ def _write_whole(
         config = dict(source) | {"quantization_config": described}
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _copy_rest(request.model, beside)
+        mark(beside, row, request.kv_cache_dtype)
         beside.chmod(0o755)
         os.rename(beside, request.out)
     finally:

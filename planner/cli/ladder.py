@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     default=None,
     metavar="PCT",
-    help="Loss of perplexity in percent at which the ladder stops.",
+    help="Loss of quality in percent beside BF16 at which the ladder stops.",
 )
 @click.option(
     "--calibration-data", default="", metavar="FILE", help="Text that quantization sees; builds."

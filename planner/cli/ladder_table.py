@@ -7,7 +7,7 @@ from rich.table import Table
 
 from planner.ladder.ladder import WHOLE_REQUEST, Ladder, Step
 
-MARKS = {"predicted": "p", "measured": "m", "prior": "r"}
+MARKS = {"predicted": "p", "measured": "m", "published": "r"}
 
 GIB = 2**30
 
@@ -34,7 +34,7 @@ def print_ladder(ladder: Ladder) -> None:
     for step in ladder.steps:
         table.add_row(_title(step), *_cells(step), _speed_up(step, first), _loss(step))
     console.print(table)
-    console.print("\np predicted, m measured, r a published prior; speed-up of a whole request, loss of perplexity")
+    console.print("\np predicted, m measured, r published for other models; speed-up is of a whole request")
     for step in ladder.steps:
         for note in step.notes:
             console.print(f"  {step.rung.title}: {note}")
@@ -70,10 +70,10 @@ def _speed_up(step: Step, first: Step | None) -> str:
 
 def _loss(step: Step) -> str:
     if step.loss is None:
-        return "unknown"
-    loss = step.loss
-    over = " OVER" if step.over_limit else ""
-    if loss.low_pct == loss.high_pct:
-        return f"{loss.value_pct:.2f}{over}"
-    bounds = f"({loss.low_pct:.2f} to {loss.high_pct:.2f})"
-    return f"{loss.value_pct:.2f} {bounds} {MARKS[loss.origin]}{over}"
+        return "–"
+    loss, over = step.loss, " OVER" if step.over_limit else ""
+    if str(loss.provenance) not in MARKS:
+        return f"{loss.loss_pct:.2f}{over}"
+    low, high = loss.interval_90
+    mark = MARKS[str(loss.provenance)]
+    return f"{loss.loss_pct:.2f} ({low:.1f} to {high:.1f}) {mark}{over}"

@@ -99,14 +99,15 @@ def quantize_command(lists: bool, as_json: bool, **options: Any) -> int:
     "--install",
     default="",
     metavar="NAME",
-    help="Let plans of this model take what was measured: a model name, or its config.json.",
+    help="Let plans of this model take what was measured: its name, config.json or folder.",
 )
-@click.option("--out", default="", metavar="FILE", help="Write the report as JSON, for plan.")
 @JSON_OPTION
-def quality_command(as_json: bool, install: str, out: str, **options: Any) -> int:
+def quality_command(as_json: bool, install: str, **options: Any) -> int:
     """Judge a quantized checkpoint beside the model that it was made from."""
-    from executor.quality.judge import QualityRequest, judge  # noqa: PLC0415  help is fast
+    from cost_models.profile_io import load_model  # noqa: PLC0415  help is fast
+    from executor.quality.judge import QualityRequest, judge  # noqa: PLC0415
 
+    model = load_model(install) if install else None
     report = judge(
         QualityRequest(
             model=Path(options["model"]),
@@ -125,6 +126,11 @@ def quality_command(as_json: bool, install: str, out: str, **options: Any) -> in
         print_json(report.to_json())
     else:
         _print_report(report)
+    if model is not None:
+        from planner.quality.files import install as put_in_force  # noqa: PLC0415
+
+        path = put_in_force(report.to_json(), model)
+        click.echo(f"In force for plans of {model.name}: {path}", err=True)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from planner.calibration.diff import CalibrationDiff
     from planner.plans.plan import Neighbour, Plan
     from planner.plans.scheduling import Scheduling
+    from planner.search.study import Candidate
     from planner.validation.operators import OperatorError
     from planner.validation.validate import MetricError, Validation
 
@@ -61,6 +62,7 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
             console.print(
                 f"  {_short(alternative.prediction.config)}: {alternative.rejected_because}"
             )
+    _print_front(console, plan.search.pareto)
     console.print(
         f"\n{plan.search.num_evaluated} configurations evaluated in {plan.search.wall_s:.2f} s, "
         f"{len(plan.search.pareto)} on the Pareto front (--json lists them), "
@@ -182,6 +184,7 @@ def _print_config(console: Console, config: EngineConfig) -> None:
 def _print_prediction_body(console: Console, prediction: Prediction) -> None:
     _print_latencies(console, prediction)
     _print_rates(console, prediction)
+    _print_quality(console, prediction)
     _print_simulation(console, prediction)
     _print_memory(console, prediction)
     _print_steps(console, prediction)
@@ -214,6 +217,35 @@ def _print_rates(console: Console, prediction: Prediction) -> None:
         console.print(
             f"  {'Headroom':9}{prediction.highest_rate_per_s:>10.4g} requests/s is the highest "
             "rate under the SLO"
+        )
+
+
+def _print_quality(console: Console, prediction: Prediction) -> None:
+    """Print the expected loss with its interval and where it is from, if there is any."""
+    quality = prediction.quality
+    if not quality.sources:
+        console.print(f"  {'Quality':9}{'':>10} as the published checkpoint")
+        return
+    low, high = quality.interval_90
+    console.print(
+        f"  {'Quality':9}{quality.loss_pct:>10.2f} % expected loss "
+        f"({low:.2f} to {high:.2f}, {quality.provenance})"
+    )
+    for source in quality.sources:
+        console.print(f"{'':21} {source.split(':')[0]}")
+
+
+def _print_front(console: Console, front: Sequence[Candidate]) -> None:
+    """Print what each amount of quality buys: the ends of the Pareto front."""
+    console.print("\nPareto front by quality")
+    levels = sorted({c.quality.loss_pct for c in front})
+    for level in levels:
+        alike = [c for c in front if c.quality.loss_pct == level]
+        names = dict.fromkeys(f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike)
+        console.print(
+            f"  {level:5.2f} % loss: {', '.join(names)}: up to "
+            f"{max(c.tok_per_s_per_gpu for c in alike):.0f} tokens/s/GPU, or "
+            f"{max(c.tok_per_s_per_user for c in alike):.0f} tokens/s/user ({len(alike)})"
         )
 
 

@@ -12,10 +12,12 @@ from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError
 from planner.api import PlanRequest, Problem, check_runnable, load_problem, plan_problem
 from planner.ladder.bench import Bench
-from planner.ladder.quality import Judge, Loss
+from planner.ladder.quality import Judge
 from planner.ladder.rungs import RUNGS, UNQUANTIZED, Rung, config_of, scheme_of
 from planner.prediction.predict import Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand, workload_demand
+from planner.quality import QualityLoss
+from planner.quality.files import load_quality
 
 SHOWN = (
     "weight_bytes_per_gpu", "kv_cache_tokens", "ttft_ms.mean", "tpot_ms.mean", "e2el_ms.mean",
@@ -36,7 +38,6 @@ class Origin(StrEnum):
 
     PREDICTED = "predicted"
     MEASURED = "measured"
-    PRIOR = "prior"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class LadderRequest:
     backend: str = "trtllm"
     """Engine of all steps but the first: trtllm or vllm."""
     max_quality_loss_pct: float | None = None
-    """Loss of perplexity from which no further step is taken."""
+    """Loss beside the BF16 checkpoint from which no coarser weights are tried."""
     calibration_data: str = ""
     data: str = ""
     """Held-out text for the judgement."""
@@ -82,8 +83,8 @@ class Step:
     engine: str
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """By metric; empty where the step cannot even be computed."""
-    loss: Loss | None = None
-    """None where nothing is known of its quality."""
+    loss: QualityLoss | None = None
+    """Judged, or as published; None where the step is not computed."""
     over_limit: bool = False
     checkpoint: str = ""
     notes: tuple[str, ...] = ()
@@ -159,6 +160,7 @@ class _Climb:
             documents=request.documents,
             out=request.out,
         )
+        self.expected = load_quality(problem.model)
         self.bench = Bench(request)
         self.steps: list[Step] = []
         self.base = self._base_config()
@@ -236,14 +238,12 @@ class _Climb:
         """Return the step with its checkpoint and its loss, where either can be had."""
         try:
             made = self.judge.checkpoint(scheme, below.checkpoint if below else "")
-            loss = self.judge.loss(made, config=step.config, model=self.problem.model.name)
+            loss = self.judge.loss(made, config=step.config, expected=self.expected)
         except PlannerError as error:
             note = f"not built: {error}"
             return replace(step, notes=(*step.notes, note), is_usable=False)
         limit = self.request.max_quality_loss_pct
-        if limit is not None and loss is None:
-            step = replace(step, notes=(*step.notes, "its loss is unknown: the limit is unchecked"))
-        over = limit is not None and loss is not None and loss.value_pct > limit
+        over = limit is not None and loss.loss_pct > limit
         return replace(
             step,
             checkpoint=made,

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
-
-LOSS = "perplexity_loss_pct"
-"""The estimate of `planner quality` that the limit is about."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """Perplexity that a step costs, in percent, with its interval."""
-
-    value_pct: float
-    low_pct: float
-    high_pct: float
-    origin: str
-    """`measured`, or `prior` where a publication says so of other models."""
-    source: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented JSON form."""
-        return {
-            "value": round(self.value_pct, 4),
-            "interval": [round(self.low_pct, 4), round(self.high_pct, 4)],
-            "origin": self.origin,
-            "source": self.source or None,
-        }
-
+from planner.quality import QualityLoss, QualityTable, Source
+from planner.quality.files import loss_of
 
 class Judge:
     """Makes and judges the checkpoints of the steps; each is made once.
@@ -84,16 +59,23 @@ class Judge:
             self._quantize(scheme, target)
         return str(target)
 
-    def loss(self, checkpoint: str, *, config: EngineConfig, model: str) -> Loss | None:
-        """Return what a step loses against the unquantized model; None where nothing is known.
+    def loss(
+        self, checkpoint: str, *, config: EngineConfig, expected: QualityTable
+    ) -> QualityLoss:
+        """Return what a step loses against the unquantized model: judged, else as expected.
+
+        Args:
+            checkpoint: Folder of the step; empty where none was made.
+            config: Whose precisions are judged.
+            expected: What is published, or was measured of this model before.
 
         Raises:
             PlannerError: It cannot be judged.
         """
-        if config.quantization in ("bf16", "fp16") and config.kv_cache_dtype in ("bf16", "fp16"):
-            return Loss(value_pct=0.0, low_pct=0.0, high_pct=0.0, origin="measured", source="itself")
-        if not checkpoint or not self.data or self.folder is None:
-            return None
+        known = expected.loss(config.quantization, config.kv_cache_dtype)
+        is_built = bool(checkpoint) and bool(self.data) and self.folder is not None
+        if not is_built or known.provenance is Source.EXACT:
+            return known
         return self._judged(Path(checkpoint), config)
 
     def _quantize(self, scheme: str, target: Path) -> None:
@@ -109,7 +91,7 @@ class Judge:
             )
         )
 
-    def _judged(self, checkpoint: Path, config: EngineConfig) -> Loss:
+    def _judged(self, checkpoint: Path, config: EngineConfig) -> QualityLoss:
         from executor.quality.judge import QualityRequest, judge  # noqa: PLC0415
 
         assert self.folder is not None, "only a folder is judged"
@@ -123,11 +105,4 @@ class Judge:
                 new_tokens=0,
             )
         )
-        found = report.estimates[LOSS]
-        return Loss(
-            value_pct=found.value,
-            low_pct=found.low,
-            high_pct=found.high,
-            origin="measured",
-            source=f"{report.num_documents} documents, {report.num_tokens:,} tokens",
-        )
+        return loss_of(report.to_json())

@@ -76,7 +76,7 @@ class Finalist:
     @property
     def score(self) -> float:
         """The simulated objective less what the precision must gain; larger is better."""
-        return handicapped(self.value, self.config)
+        return handicapped(self.value, self.candidate.quality)
 
     def beats(self, other: Finalist) -> bool:
         """Whether it is better by more than chance; of equals the closed form decides."""

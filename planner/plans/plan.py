@@ -12,6 +12,7 @@ from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand
+from planner.quality import QUALITY_LOSS
 from planner.search.objective import quality_handicap
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchOptions, SearchResult, search
@@ -103,6 +104,7 @@ class Plan:
                     "config": config_to_json(point.config),
                     "output_tok_per_s_per_gpu": round(point.tok_per_s_per_gpu, 2),
                     "output_tok_per_s_per_user": round(point.tok_per_s_per_user, 2),
+                    "quality_loss_pct": round(point.quality.loss_pct, 3),
                 }
                 for point in self.search.pareto
             ],
@@ -175,7 +177,7 @@ def make_plan(
             :NUM_ALTERNATIVES
         ],
         neighbours=_neighbours(space, closed_form),
-        relaxations=() if recommended.feasible else _relaxations(recommended, evaluator.slo),
+        relaxations=() if recommended.feasible else _relaxations(recommended, evaluator.limits),
         search=found,
         scheduling=scheduling_of(
             recommended,
@@ -229,13 +231,15 @@ def _rejection(gain: float, other: Candidate, prediction: Prediction) -> str:
     broken = [name for name, excess in prediction.slo_excess.items() if excess > 0]
     if broken:
         worst = max(broken, key=lambda name: prediction.slo_excess[name])
+        if worst == QUALITY_LOSS:
+            return f"loses too much quality: {prediction.quality.loss_pct:.1f} % expected"
         return f"misses the SLO: {worst} is {100 * prediction.slo_excess[worst]:.0f} % over"
     if prediction.refused_share > 0:
         return "refuses prompts longer than max_num_tokens"
     if gain > 0.0005:
         return (
             f"{100 * gain:+.1f} % on the objective, less than the "
-            f"{100 * quality_handicap(other.config):.0f} % that {other.config.quantization}/"
+            f"{100 * quality_handicap(other.quality):.1f} % that {other.config.quantization}/"
             f"{other.config.kv_cache_dtype} must gain for its risk to quality"
         )
     return f"{100 * gain:+.1f} % on the objective"

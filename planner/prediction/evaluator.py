@@ -34,6 +34,7 @@ from planner.estimator import (
 )
 from planner.estimator.load import Protocol
 from planner.prediction.intervals import upper_factor
+from planner.quality import QUALITY_LOSS, QualityLoss, QualityTable
 
 FloatArray = NDArray[np.float64]
 Value = TypeVar("Value", float, FloatArray)
@@ -100,7 +101,7 @@ class Evaluation:
     highest_rate_per_s: FloatArray
     """Highest request rate of the deployment that meets the SLO; 0 where none does."""
     slo_excess: Mapping[str, FloatArray]
-    """Predicted over allowed, less 1, by SLO metric; 0 or less meets it."""
+    """Predicted over allowed, less 1, by SLO metric or quality; 0 or less meets it."""
     saturated_tok_per_s_per_gpu: FloatArray
     """Output tokens/s per GPU when every slot is taken."""
     saturated_tok_per_s_per_user: FloatArray
@@ -129,6 +130,9 @@ class Evaluator:
     """Limits in the units of the metric's name, for example `{"ttft_ms.p99": 500}`."""
     risk: float = 0.0
     """Limits must hold at the upper end of the interval of 1 - risk; 0 is the value itself."""
+    quality: QualityTable = field(default_factory=QualityTable)
+    max_quality_loss_pct: float | None = None
+    """A limit beside the SLO; None is none."""
     _steps: dict[EngineConfig, StepModel] = field(default_factory=dict, repr=False)
     _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
@@ -291,11 +295,35 @@ class Evaluator:
             for name, limit in self.slo.items()
         }
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """Every limit by metric: the SLO's, and that on the loss of quality."""
+        if self.max_quality_loss_pct is None:
+            return dict(self.slo)
+        return dict(self.slo) | {QUALITY_LOSS: self.max_quality_loss_pct}
+
+    def quality_of(self, config: EngineConfig) -> QualityLoss:
+        """Return what a configuration's precisions are expected to lose."""
+        return self.quality.loss(config.quantization, config.kv_cache_dtype)
+
+    def quality_excess(self, config: EngineConfig) -> dict[str, float]:
+        """Return how far a configuration is beyond the limit on quality, if there is one."""
+        if self.max_quality_loss_pct is None:
+            return {}
+        loss = self.quality_of(config)
+        return {QUALITY_LOSS: loss.excess(self.max_quality_loss_pct, self.risk)}
+
     def _upper_factor(self, name: str) -> float:
         calibration, protocol = self.calibration, str(self.load.protocol)
         return upper_factor(
             name, calibration, calibration.provenance, protocol=protocol, risk=self.risk
         )
+
+    def _quality_excess(self, rows: Slice) -> dict[str, FloatArray]:
+        return {
+            name: np.full(len(rows), excess)
+            for name, excess in self.quality_excess(rows.base).items()
+        }
 
     def _assembled(
         self,
@@ -326,7 +354,7 @@ class Evaluator:
             front_end_share=share,
             refused_share=self._refused(rows),
             highest_rate_per_s=highest,
-            slo_excess=self.slo_excess(metrics),
+            slo_excess=self.slo_excess(metrics) | self._quality_excess(rows),
             saturated_tok_per_s_per_gpu=lane_rate * lanes_per_gpu * self.load.osl.mean,
             saturated_tok_per_s_per_user=user_speed,
         )

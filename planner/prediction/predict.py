@@ -32,6 +32,7 @@ from planner.prediction.simulation import (
     simulate_config,
     simulated_metrics,
 )
+from planner.quality import QUALITY_LOSS, QualityLoss
 from planner.simulator import SimulationResult
 
 BUSY_POWER_FRACTION = 0.85
@@ -61,7 +62,7 @@ class Prediction:
     step_time_breakdown: Mapping[str, Mapping[str, float]]
     """Seconds by operator family, for a `decode` step and a `mixed` one."""
     slo_excess: Mapping[str, float]
-    """Predicted over allowed, less 1, by SLO metric."""
+    """Predicted over allowed, less 1, by SLO metric or quality."""
     highest_rate_per_s: float
     """Highest request rate that meets the SLO; 0 where none does."""
     refused_share: float
@@ -69,6 +70,8 @@ class Prediction:
     """Share of the front end's time that the load takes; 1 means it limits the rate."""
     binding_limit: str
     """What stops this configuration from serving more."""
+    quality: QualityLoss = field(default_factory=QualityLoss)
+    """What its precisions are expected to lose."""
     simulation: SimulationResult | None = None
     """The run behind latencies and rates; None where they come from the closed form."""
     time_by_operator: Mapping[str, float] = field(default_factory=dict)
@@ -98,6 +101,8 @@ class Prediction:
 
     def value(self, metric: str) -> float:
         """Return a metric's predicted value."""
+        if metric == QUALITY_LOSS:
+            return self.quality.loss_pct
         return self.metrics[metric].value
 
     def to_json(self) -> dict[str, Any]:
@@ -112,6 +117,7 @@ class Prediction:
                 }
                 for name, metric in self.metrics.items()
             },
+            "quality": self.quality.to_json(),
             "memory": memory_to_json(self.memory),
             "step_time_breakdown": {
                 step: {family: _rounded(seconds) for family, seconds in families.items()}
@@ -166,11 +172,12 @@ def predict_config(
         metrics=_metrics(evaluator, config, values, simulation),
         memory=memory,
         step_time_breakdown=step_breakdown(evaluator, config, point),
-        slo_excess=evaluator.slo_excess(values),
+        slo_excess=evaluator.slo_excess(values) | evaluator.quality_excess(config),
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
         refused_share=refused_share,
         front_end_share=float(evaluation.front_end_share[0]),
         binding_limit="",
+        quality=evaluator.quality_of(config),
         simulation=simulation,
         time_by_operator=(
             operator_seconds(simulation, evaluator.step_model(config)) if simulation else {}

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.engine import EngineConfig
 from planner.estimator.load import Load, Protocol
 from planner.prediction.evaluator import Evaluation, Slice
+from planner.quality import QualityLoss
 
 FloatArray = NDArray[np.float64]
 Score = TypeVar("Score", float, FloatArray)
 
-QUALITY_HANDICAP: Mapping[str, float] = {
-    "bf16": 0.0,
-    "fp16": 0.0,
-    "fp8_block": 0.01,
-    "fp8": 0.02,
-    "fp8_dynamic": 0.01,
-    "w4a16_mxfp4": 0.0,
-    "w4a8_mxfp4_mxfp8": 0.02,
-    "int8_wo": 0.02,
-    "int8_sq": 0.05,
-    "nvfp4": 0.06,
-    "w4a16_awq": 0.10,
-    "w4a16_gptq": 0.12,
-    "w4a8_awq": 0.14,
-    "int4_wo": 0.20,
-}
-"""Share of the objective that a quantization must gain before it is preferred.
+QUALITY_PRICE = 0.02
+"""Share of the objective that 1 % of quality is worth.
 
-A prior on the risk to quality, not a measurement: near-lossless FP8 is taken for a gain
-of a few percent, four-bit weights only where they decide.
+A precision must gain it for every percent that it may lose, at the upper end of its interval:
+near-lossless FP8 is taken for a gain of a few percent, four-bit weights only where they decide.
 """
 
-KV_HANDICAP: Mapping[str, float] = {
-    "bf16": 0.0,
-    "fp16": 0.0,
-    "fp8": 0.01,
-    "int8": 0.03,
-    "nvfp4": 0.08,
-}
-"""The same for the KV cache."""
-
+RISK_OF_QUALITY = 0.1
+"""The interval of 90 %."""
 
 HEADROOM_WORTH = 0.01
 """Share of the cost that unlimited headroom is worth: it breaks ties."""
@@ -76,14 +53,14 @@ def score(
     return rate * load.osl.mean / gpus
 
 
-def quality_handicap(config: EngineConfig) -> float:
-    """Return the share of the objective that a configuration's precisions must gain."""
-    return QUALITY_HANDICAP[config.quantization] + KV_HANDICAP[config.kv_cache_dtype]
+def quality_handicap(loss: QualityLoss) -> float:
+    """Return the share of the objective that precisions of some loss must gain."""
+    return QUALITY_PRICE * max(loss.at_risk(RISK_OF_QUALITY), 0.0)
 
 
-def handicapped(score: Score, config: EngineConfig) -> Score:
+def handicapped(score: Score, loss: QualityLoss) -> Score:
     """Return a score, or an array of them, less what the precisions must gain before preferred."""
-    return score - abs(score) * quality_handicap(config)
+    return score - abs(score) * quality_handicap(loss)
 
 
 def violation(evaluation: Evaluation) -> FloatArray:

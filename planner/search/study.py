@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from planner.prediction.evaluator import Evaluation, Evaluator, Slice
+from planner.quality import QualityLoss
 from planner.search.objective import handicapped, score, violation
 from planner.search.space import OUTER_KNOBS, SearchSpace
 
@@ -55,6 +56,7 @@ class Candidate:
     tok_per_s_per_gpu: float
     """Output tokens/s per GPU with every slot taken."""
     tok_per_s_per_user: float
+    quality: QualityLoss
 
     @property
     def feasible(self) -> bool:
@@ -92,7 +94,7 @@ class SearchResult:
 
     candidates: tuple[Candidate, ...]
     pareto: tuple[Candidate, ...]
-    """Feasible, none better in both tokens/s per GPU and per-user speed."""
+    """Feasible, none better in tokens/s per GPU, per-user speed and quality together."""
     num_evaluated: int
     wall_s: float
     seed: int
@@ -151,7 +153,9 @@ class _Search:
         order = np.lexsort((-np.where(broken > 0, -broken, ranked), broken > 0))
         kept = dict.fromkeys([*order[:KEPT_PER_SPLIT].tolist(), *_leaders(evaluation, broken)])
         for row in kept:
-            candidate = _candidate(rows, evaluation, row, (ranked[row], raw[row], broken[row]))
+            scores_of_row = (ranked[row], raw[row], broken[row])
+            quality = self.evaluator.quality_of(rows.base)
+            candidate = _candidate(rows, evaluation, row, scores_of_row, quality)
             self.found[candidate.config] = candidate
             self._report_best(candidate)
         self._report()
@@ -264,7 +268,8 @@ def evaluated(config: EngineConfig, evaluator: Evaluator, objective: str) -> Can
     evaluation = evaluator.evaluate(rows)
     columns = scores(rows, evaluation, evaluator, objective=objective)
     ranked, raw, broken = (float(column[0]) for column in columns)
-    return _candidate(rows, evaluation, 0, (ranked, raw, broken))
+    quality = evaluator.quality_of(config)
+    return _candidate(rows, evaluation, 0, (ranked, raw, broken), quality)
 
 
 def scores(
@@ -278,11 +283,15 @@ def scores(
         load=evaluator.load,
         usd_per_hour=evaluator.gpu.usd_per_hour,
     )
-    return handicapped(raw, rows.base), raw, violation(evaluation)
+    return handicapped(raw, evaluator.quality_of(rows.base)), raw, violation(evaluation)
 
 
 def _candidate(
-    rows: Slice, evaluation: Evaluation, row: int, scores: tuple[float, ...]
+    rows: Slice,
+    evaluation: Evaluation,
+    row: int,
+    scores: tuple[float, ...],
+    quality: QualityLoss,
 ) -> Candidate:
     ranked, raw, broken = scores
     return Candidate(
@@ -292,6 +301,7 @@ def _candidate(
         violation=float(broken),
         tok_per_s_per_gpu=float(evaluation.saturated_tok_per_s_per_gpu[row]),
         tok_per_s_per_user=float(evaluation.saturated_tok_per_s_per_user[row]),
+        quality=quality,
     )
 
 
@@ -311,12 +321,28 @@ def _leaders(evaluation: Evaluation, broken: FloatArray) -> list[int]:
 
 
 def pareto_front(candidates: list[Candidate]) -> tuple[Candidate, ...]:
-    """Return the feasible candidates that no other beats in throughput and per-user speed."""
+    """Return the feasible candidates that no other beats in throughput, user speed and quality.
+
+    Candidates lose one of a few amounts of quality: those of each amount must stand against the
+    front of all that lose no more.
+    """
+    feasible = sorted((c for c in candidates if c.feasible), key=lambda c: c.quality.loss_pct)
+    standing: list[Candidate] = []
     front: list[Candidate] = []
-    feasible = [c for c in candidates if c.feasible]
+    for _, alike in itertools.groupby(feasible, key=lambda c: c.quality.loss_pct):
+        newcomers = list(alike)
+        standing = _fast_front([*standing, *newcomers])
+        entered = {id(c) for c in newcomers}
+        front += [c for c in standing if id(c) in entered]
+    return tuple(sorted(front, key=lambda c: c.tok_per_s_per_gpu, reverse=True))
+
+
+def _fast_front(candidates: list[Candidate]) -> list[Candidate]:
+    """Return those that no other beats in both throughput and per-user speed; of equals the first."""
+    front: list[Candidate] = []
     for candidate in sorted(
-        feasible, key=lambda c: (c.tok_per_s_per_gpu, c.tok_per_s_per_user), reverse=True
+        candidates, key=lambda c: (c.tok_per_s_per_gpu, c.tok_per_s_per_user), reverse=True
     ):
         if not front or candidate.tok_per_s_per_user > front[-1].tok_per_s_per_user:
             front.append(candidate)
-    return tuple(front)
+    return front

@@ -60,7 +60,7 @@ def slo_lines(prediction: Prediction) -> Text:
     """Return each limit of the SLO, met or missed, by how much."""
     text = Text()
     for name, excess in prediction.slo_excess.items():
-        limit = prediction.value(name) / (1 + excess)
+        limit = prediction.value(name) / (1 + excess) if excess > -1 else 0.0
         state, sign = ("met by", "✓") if excess <= 0 else ("MISSED by", "✗")
         words = f"{sign} {name} ≤ {number(limit)}: {state} {100 * abs(excess):.0f} %\n"
         text.append(words, style="" if excess <= 0 else "bold")
