@@ -17,6 +17,7 @@ from cost_models.errors import PlannerError
 from planner.cli import (
     calibrate,
     diagnose,
+    ladder,
     measure,
     plan,
     predict,
@@ -93,6 +94,7 @@ for command in (
     *measure.COMMANDS,
     diagnose.diagnose_command,
     tune.tune_command,
+    ladder.ladder_command,
     quality.quantize_command,
     quality.quality_command,
     tui_command,

@@ -74,16 +74,23 @@ def install(report: Mapping[str, Any], model: ModelSpec) -> Path:
     kept = [
         one for one in known if (one["quantization"], one["kv_cache_dtype"]) != (quantization, kv)
     ]
-    entry = {
-        "quantization": quantization,
-        "kv_cache_dtype": kv,
+    entry = {"quantization": quantization, "kv_cache_dtype": kv, **_entry(report)}
+    data = {"schema_version": 1, "model": model.name, "measured": [*kept, entry]}
+    write_text(path, json.dumps(data, indent=1) + "\n")
+    return path
+
+
+def loss_of(report: Mapping[str, Any]) -> QualityLoss:
+    """Return what a report of `planner quality` measured, as plans take it."""
+    return _as_loss(_entry(report))
+
+
+def _entry(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "estimate": report["estimates"][MEASURE],
         "num_tokens": report["num_tokens"],
         "source": report["model"],
     }
-    data = {"schema_version": 1, "model": model.name, "measured": [*kept, entry]}
-    write_text(path, json.dumps(data, indent=1) + "\n")
-    return path
 
 
 @cache

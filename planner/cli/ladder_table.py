@@ -1,0 +1,81 @@
+"""The ladder as a table: memory, speed and loss of every step, each number with its origin."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.ladder.ladder import WHOLE_REQUEST, Ladder, Step
+
+MARKS = {"predicted": "p", "measured": "m", "published": "r"}
+
+GIB = 2**30
+
+COLUMNS: tuple[tuple[str, str, float, str], ...] = (
+    ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.2f}"),
+    ("KV tokens", "kv_cache_tokens", 1.0, "{:,.0f}"),
+    ("TTFT ms", "ttft_ms.mean", 1.0, "{:.1f}"),
+    ("TPOT ms", "tpot_ms.mean", 1.0, "{:.2f}"),
+    ("E2E ms", "e2el_ms.mean", 1.0, "{:,.0f}"),
+    ("tokens/s", "output_tok_per_s", 1.0, "{:,.0f}"),
+)
+"""(title, metric, factor, format)."""
+
+
+def print_ladder(ladder: Ladder) -> None:
+    """Print every step, what stopped the ladder, and the step to stay on."""
+    console = Console(highlight=False, soft_wrap=True, width=110)
+    console.print(f"{ladder.model} on {ladder.gpu}, workload {ladder.workload}\n")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("step")
+    for title in (*(column[0] for column in COLUMNS), "speed-up", "loss %"):
+        table.add_column(title, justify="right")
+    first = next((step for step in ladder.steps if WHOLE_REQUEST in step.figures), None)
+    for step in ladder.steps:
+        table.add_row(_title(step), *_cells(step), _speed_up(step, first), _loss(step))
+    console.print(table)
+    console.print(
+        "\np predicted, m measured, r published for other models; speed-up is of a whole request"
+    )
+    for step in ladder.steps:
+        for note in step.notes:
+            console.print(f"  {step.rung.title}: {note}")
+    if ladder.stopped_because:
+        console.print(f"Stopped: {ladder.stopped_because}")
+    if ladder.best:
+        console.print(f"Stay on: {_title(ladder.best)} ({ladder.best.engine})")
+
+
+def _title(step: Step) -> str:
+    if step.rung.is_baseline or step.config.quantization == "bf16" == step.config.kv_cache_dtype:
+        return step.rung.title
+    kv = "" if step.config.kv_cache_dtype == "bf16" else f" + {step.config.kv_cache_dtype} KV"
+    return f"{step.rung.title} ({step.config.quantization}{kv})"
+
+
+def _cells(step: Step) -> list[str]:
+    cells = []
+    for _, metric, factor, form in COLUMNS:
+        figure = step.figures.get(metric)
+        cells.append(
+            f"{form.format(figure.value * factor)} {MARKS[figure.origin]}" if figure else "–"
+        )
+    return cells
+
+
+def _speed_up(step: Step, first: Step | None) -> str:
+    """Return by what factor whole requests are faster than in the first step that runs."""
+    if first is None or WHOLE_REQUEST not in step.figures:
+        return "–"
+    return f"{first.value(WHOLE_REQUEST) / step.value(WHOLE_REQUEST):.2f}x"
+
+
+def _loss(step: Step) -> str:
+    if step.loss is None:
+        return "–"
+    loss, over = step.loss, " OVER" if step.over_limit else ""
+    if str(loss.provenance) not in MARKS:
+        return f"{loss.loss_pct:.2f}{over}"
+    low, high = loss.interval_90
+    mark = MARKS[str(loss.provenance)]
+    return f"{loss.loss_pct:.2f} ({low:.1f} to {high:.1f}) {mark}{over}"
