@@ -375,6 +375,10 @@ def _detected_gpu() -> str:
     return profile_of_device(str(name), float(memory))
 
 
+CARDS = frozenset({"PCIE", "NVL"})
+"""Form factors that a product's name tells; without one it is the SXM module."""
+
+
 def profile_of_device(device_name: str, memory_bytes: float) -> str:
     """Return the profile whose product name shares most with NVML's, nearest in memory.
 
@@ -383,16 +387,26 @@ def profile_of_device(device_name: str, memory_bytes: float) -> str:
     """
     from cost_models.profile_io import list_gpus  # noqa: PLC0415
 
-    words = set(device_name.upper().replace("-", " ").split()) - {"NVIDIA", "GEFORCE"}
+    words = _product_words(device_name)
     specs = [load_gpu(name) for name in list_gpus()]
     near = [
         spec
         for spec in specs
-        if words & set(spec.title.upper().split()) - {"NVIDIA", "GEFORCE", "SXM"}
+        if words & _product_words(spec.title)
         and abs(spec.memory_bytes / memory_bytes - 1) < 0.1
     ]
     if not near:
         raise ProfileError(
             f"--gpu auto: no profile for {device_name!r}", hint="write a GPU profile"
         )
-    return min(near, key=lambda spec: abs(spec.memory_bytes - memory_bytes)).name
+    return min(
+        near,
+        key=lambda spec: (
+            len((words ^ _product_words(spec.title)) & CARDS),
+            abs(spec.memory_bytes - memory_bytes),
+        ),
+    ).name
+
+
+def _product_words(name: str) -> set[str]:
+    return set(name.upper().replace("-", " ").split()) - {"NVIDIA", "GEFORCE", "SXM"}
