@@ -11,12 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cost_models.calibration import Calibration
 from cost_models.calibration_io import load_calibration
 from cost_models.gpu import GpuSpec
 from cost_models.profile_io import load_gpu
 from executor.process import free_port
+
+# How long an example takes says more of what else runs here than of the code.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

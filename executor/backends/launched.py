@@ -136,7 +136,10 @@ def run_build(
         status = process.wait_ended(limit_s=limit_s)
     except ServerFailedError as error:
         raise ServerFailedError(
-            f"{what} {error.message}", kind=Failure.PREPARE_FAILED, log_tail=error.log_tail
+            f"{what} {error.message}",
+            kind=Failure.PREPARE_FAILED,
+            log_tail=error.log_tail,
+            hint="the time budget bounds builds too, and what is built once is kept",
         ) from error
     finally:
         process.stop()

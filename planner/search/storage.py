@@ -28,14 +28,16 @@ def open_storage(url: str, *, heartbeat_s: int | None = None) -> RDBStorage:
     """
     grace_s = MISSED_HEARTBEATS * heartbeat_s if heartbeat_s else None
     spelled = database_url(url).render_as_string(hide_password=False)
-    for attempt in range(1, OPENING_ATTEMPTS + 1):
+
+    def opened() -> RDBStorage:
+        return RDBStorage(spelled, heartbeat_interval=heartbeat_s, grace_period=grace_s)
+
+    for _ in range(OPENING_ATTEMPTS - 1):
         try:
-            return RDBStorage(spelled, heartbeat_interval=heartbeat_s, grace_period=grace_s)
+            return opened()
         except (IntegrityError, ProgrammingError):
-            if attempt == OPENING_ATTEMPTS:
-                raise
             time.sleep(OPENING_WAIT_S)
-    raise AssertionError
+    return opened()
 
 
 @contextmanager

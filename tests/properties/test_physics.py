@@ -28,7 +28,7 @@ def _step(**knobs: object) -> StepModel:
     return StepModel(model=MODEL, config=config, gpu=H100, calibration=CALIBRATION)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(batch=st.integers(1, 512), kv_len=st.integers(16, 16_000), factor=st.floats(1.0, 4.0))
 def test_more_bandwidth_is_never_slower(batch: int, kv_len: int, factor: float) -> None:
     work = StepBatch(decode_sequences=batch, decode_kv_len=kv_len)
@@ -38,14 +38,14 @@ def test_more_bandwidth_is_never_slower(batch: int, kv_len: int, factor: float) 
     assert fast <= slow * (1 + 1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batch=st.integers(1, 1024), kv_len=st.integers(16, 8_000))
 def test_one_rank_sends_nothing(batch: int, kv_len: int) -> None:
     cost = _step().cost(StepBatch(decode_sequences=batch, decode_kv_len=kv_len))
     assert np.all(cost.by_family.get("communication", np.zeros(())) == 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batch=st.integers(1, 256), kv_len=st.integers(64, 4_000), tokens=st.integers(1, 8_000))
 def test_prefill_beside_decode_costs_more_than_decode(batch: int, kv_len: int, tokens: int) -> None:
     step = _step()
@@ -87,7 +87,6 @@ def test_paged_never_takes_less_than_its_tokens(dtype: str, tokens: int) -> None
     assert used <= paged < used + 32 * layout.bytes_per_token
 
 
-@settings(deadline=None)
 @given(fraction=st.floats(0.1, 0.98), tokens=st.integers(512, 32_768))
 def test_blocks_are_conserved(fraction: float, tokens: int) -> None:
     config = EngineConfig(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -61,7 +61,6 @@ tokens = st.integers(1, 200_000)
 alphas = st.sampled_from([0.0, 1.01, 1.2])
 
 
-@settings(deadline=None)
 @given(shape=shapes, num_tokens=tokens, alpha=alphas)
 def test_positive_and_slower_than_the_roofline(
     shape: MoeShape, num_tokens: int, alpha: float
@@ -73,7 +72,6 @@ def test_positive_and_slower_than_the_roofline(
     assert seconds > BF16.launch_s
 
 
-@settings(deadline=None)
 @given(shape=shapes, alpha=alphas, num_tokens=tokens, more=st.integers(1, 5000))
 def test_more_tokens_are_never_faster(
     shape: MoeShape, alpha: float, num_tokens: int, more: int
@@ -84,7 +82,6 @@ def test_more_tokens_are_never_faster(
     assert after >= before * (1 - 1e-12)
 
 
-@settings(deadline=None)
 @given(shape=shapes, num_tokens=tokens, factor=st.floats(1.0, 10.0))
 def test_more_bandwidth_is_never_slower(shape: MoeShape, num_tokens: int, factor: float) -> None:
     faster = replace(GPU, hbm_bytes_per_s=GPU.hbm_bytes_per_s * factor)
@@ -92,7 +89,6 @@ def test_more_bandwidth_is_never_slower(shape: MoeShape, num_tokens: int, factor
     assert moe_seconds(shape, num_tokens, gpu=faster, params=BF16) <= before
 
 
-@settings(deadline=None)
 @given(shape=shapes, num_tokens=tokens, extra=st.integers(1, 4096))
 def test_wider_experts_are_never_faster(shape: MoeShape, num_tokens: int, extra: int) -> None:
     wider = replace(shape, inter_size=shape.inter_size + extra * shape.moe_tp_size)
@@ -100,7 +96,6 @@ def test_wider_experts_are_never_faster(shape: MoeShape, num_tokens: int, extra:
     assert moe_seconds(wider, num_tokens, gpu=GPU, params=BF16) >= before * (1 - 1e-12)
 
 
-@settings(deadline=None)
 @given(shape=shapes, num_tokens=tokens, bits=st.floats(3.0, 16.0))
 def test_fewer_weight_bits_are_never_slower(shape: MoeShape, num_tokens: int, bits: float) -> None:
     narrow = moe_seconds(shape, num_tokens, gpu=GPU, params=BF16, weight_bits=bits)
@@ -108,7 +103,6 @@ def test_fewer_weight_bits_are_never_slower(shape: MoeShape, num_tokens: int, bi
 
 
 @given(num_tokens=st.integers(1024, 100_000))
-@settings(deadline=None)
 def test_a_hot_rank_is_slower_than_an_even_one(num_tokens: int) -> None:
     split = replace(QWEN3_30B, moe_ep_size=8)
     even, mild, steep = (

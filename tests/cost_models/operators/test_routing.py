@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.operators.routing import (
@@ -74,7 +74,6 @@ def test_active_experts_agree_with_sampled_routing() -> None:
     assert expected == pytest.approx(active, rel=0.01)
 
 
-@settings(deadline=None)
 @given(layer=layers, alpha=alphas, num_ranks=st.sampled_from([1, 2, 4, 8]))
 def test_more_tokens_never_mean_less_load(
     layer: tuple[int, int], alpha: float, num_ranks: int
@@ -84,7 +83,6 @@ def test_more_tokens_never_mean_less_load(
     assert np.all(np.diff(load.assignments) >= -1e-9)
 
 
-@settings(deadline=None)
 @given(layer=layers, alpha=alphas, num_ranks=st.sampled_from([1, 2, 4, 8]))
 def test_the_busiest_rank_has_at_least_its_share(
     layer: tuple[int, int], alpha: float, num_ranks: int

@@ -92,7 +92,7 @@ front_ends = st.sampled_from(
     ]
 )
 clocks = st.sampled_from([CLOCK, SLOW_LAUNCH_CLOCK])
-thorough = settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 
 
 @thorough
