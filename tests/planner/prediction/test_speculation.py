@@ -95,6 +95,16 @@ def test_requests_differ_by_their_luck_with_drafts(tmp_path: Path) -> None:
     assert gap == pytest.approx(tokens, rel=0.08)
 
 
+def test_iterations_are_counted_not_tokens(tmp_path: Path) -> None:
+    sure = {"NGram": {"acceptance": 1.0}}
+    problem = problem_of(workload_file(tmp_path, clients=1, osl=41, speculation=sure))
+    demand = workload_demand(problem.workload)
+    found, _ = predict_problem(problem, problem.default_config, DRAFTING["NGram"], demand=demand)
+    assert found.simulation is not None
+    # Four tokens an iteration, and one that prefills, for each of twelve requests.
+    assert found.simulation.num_steps == 12 * (1 + 40 // 4)
+
+
 def test_without_a_draft_nothing_changes(tmp_path: Path) -> None:
     problem = problem_of(workload_file(tmp_path, clients=4, osl=40))
     demand = workload_demand(problem.workload)
