@@ -135,6 +135,15 @@ def test_the_draft_takes_weights_and_cache_on_the_same_gpu() -> None:
         assert float(parts) == pytest.approx(GPU.memory_bytes)
 
 
+def test_medusa_heads_are_weights_without_a_cache() -> None:
+    config = replace(BARE, decoding_type="Medusa", max_draft_len=3)
+    heads = draft_of(config, MODEL, None)
+    assert heads is not None
+    # Three times a block of 4096 by 4096 and a matrix over 128,256 tokens, in BF16.
+    assert heads.weight_bytes == 3 * 2 * 4096 * (4096 + 128_256)
+    assert heads.kv_layout.bytes_per_token == 0
+
+
 def test_a_draft_model_must_be_named() -> None:
     config = replace(BARE, decoding_type="DraftTarget", max_draft_len=3)
     with pytest.raises(ConfigError, match="DraftTarget") as caught:
