@@ -142,7 +142,11 @@ PRIORS: Mapping[str, Acceptance] = {
         spread=0.15,
     ),
 }
-"""What is believed of a text that nobody has seen, by decoding type."""
+"""What is believed of a text that nobody has seen, by decoding type.
+
+Round figures of the order that the named papers report, not values of a table; texts differ more
+than the figures' last digit, which the spreads stand for.
+"""
 
 
 def stated_chances(text: str, max_draft_len: int) -> tuple[float, ...]:

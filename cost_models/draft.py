@@ -24,21 +24,27 @@ class Draft:
     model: ModelSpec
     config: EngineConfig
     decoding_type: str
+    num_heads: int = 0
+    """Medusa heads on the target itself; 0 of a model that makes passes of its own."""
 
     @property
     def weight_bytes(self) -> float:
         """Weights on one GPU; a layer on the target's states shares its embeddings and head."""
+        hidden = self.model.hidden_size
+        if self.num_heads:
+            vocab_shard = self.model.vocab_size / self.config.attention_tensor_parallel_size
+            return self.num_heads * (hidden + vocab_shard) * hidden * UNQUANTIZED_BYTES
         parts = weight_bytes(self.model, self.config).by_part
         if self.decoding_type == "DraftTarget":
             return sum(parts.values())
         shared = {"embedding", "extra"} | ({"lm_head"} if self.decoding_type == "MTP" else set())
-        joined = 2 * self.model.hidden_size**2 * UNQUANTIZED_BYTES
+        joined = 2 * hidden**2 * UNQUANTIZED_BYTES
         return sum(size for part, size in parts.items() if part not in shared) + joined
 
     @property
     def kv_layout(self) -> KvLayout:
-        """What it caches for each token."""
-        return kv_layout(self.model, self.config)
+        """What it caches for each token; heads cache nothing."""
+        return KvLayout(pools=()) if self.num_heads else kv_layout(self.model, self.config)
 
 
 def draft_of(config: EngineConfig, model: ModelSpec, draft_model: ModelSpec | None) -> Draft | None:
@@ -62,6 +68,8 @@ def draft_of(config: EngineConfig, model: ModelSpec, draft_model: ModelSpec | No
             one_layer = replace(one_layer, vocab_size=vocab_size, tie_word_embeddings=False)
             plain = replace(plain, quantization="bf16")
         return Draft(model=one_layer, config=plain, decoding_type=kind)
+    if kind == "Medusa":
+        return Draft(model=model, config=plain, decoding_type=kind, num_heads=config.max_draft_len)
     if kind != "DraftTarget":
         return None
     if draft_model is None:

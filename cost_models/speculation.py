@@ -37,7 +37,7 @@ class Speculation:
     max_draft_len: int
     acceptance: Acceptance
     draft: Draft | None
-    """None where no model drafts."""
+    """None where nothing but the text drafts."""
     pads_drafts: bool
     """Whether sequences without a full draft verify padding: TensorRT-LLM's graphs ask for it."""
 
@@ -103,6 +103,7 @@ class SpeculativeStep:
     verify: StepModel
     """The target over the rows that it verifies."""
     draft: StepModel | None
+    """A pass of the model that drafts; None where none does."""
     speculation: Speculation
 
     @property
@@ -224,6 +225,8 @@ def speculative_step(
         uniform_rate=speculation.uniform_rate,
     )
     draft = speculation.draft
+    if draft is not None and draft.num_heads:
+        draft = None
     return SpeculativeStep(
         verify=verify,
         draft=_draft_step(draft, speculation, verify) if draft else None,

@@ -25,7 +25,7 @@ from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
 from planner.prediction.simulation import Demand, workload_demand
 from planner.quality.files import load_quality
-from planner.search.space import OUTER_KNOBS, SearchSpace
+from planner.search.space import DRAFTS, OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchOptions
 from planner.workloads.workload import OBJECTIVES, Workload, check_slo, load_workload
 
@@ -226,8 +226,8 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
     limits = parse_limits(request.pins, request.limits)
     base = replace(problem.default_config, cuda_graph_padding=True, enable_block_reuse=True)
     base = replace(base, **{k: v[0] for k, v in limits.items() if len(v) == 1})
-    if base.decoding_type and "max_draft_len" not in limits:
-        base = replace(base, max_draft_len=_draft_len(problem, base.decoding_type))
+    if base.decoding_type:
+        base = replace(base, **_unstated_drafting(problem, base.decoding_type, limits))
     if "max_batch_size" not in limits:
         base = replace(base, max_batch_size=min(base.max_batch_size, base.max_num_tokens))
     space = SearchSpace(
@@ -243,10 +243,17 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
     return space
 
 
-def _draft_len(problem: Problem, decoding_type: str) -> int:
-    """Return the middle of the draft lengths that are searched for a scheme; 0 of none."""
+def _unstated_drafting(
+    problem: Problem, decoding_type: str, limits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a pinned way to draft leaves open: the middle length, and a known draft."""
     rule = problem.rules.speculation.get(decoding_type)
-    return rule.searched[len(rule.searched) // 2] if rule else 0
+    if rule is None:
+        return {}
+    found: dict[str, Any] = {"max_draft_len": rule.searched[len(rule.searched) // 2]}
+    if decoding_type == "DraftTarget":
+        found["speculative_model"] = DRAFTS.get(problem.model.name, "")
+    return {knob: value for knob, value in found.items() if knob not in limits}
 
 
 def predict(  # noqa: PLR0913  one argument for each thing a user names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -64,7 +65,8 @@ def test_the_gain_falls_with_the_batch_and_ends(kind: str) -> None:
     gains = [
         float(plain.seconds(decode(n)) / step.seconds(decode(n))) for n in (1, 16, 64, 128, 256)
     ]
-    assert gains == sorted(gains, reverse=True)
+    # Tiles and captured sizes make steps of their own.
+    assert all(later < 1.03 * sooner for sooner, later in pairwise(gains))
     assert gains[0] > 1.25
     assert gains[-1] < 0.75 * gains[0]
 
@@ -133,6 +135,15 @@ def test_the_draft_takes_weights_and_cache_on_the_same_gpu() -> None:
             + plan.reserved_bytes_per_gpu
         )  # fmt: skip
         assert float(parts) == pytest.approx(GPU.memory_bytes)
+
+
+def test_medusa_heads_are_weights_without_a_cache() -> None:
+    config = replace(BARE, decoding_type="Medusa", max_draft_len=3)
+    heads = draft_of(config, MODEL, None)
+    assert heads is not None
+    # Three times a block of 4096 by 4096 and a matrix over 128,256 tokens, in BF16.
+    assert heads.weight_bytes == 3 * 2 * 4096 * (4096 + 128_256)
+    assert heads.kv_layout.bytes_per_token == 0
 
 
 def test_a_draft_model_must_be_named() -> None:

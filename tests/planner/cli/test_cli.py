@@ -222,3 +222,33 @@ def _run_program(program: str) -> None:
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_predict_says_what_drafts_are_assumed_to_be(tmp_path: Path) -> None:
+    drafting = (
+        "predict", "--gpu", "h200", "--engine", "vllm", "--workload", "tests/data/few.json",
+        "--set", "decoding_type=NGram", "--set", "max_draft_len=3",
+    )  # fmt: skip
+    result = run(*drafting)
+    assert result.returncode == 0, result.stderr
+    assert "tokens a step; right with 0.45, 0.60, 0.70 by position" in result.stdout
+    assert "(prior: prompt lookup" in result.stdout
+    assert "not deployable" not in result.stdout
+    gaps = run(*drafting, "--requests-out", str(tmp_path / "requests.jsonl"), "--itl")
+    assert (gaps.returncode, gaps.stderr.count("\n")) == (2, 1)
+    assert "--itl" in gaps.stderr
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        (("decoding_type=Guess",), "known: NGram"),
+        (("decoding_type=DraftTarget", "max_draft_len=3"), "give speculative_model"),
+        (("decoding_type=NGram", "max_draft_len=99"), "accepted: 0 to 64"),
+    ],
+)
+def test_drafts_that_cannot_be_are_one_line(knobs: tuple[str, ...], said: str) -> None:
+    settings = [part for knob in knobs for part in ("--set", knob)]
+    result = run("predict", "--gpu", "h200", "--workload", "tests/data/few.json", *settings)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert said in result.stderr

@@ -14,12 +14,21 @@ from cost_models.acceptance import Acceptance
 from cost_models.calibration_io import load_calibration
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu
-from planner.api import PlanRequest, Problem, load_problem, plan, predict, predict_problem
+from planner.api import (
+    PlanRequest,
+    Problem,
+    load_problem,
+    plan,
+    predict,
+    predict_problem,
+    search_space,
+)
 from planner.calibration.text import text_rates
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.simulation import workload_demand
 from planner.validation.validate import predict_run
+from planner.what_if import legal_values
 from planner.workloads.workload import load_workload
 
 RATES = {
@@ -93,6 +102,16 @@ def test_requests_differ_by_their_luck_with_drafts(tmp_path: Path) -> None:
     tokens = drafted.speculation.tokens_per_step if drafted.speculation else 0.0
     gap = drafted.value("itl_ms.p50") / drafted.value("tpot_ms.p50")
     assert gap == pytest.approx(tokens, rel=0.08)
+
+
+def test_iterations_are_counted_not_tokens(tmp_path: Path) -> None:
+    sure = {"NGram": {"acceptance": 1.0}}
+    problem = problem_of(workload_file(tmp_path, clients=1, osl=41, speculation=sure))
+    demand = workload_demand(problem.workload)
+    found, _ = predict_problem(problem, problem.default_config, DRAFTING["NGram"], demand=demand)
+    assert found.simulation is not None
+    # Four tokens an iteration, and one that prefills, for each of twelve requests.
+    assert found.simulation.num_steps == 12 * (1 + 40 // 4)
 
 
 def test_without_a_draft_nothing_changes(tmp_path: Path) -> None:
@@ -227,6 +246,32 @@ def test_a_prior_must_win_beyond_its_doubt(tmp_path: Path) -> None:
     known = {"NGram": Acceptance(conditional=(0.5,))}
     stated = evaluator.under(replace(evaluator.load, acceptances=known))
     assert stated.acceptance_log_error(config) == 0
+
+
+def test_a_pinned_way_to_draft_is_completed(tmp_path: Path) -> None:
+    problem = problem_of(workload_file(tmp_path, clients=1))
+
+    def base(**pins: str) -> EngineConfig:
+        request = PlanRequest(gpu="h200", workload="w", engine="vllm", pins=pins)
+        return search_space(problem, request).base
+
+    found = base(decoding_type="DraftTarget")
+    assert found.speculative_model == "meta-llama/Llama-3.2-1B-Instruct"
+    assert found.max_draft_len == 3
+    assert base(decoding_type="NGram", max_draft_len="5").max_draft_len == 5
+    assert not base().speculates
+
+
+def test_what_if_offers_what_the_engine_offers(tmp_path: Path) -> None:
+    problem = problem_of(workload_file(tmp_path, clients=1), "trtllm")
+    config = problem.default_config
+
+    def offered(knob: str) -> tuple[Any, ...]:
+        return legal_values(problem, config, knob, num_gpus=1)
+
+    assert offered("decoding_type") == ("", "NGram", "DraftTarget", "Eagle", "MTP")
+    assert offered("max_draft_len")[:3] == (0, 1, 2)
+    assert offered("speculative_model") == ("", "meta-llama/Llama-3.2-1B-Instruct")
 
 
 def test_a_workload_states_its_rates(tmp_path: Path) -> None:
