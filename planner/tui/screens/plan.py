@@ -327,12 +327,9 @@ class PlanScreen(PlannerScreen):
 
     @on(WorkerFailed)
     def show_failure(self, event: WorkerFailed) -> None:
-        """Say that a worker failed, and the way out."""
+        """Say that a worker failed, and the way out; the application adds a notice."""
         self.query_one(ProgressBar).display = False
-        self.query_one("#headline", Static).update("✗ The search failed; Ctrl+R tries again")
-        self.notify(
-            f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
-        )
+        self.query_one("#headline", Static).update(f"✗ {event.task} failed; Ctrl+R searches again")
 
     def _choices(self, name: str) -> Callable[[], Sequence[Entry]] | None:
         if name == "objective":
