@@ -121,6 +121,10 @@ class PlannerApp(App[int]):
             f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
         )
 
+    def on_resize(self) -> None:
+        """Paint everything: a terminal that went to another size and back forgot what it showed."""
+        self.screen.refresh()
+
     @property
     def calibration_folder(self) -> Path:
         """Where the user's own calibrations lie."""

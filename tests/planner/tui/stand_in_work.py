@@ -96,7 +96,8 @@ def catalogue() -> Catalogue:
     ]
     entries.append(Entry(kind="model", name="a-model-8b", summary="32 layers, bf16"))
     entries.append(Entry(kind="workload", name="chat", summary="Chat: 1200 in, 200 out, goodput"))
-    entries.append(Entry(kind="calibration", name="engines/trtllm", summary="9 KiB"))
+    for name in ("engines/trtllm", "h100_sxm/operators"):
+        entries.append(Entry(kind="calibration", name=name, summary="9 KiB"))
     data = Path(__file__).parents[2] / "data" / "few.json"
     local = LocalGpus(words="✗ NVML finds no NVIDIA GPU on this machine")
     return Catalogue(entries=tuple(replace(e, path=data) for e in entries), local=local)
@@ -182,14 +183,14 @@ def _memory() -> MemoryPlan:
         weight_bytes_per_gpu=8.5 * GIB,
         communication_bytes_per_gpu=0.0,
         runtime_bytes_per_gpu=3 * GIB,
-        activation_bytes_per_gpu=np.float64(0.5 * GIB),
-        kv_cache_bytes_per_gpu=np.float64(61 * GIB),
-        cuda_graph_bytes_per_gpu=np.float64(0.25 * GIB),
-        reserved_bytes_per_gpu=np.float64(7 * GIB),
-        kv_cache_tokens=np.float64(1_000_000),
-        kv_cache_blocks=np.float64(31_250),
-        max_sequences=np.float64(122),
-        shortfall_bytes=np.float64(0),
+        activation_bytes_per_gpu=np.asarray(0.5 * GIB),
+        kv_cache_bytes_per_gpu=np.asarray(61 * GIB),
+        cuda_graph_bytes_per_gpu=np.asarray(0.25 * GIB),
+        reserved_bytes_per_gpu=np.asarray(7 * GIB),
+        kv_cache_tokens=np.asarray(1_000_000),
+        kv_cache_blocks=np.asarray(31_250),
+        max_sequences=np.asarray(122),
+        shortfall_bytes=np.asarray(0),
     )
 
 
