@@ -92,8 +92,9 @@ class PlannerApp(App[int]):
 
     def after_first_paint(self) -> None:
         """Read the lists; leave what is there by now out of every garbage collection."""
-        gc.freeze()
-        gc.enable()
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
         self.read_profiles()
 
     @work(thread=True, group="catalogue", exit_on_error=False)

@@ -45,6 +45,8 @@ KNOBS = ("quantization", "kv_cache_dtype", "tensor_parallel_size", "max_batch_si
 
 BATCHES = (32, 64, 128, 256, 512)
 
+LOCAL = LocalGpus(words="✗ NVML finds no NVIDIA GPU on this machine")
+
 DEFAULTS = {
     "model": "a-model-8b", "rate": "8", "isl": "1200", "osl": "200",
     "slo": "ttft_ms.p99=1000 tpot_ms.p99=50", "objective": "goodput",
@@ -99,8 +101,7 @@ def catalogue() -> Catalogue:
     for name in ("engines/trtllm", "h100_sxm/operators"):
         entries.append(Entry(kind="calibration", name=name, summary="9 KiB"))
     data = Path(__file__).parents[2] / "data" / "few.json"
-    local = LocalGpus(words="✗ NVML finds no NVIDIA GPU on this machine")
-    return Catalogue(entries=tuple(replace(e, path=data) for e in entries), local=local)
+    return Catalogue(entries=tuple(replace(e, path=data) for e in entries), local=LOCAL)
 
 
 def _search(heard: Callable[[Any], None], *_: Any) -> tuple[Checked, Plan]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input
 
+from planner.tui.catalogue import LocalGpus
 from planner.tui.screens.measure import MeasureScreen
 from planner.tui.screens.what_if import WhatIfScreen
 from planner.tui.widgets.front_plot import FrontPlot
 from planner.tui.widgets.knob_list import KnobList
+from tests.planner.tui import stand_in_work
 from tests.planner.tui.driving import SMALL, app_of, planned, planner_at, sees, shown, until
+from tests.planner.tui.stand_in_work import answer_everything
 
 pytestmark = pytest.mark.asyncio
 
@@ -74,3 +78,19 @@ async def test_a_field_too_narrow_for_its_text_shows_it_below(tmp_path: Path) ->
         await pilot.press("tab")
         await until(pilot, lambda: "tpot_ms.p99=50" not in shown(pilot))
         assert app_of(pilot).session is not None
+
+
+@pytest.mark.parametrize("given", [{}, {"gpu": "l40s"}])
+async def test_the_first_start_plans_for_the_gpus_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    answer_everything(monkeypatch)
+    local = LocalGpus(profile="h200_sxm", count=2, words="this machine: 2 × NVIDIA H200")
+    monkeypatch.setattr(stand_in_work, "LOCAL", local)
+    async with planner_at(tmp_path, **given) as pilot:
+        await until(pilot, lambda: bool(app_of(pilot).catalogue.entries))
+        form = [pilot.app.screen.query_one(f"#field-{n} Input", Input) for n in ("gpu", "num_gpus")]
+        expected = [given["gpu"], "1"] if given else ["h200_sxm", "2"]
+        await until(pilot, lambda: [text.value for text in form] == expected)
+        await pilot.press("down")
+        await sees(pilot, "this machine: 2 × NVIDIA H200")

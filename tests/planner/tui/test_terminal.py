@@ -129,7 +129,7 @@ def test_plans_changes_a_knob_exports_and_quits(open_terminal: Open, tmp_path: P
     terminal = open_terminal(SMALL)
     terminal.sees("Recommended for goodput", "✓ P99 TTFT")
     terminal.press(*["PageDown"] * 4)
-    terminal.sees("Why not the others")
+    terminal.sees("Changing one knob")
     terminal.press("F3")
     terminal.sees("P99 TTFT:")
     terminal.press("Left")
