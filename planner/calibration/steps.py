@@ -184,9 +184,11 @@ class SeenRun:
         """Return the same of a measured run; None where it shows no steps."""
         evaluator, config = run_evaluator(run, calibration)
         windows = read_windows(run, config.max_num_tokens)
-        if windows is None:
+        model = evaluator.step_model(config)
+        # Drafts give a step more tokens than the windows count.
+        if windows is None or not isinstance(model, StepModel):
             return None
-        return cls(run_id=run.run_id, windows=windows, model=evaluator.step_model(config))
+        return cls(run_id=run.run_id, windows=windows, model=model)
 
     def misses(self, values: Mapping[str, float]) -> FloatArray:
         """Return the log error of each window over the expected one."""

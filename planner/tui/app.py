@@ -92,8 +92,9 @@ class PlannerApp(App[int]):
 
     def after_first_paint(self) -> None:
         """Read the lists; leave what is there by now out of every garbage collection."""
-        gc.freeze()
-        gc.enable()
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
         self.read_profiles()
 
     @work(thread=True, group="catalogue", exit_on_error=False)
@@ -120,6 +121,10 @@ class PlannerApp(App[int]):
         self.notify(
             f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
         )
+
+    def on_resize(self) -> None:
+        """Paint everything: a terminal that went to another size and back forgot what it showed."""
+        self.screen.refresh()
 
     @property
     def calibration_folder(self) -> Path:

@@ -35,7 +35,7 @@ def in_short(prediction: Prediction) -> str:
     ttft, tpot = (milliseconds(prediction.value(f"{name}_ms.p99")) for name in ("ttft", "tpot"))
     sign = "✓" if prediction.feasible else "✗"
     rate = prediction.highest_rate_per_s
-    end = f"up to {number(rate)} req/s" if rate > 0 else "over the SLO"
+    end = f"≤ {bound(rate)} req/s" if rate > 0 else "over the SLO"
     return f"{sign} P99 TTFT {ttft} TPOT {tpot} ms, {end}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import tempfile
 from contextlib import chdir
@@ -16,7 +15,7 @@ from planner.tui.screens.calibrate import CalibrateScreen
 from planner.tui.screens.measure import MeasureScreen
 from planner.tui.screens.what_if import WhatIfScreen
 from planner.tui.widgets.candidate_list import CandidateList
-from tests.planner.tui.driving import planned, planner_at, shown, until
+from tests.planner.tui.driving import picture, planned, planner_at, shown, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,16 +76,8 @@ async def _calibrate(pilot: Pilot[int]) -> None:
 
 
 async def _write(pilot: Pilot[int], path: Path) -> None:
-    pilot.app.clear_notifications()
     await pilot.pause(0.5)
-    # Long names and spelled-out blanks make up half of the file.
-    svg = re.sub(r"terminal-\d+", "t", pilot.app.export_screenshot(title="planner tui"))
-    svg = re.sub(r'\s*clip-path="url\(#t-line-\d+\)"', "", svg)
-    svg = re.sub(r'<clipPath id="t-line-\d+">.*?</clipPath>', "", svg, flags=re.DOTALL)
-    svg = svg.replace(' shape-rendering="crispEdges"', "")
-    svg = svg.replace("<svg ", '<svg shape-rendering="crispEdges" ', 1)
-    svg = svg.replace("&#160;", "\N{NO-BREAK SPACE}")
-    path.write_text(re.sub(r">\s+<", "><", svg), encoding="utf-8")
+    path.write_text(await picture(pilot, title="planner tui"), encoding="utf-8")
     print(f"{path} {path.stat().st_size / 1024:.0f} KB")  # noqa: T201  a program's output
 
 

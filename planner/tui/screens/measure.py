@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -18,7 +15,7 @@ from textual.widgets import Input, Static
 
 from cost_models.errors import PlannerError
 from planner.tui.catalogue import Entry
-from planner.tui.live import Live, percentiles
+from planner.tui.live import Live
 from planner.tui.messages import (
     BackendsKnown,
     MeasurementEnded,
@@ -28,14 +25,20 @@ from planner.tui.messages import (
 )
 from planner.tui.question import whole_number
 from planner.tui.screens.base import PlannerScreen
-from planner.tui.text import GIB, milliseconds, number, short_config
+from planner.tui.text import short_config
 from planner.tui.widgets.candidate_list import CandidateList
 from planner.tui.widgets.field import Field
+from planner.tui.widgets.live_tables import (
+    BESIDE,
+    beside_table,
+    figures_table,
+    gpu_table,
+    lost_words,
+)
 from planner.tui.widgets.rate_plot import RatePlot
 from planner.tui.worker import worker
 
 if TYPE_CHECKING:
-    from executor.machine import GpuSample
     from planner.measuring.cases import MeasureRequest
     from planner.prediction.predict import Prediction
 
@@ -61,16 +64,6 @@ HINTS = {
     "requests": "the workload's",
     "repeats": "until stable",
 }
-
-BESIDE = (
-    ("TTFT", "ttft_ms.mean"),
-    ("TPOT", "tpot_ms.mean"),
-    ("ITL99", "itl_ms.p99"),
-    ("E2E", "e2el_ms.mean"),
-    ("tok/s", "output_tok_per_s"),
-    ("req/s", "request_per_s"),
-)
-"""(title, metric); short, for six columns beside the form on a small screen."""
 
 
 class MeasureScreen(PlannerScreen):
@@ -231,12 +224,12 @@ class MeasureScreen(PlannerScreen):
         lost = self.live.lost_gpus
         self.live.add(event.seen)
         if self.live.lost_gpus and self.live.lost_gpus != lost:
-            self.notify(_lost_words(self.live.lost_gpus), severity="warning", timeout=15)
+            self.notify(lost_words(self.live.lost_gpus), severity="warning", timeout=15)
         if self._stop is not None and not self._stop.is_set():
             self._say(f"{self.live.phase}, {self.live.left_s:.0f} s left")
-        self.query_one("#figures", Static).update(_figures(self.live))
+        self.query_one("#figures", Static).update(figures_table(self.live))
         self.query_one(RatePlot).show(self.live.rates)
-        self.query_one("#gpus", Static).update(_gpus(self.live))
+        self.query_one("#gpus", Static).update(gpu_table(self.live))
         self.query_one("#log", Static).update(f"Log\n{event.log_tail}" if event.log_tail else "")
 
     @on(MeasurementEnded)
@@ -254,7 +247,7 @@ class MeasureScreen(PlannerScreen):
             self._say(f"✓ {len(good)} {runs_are} in {self._text('store')}; F6 compares, F7 fits.")
         else:
             self._say(f"✗ {len(runs) - len(good)} of {len(runs)} runs failed: see below.")
-        self.query_one("#beside", Static).update(_beside(runs, self._predicted(runs)))
+        self.query_one("#beside", Static).update(beside_table(runs, self._predicted(runs)))
 
     @on(WorkerFailed)
     def show_failure(self, event: WorkerFailed) -> None:
@@ -356,75 +349,3 @@ class MeasureScreen(PlannerScreen):
 
     def _say(self, words: str) -> None:
         self.query_one("#measure-words", Static).update(words)
-
-
-def _figures(live: Live) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    load = live.load
-    if load is not None:
-        table.add_row(
-            "requests", f"{load.num_ended} of {load.num_sent} sent", f"{live.requests_per_s:.2f} /s"
-        )
-        table.add_row("tokens", f"{load.num_tokens:,}", f"{live.tokens_per_s:,.1f} /s")
-    for name, values in (("TTFT", live.ttft_s), ("ITL", live.gap_s)):
-        found = percentiles(tuple(values))
-        if found:
-            median, p99 = (milliseconds(1e3 * value) for value in found)
-            table.add_row(f"{name} ms", f"P50 {median}", f"P99 {p99}")
-    kv = live.kv_used_fraction
-    table.add_row("KV cache", "not told by this engine" if kv is None else f"{100 * kv:.1f} % used")
-    return table
-
-
-def _gpus(live: Live) -> Text | Table:
-    if not live.gpus:
-        return Text("No GPU: memory, power and clocks are not measured.", style="dim")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("GPU", "memory GiB", "power W", "SM MHz", "°C", "busy %"):
-        table.add_column(title, justify="right")
-    for index, gpu in enumerate(live.gpus):
-        if index in live.lost_gpus:
-            table.add_row(str(index), Text("✗ does not answer", style="bold"))
-        else:
-            table.add_row(str(index), *_readings(gpu))
-    return table
-
-
-def _readings(gpu: GpuSample) -> list[str]:
-    scaled = (
-        (gpu.memory_used_bytes, 1 / GIB, 1), (gpu.power_w, 1.0, 0), (gpu.sm_clock_hz, 1e-6, 0),
-        (gpu.temperature_c, 1.0, 0), (gpu.busy_fraction, 100.0, 0),
-    )  # fmt: skip
-    return ["–" if v is None else f"{v * factor:,.{digits}f}" for v, factor, digits in scaled]
-
-
-def _beside(runs: Sequence[Mapping[str, Any]], predicted: tuple[str, Mapping[str, float]]) -> Group:
-    """Return what was predicted, every run below it, and why runs failed."""
-    from planner.measuring.runs import flat_metrics  # noqa: PLC0415
-
-    gpu, values = predicted
-    told = f"Mean ms, P99 of ITL; predicted for {gpu}" if values else "Mean ms, P99 of ITL"
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=Text(told))
-    table.title_justify = "left"
-    table.add_column("")
-    for title, _ in BESIDE:
-        table.add_column(title, justify="right")
-    if values:
-        cells = [number(values[name]) if name in values else "–" for _, name in BESIDE]
-        table.add_row("predicted", *cells, style="bold")
-    failures = []
-    for run in runs:
-        measured = flat_metrics(run.get("measured") or {})
-        name = str(run["run_id"]).rpartition("-")[2]
-        if run["status"] != "ok":
-            reason = str(run.get("error") or "").splitlines() or [""]
-            failures.append(f"✗ run {name} {run['status']}: {reason[0]}")
-            continue
-        cells = [number(measured[n]) if n in measured else "–" for _, n in BESIDE]
-        table.add_row(f"run {name}", *cells)
-    return Group(table, *(Text(words) for words in failures))
-
-
-def _lost_words(gpus: Sequence[int]) -> str:
-    names = ", ".join(str(index) for index in gpus)
-    return f"GPU {names} does not answer NVML any more; see `nvidia-smi` and the kernel's log"

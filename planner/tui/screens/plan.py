@@ -128,10 +128,10 @@ class PlanScreen(PlannerScreen):
 
     def on_catalogue(self) -> None:
         """Plan for the GPUs of this machine, at the first start."""
-        local = self.planner_app.catalogue.local
-        if self.planner_app.may_take_local_gpu and local.profile:
-            self.planner_app.may_take_local_gpu = False
-            self.query_one("#field-gpu", Field).input.value = local.profile
+        local, gpu = self.planner_app.catalogue.local, self.query_one("#field-gpu", Field).input
+        is_untouched = gpu.value == Question().gpu
+        if self.planner_app.may_take_local_gpu and local.profile and is_untouched:
+            gpu.value = local.profile
             self.query_one("#field-num_gpus", Field).input.value = str(min(local.count, MAX_GPUS))
 
     def on_screen_resume(self) -> None:
@@ -327,12 +327,9 @@ class PlanScreen(PlannerScreen):
 
     @on(WorkerFailed)
     def show_failure(self, event: WorkerFailed) -> None:
-        """Say that a worker failed, and the way out."""
+        """Say that a worker failed, and the way out; the application adds a notice."""
         self.query_one(ProgressBar).display = False
-        self.query_one("#headline", Static).update("✗ The search failed; Ctrl+R tries again")
-        self.notify(
-            f"{event.task} failed: {event.reason}", severity="error", timeout=15, markup=False
-        )
+        self.query_one("#headline", Static).update(f"✗ {event.task} failed; Ctrl+R searches again")
 
     def _choices(self, name: str) -> Callable[[], Sequence[Entry]] | None:
         if name == "objective":

@@ -34,12 +34,12 @@ class FrontPlot(Plot, inherit_bindings=False):
         self.candidates: tuple[Candidate, ...] = ()
         self.recommended: Candidate | None = None
         self.cursor: int | None = None
+        self.display = False  # there is nothing to see before a search has ended
 
     def on_mount(self) -> None:
-        """Name the axes; there is nothing to see before a search has ended."""
+        """Name the axes."""
         super().on_mount()
         self.set_xlabel("tokens/s per user")
-        self.display = False
 
     def show(self, candidates: Sequence[Candidate], recommended: Candidate) -> None:
         """Show a front; the cursor returns to the recommendation."""

@@ -92,6 +92,7 @@ def test_the_widening_reaches_a_prediction() -> None:
 def test_fusion_is_worth_more_the_more_is_prefilled() -> None:
     problem = load_problem(gpu="h100", workload="chat")
     step = problem.evaluator.step_model(problem.default_config)
+    assert isinstance(step, StepModel)
     decode = fusion_savings(step, DECODE)
     mixed = fusion_savings(step, replace(DECODE, prefill_sequences=1.0, prefill_tokens=4096.0))
     assert all(0 < decode[name] < mixed[name] for name in decode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -103,6 +104,26 @@ def shown(pilot: Pilot[int]) -> str:
     """Return the whole screen as text."""
     lines = pilot.app.screen._compositor.render_strips()
     return "\n".join(strip.text.rstrip() for strip in lines)
+
+
+async def picture(pilot: Pilot[int], title: str = "") -> str:
+    """Return the screen as SVG: no blinking cursor, no passing notice, nothing that varies."""
+    for text in pilot.app.screen.query(Input):
+        text.cursor_blink = False
+    pilot.app.clear_notifications()
+    await _drawn(pilot)
+    return compact(pilot.app.export_screenshot(title=title))
+
+
+def compact(svg: str) -> str:
+    """Return a picture without the long names and spelled-out blanks that make up half of it."""
+    svg = re.sub(r"terminal-\d+", "t", svg)
+    svg = re.sub(r'\s*clip-path="url\(#t-line-\d+\)"', "", svg)
+    svg = re.sub(r'<clipPath id="t-line-\d+">.*?</clipPath>', "", svg, flags=re.DOTALL)
+    svg = svg.replace(' shape-rendering="crispEdges"', "")
+    svg = svg.replace("<svg ", '<svg shape-rendering="crispEdges" ', 1)
+    svg = svg.replace("&#160;", "\N{NO-BREAK SPACE}")
+    return re.sub(r">[ \t]*\n\s*<", ">\n<", svg)
 
 
 def problem_at(pilot: Pilot[int], name: str) -> str:

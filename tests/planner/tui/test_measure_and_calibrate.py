@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from planner.tui.screens.runs import RunsScreen
 from planner.tui.screens.what_if import WhatIfScreen
 from planner.tui.widgets.candidate_list import CandidateList
 from planner.tui.widgets.simulation_plot import SimulationPlot
+from planner.tui.worker import worker
 from tests.executor.test_backends import marked_processes
 from tests.planner.tui.driving import (
     SMALL,
@@ -35,6 +37,32 @@ from tests.planner.tui.driving import (
 )  # fmt: skip
 
 pytestmark = pytest.mark.asyncio
+
+NVML_OF_ONE_GPU = """
+from pathlib import Path
+from types import SimpleNamespace
+
+class NVMLError(Exception):
+    pass
+
+NVML_CLOCK_SM = NVML_CLOCK_MEM = NVML_TEMPERATURE_GPU = 0
+
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+
+def nvmlDeviceGetMemoryInfo(handle):
+    return SimpleNamespace(total=_told(80e9), used=2e9)
+
+def nvmlDeviceGetPowerUsage(handle):
+    return _told(400e3)
+
+def _told(value):
+    if (Path(__file__).parent / "gone").exists():
+        raise NVMLError("GPU is lost")
+    return value
+"""
+"""Stands in for NVML: one GPU, until a file `gone` lies beside it."""
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -67,7 +95,7 @@ async def test_plan_measure_calibrate_and_plan_again(
         assert isinstance(calibrate, CalibrateScreen)
         await _open(pilot, tmp_path / "runs.db")
         await until(pilot, lambda: "0 runs predicted, 1 skipped" in text_of(pilot, "#runs-words"))
-        await _open(pilot, _slow_runs(tmp_path))
+        await _open(pilot, slow_runs(tmp_path))
         await until(pilot, lambda: "2 runs predicted" in text_of(pilot, "#runs-words"))
         await pilot.press("ctrl+r")
         await until(pilot, lambda: calibrate.fit is not None, 60)
@@ -138,6 +166,29 @@ async def test_a_gpu_that_vanishes_becomes_a_notice(tmp_path: Path) -> None:
         assert "a line of the log" in plain(screen.query_one("#log"))
 
 
+async def test_a_gpu_that_vanishes_in_the_middle_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pynvml.py").write_text(NVML_OF_ONE_GPU)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{DATA.parents[1]}")
+    worker("measure").close()  # the next one reads the stand-in
+    async with planner_at(tmp_path, workload="nothing") as pilot:
+        store = str(tmp_path / "runs.db")
+        screen = await _measure_screen(pilot, requests="400", repeats="1", store=store)
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: bool(screen.live.gpus and screen.live.load), 90)
+        await until(pilot, lambda: "400" in plain(screen.query_one("#gpus")))
+        (tmp_path / "gone").touch()
+        await until(pilot, lambda: "does not answer NVML any more" in shown(pilot))
+        await until(pilot, lambda: "✗ does not answer" in plain(screen.query_one("#gpus")))
+        await until(pilot, lambda: not screen.is_measuring, 90)
+        await until(pilot, lambda: "1 run is in" in text_of(pilot, "#measure-words"))
+        assert [run.status for run in RunStore(store).runs()] == ["ok"]
+    worker("measure").close()
+
+
 async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
     async with planner_at(tmp_path, SMALL) as pilot:
         await planned(pilot)
@@ -203,7 +254,7 @@ async def _open(pilot: Pilot[int], path: Path) -> None:
     await pilot.press("enter")
 
 
-def _slow_runs(folder: Path) -> Path:
+def slow_runs(folder: Path) -> Path:
     """Two runs of an engine whose tokens take 30 % longer than is predicted of it."""
     path = folder / "slow.jsonl"
     runs = [

@@ -1,59 +1,22 @@
-"""Each screen at both sizes: the text of its empty state, and what a filled one must show.
-
-`PLANNER_UPDATE_SNAPSHOTS=1` writes the expected texts anew; look at the difference.
-"""
+"""What the screens must show of a real plan on a small terminal; pictures: `test_pictures.py`."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
+from textual.widgets import Input
 
+from planner.tui.catalogue import LocalGpus
 from planner.tui.screens.measure import MeasureScreen
 from planner.tui.screens.what_if import WhatIfScreen
-from tests.planner.tui.driving import (
-    SMALL,
-    WIDE,
-    app_of,
-    planned,
-    planner_at,
-    problem_at,
-    shown,
-    until,
-)  # fmt: skip
+from planner.tui.widgets.front_plot import FrontPlot
+from planner.tui.widgets.knob_list import KnobList
+from tests.planner.tui import stand_in_work
+from tests.planner.tui.driving import SMALL, app_of, planned, planner_at, sees, shown, until
+from tests.planner.tui.stand_in_work import answer_everything
 
 pytestmark = pytest.mark.asyncio
-
-SNAPSHOTS = Path(__file__).parent / "snapshots"
-
-KEYS = {
-    "plan": "f2", "what_if": "f3", "profiles": "f4", "measure": "f5", "runs": "f6",
-    "calibrate": "f7",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("size", [SMALL, WIDE], ids=["80x24", "120x40"])
-async def test_empty_screens_look_as_they_did(tmp_path: Path, size: tuple[int, int]) -> None:
-    differing = []
-    async with planner_at(tmp_path, size, workload="nothing") as pilot:
-        await until(pilot, lambda: bool(problem_at(pilot, "workload")))
-        await until(pilot, lambda: bool(app_of(pilot).catalogue.entries))
-        for name, key in KEYS.items():
-            await pilot.press(key)
-            await _settled(pilot)
-            if name == "measure" and "transformers" in _refused(pilot):
-                continue  # then it says so at the field
-            # What lists every profile, and installed versions, changes for other reasons.
-            text = "\n".join(shown(pilot).splitlines()[: 6 if name == "profiles" else None]) + "\n"
-            path = SNAPSHOTS / f"{name}-{size[0]}x{size[1]}.txt"
-            if os.environ.get("PLANNER_UPDATE_SNAPSHOTS"):
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-            if text != path.read_text(encoding="utf-8"):
-                differing.append(f"{path.name}:\n{text}")
-    assert not differing, "\n".join(differing)
 
 
 async def test_filled_screens_show_what_matters(tmp_path: Path) -> None:
@@ -71,13 +34,63 @@ async def test_filled_screens_show_what_matters(tmp_path: Path) -> None:
         await until(pilot, lambda: "[x] fp8" in shown(pilot))
 
 
-def _refused(pilot: Pilot[int]) -> dict[str, str]:
-    screen = pilot.app.screen
-    return screen.refused if isinstance(screen, MeasureScreen) else {}
+async def test_keys_and_mouse_reach_what_a_small_screen_hides(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, SMALL) as pilot:
+        screen = await planned(pilot)
+        await pilot.press("pagedown", "pagedown")
+        await sees(pilot, "Binding limit")
+        await pilot.click("#field-gpu", offset=(26, 0))
+        await sees(pilot, "GPU: type to narrow", "auto")
+        await pilot.press("escape", "ctrl+g")
+        front = screen.query_one(FrontPlot)
+        await pilot.click("#front #plot", offset=(2, 2))
+        await until(pilot, lambda: front.cursor == 0)
 
 
-async def _settled(pilot: Pilot[int]) -> None:
-    screen = pilot.app.screen
-    if isinstance(screen, MeasureScreen):
-        await until(pilot, lambda: bool(screen.backends))
-    await pilot.pause(0.1)
+async def test_the_palette_offers_what_the_screen_can_do(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, workload="nothing") as pilot:
+        await pilot.press("f3", "ctrl+p", *"reset")
+        await sees(pilot, "Reset all", "^r on this screen")
+
+
+async def test_question_mark_shows_keys_where_a_path_is_typed(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, workload="nothing") as pilot:
+        await pilot.press("f6", "question_mark")
+        await sees(pilot, "Keys of this screen")
+
+
+async def test_a_click_steps_a_knob(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, SMALL) as pilot:
+        await planned(pilot)
+        await pilot.press("f3")
+        knobs = pilot.app.screen.query_one(KnobList)
+        await until(pilot, lambda: knobs.option_count > 0)
+        row = knobs.get_option_index("kv_cache_dtype")
+        await pilot.click("#knobs", offset=(26, row))
+        await sees(pilot, "was fp8", "Changed: kv_cache_dtype=")
+
+
+async def test_a_field_too_narrow_for_its_text_shows_it_below(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, SMALL) as pilot:
+        await planned(pilot)
+        pilot.app.screen.query_one("#field-slo Input").focus()
+        await sees(pilot, "tpot_ms.p99=50")
+        await pilot.press("tab")
+        await until(pilot, lambda: "tpot_ms.p99=50" not in shown(pilot))
+        assert app_of(pilot).session is not None
+
+
+@pytest.mark.parametrize("given", [{}, {"gpu": "l40s"}])
+async def test_the_first_start_plans_for_the_gpus_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    answer_everything(monkeypatch)
+    local = LocalGpus(profile="h200_sxm", count=2, words="this machine: 2 × NVIDIA H200")
+    monkeypatch.setattr(stand_in_work, "LOCAL", local)
+    async with planner_at(tmp_path, **given) as pilot:
+        await until(pilot, lambda: bool(app_of(pilot).catalogue.entries))
+        form = [pilot.app.screen.query_one(f"#field-{n} Input", Input) for n in ("gpu", "num_gpus")]
+        expected = [given["gpu"], "1"] if given else ["h200_sxm", "2"]
+        await until(pilot, lambda: [text.value for text in form] == expected)
+        await pilot.press("down")
+        await sees(pilot, "this machine: 2 × NVIDIA H200")

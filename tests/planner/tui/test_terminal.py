@@ -1,110 +1,210 @@
-"""End to end in a real pseudo-terminal: types as a person would and reads the screen."""
+"""End to end in tmux: types as a person would and reads the screen."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-pexpect = pytest.importorskip("pexpect")
-pyte = pytest.importorskip("pyte")
+from tests.planner.tui.test_measure_and_calibrate import TINY, slow_runs
 
-PROGRAM = "import sys; from planner.cli.main import main; sys.argv[0] = 'planner'; main()"
+ROOT = Path(__file__).parents[3]
+
+SMALL, WIDE = (80, 24), (120, 40)
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
 
 class Terminal:
-    """A program in a pseudo-terminal of 100 x 30, and what it shows."""
+    """`planner tui` in a tmux server of its own, and what it shows."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
-        environment = {
-            "PATH": "/usr/bin:/bin", "TERM": "xterm-256color", "LANG": "C.UTF-8",
-            "HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PYTHONPATH": str(_root()),
+    def __init__(self, folder: Path, size: tuple[int, int], **variables: str) -> None:
+        self.socket = f"planner-{uuid.uuid4().hex[:8]}"
+        settings = {
+            "XDG_CONFIG_HOME": str(folder), "PYTHONPATH": str(ROOT), "COLORTERM": "truecolor",
         } | variables  # fmt: skip
-        self.screen = pyte.Screen(100, 30)
-        self.stream = pyte.ByteStream(self.screen)
-        self.child = pexpect.spawn(
-            sys.executable,
-            ["-c", PROGRAM, "tui", "--gpu", "h100"],
-            dimensions=(30, 100),
-            env=environment,
-            cwd=str(folder),
-        )
-        self.raw = b""
+        pairs = [f"{name}={value}" for name, value in settings.items()]
+        environment = [word for pair in pairs for word in ("-e", pair)]
+        program = (sys.executable, "-m", "planner", "tui", "--gpu", "h100")
+        self.tmux(
+            "-f", "/dev/null", "new-session", "-d", "-x", str(size[0]), "-y", str(size[1]),
+            "-c", str(folder), *environment, *program, ";", "set-option", "remain-on-exit", "on",
+        )  # fmt: skip
+
+    def tmux(self, *words: str) -> str:
+        """Run a command of tmux and return what it prints."""
+        found = subprocess.run(
+            ["tmux", "-L", self.socket, *words], check=True, capture_output=True, text=True,
+            timeout=30, env={**os.environ, "TMUX": ""},
+        )  # fmt: skip
+        return found.stdout
+
+    def press(self, *keys: str) -> None:
+        """Press keys by name, each once the screen stands still: as fast as a person at most."""
+        for key in keys:
+            self.tmux("send-keys", key)
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the screen stands still; one that never does is left moving."""
+        before = ""
+        for _ in range(20):
+            time.sleep(0.1)
+            now = self.text()
+            if now == before:
+                return
+            before = now
+
+    def type(self, text: str) -> None:
+        """Type letters."""
+        self.tmux("send-keys", "-l", text)
+        self.settle()
+
+    def replace(self, text: str) -> None:
+        """Type something instead of what the line says."""
+        self.press("End", "C-u")
+        self.type(text)
+
+    def paste(self, text: str) -> None:
+        """Paste as a terminal does."""
+        self.tmux("set-buffer", "--", text, ";", "paste-buffer", "-p")
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the size of the window."""
+        self.tmux("resize-window", "-x", str(columns), "-y", str(rows))
 
     def text(self) -> str:
-        """Read what came and return the screen."""
-        try:
-            while True:
-                data = self.child.read_nonblocking(65536, timeout=0.05)
-                self.raw += data
-                # pyte knows no query of modes (CSI ? n $ p) and would show its letters.
-                self.stream.feed(data)
-        except (pexpect.TIMEOUT, pexpect.EOF):
-            return "\n".join(self.screen.display)
+        """Return the screen."""
+        return self.tmux("capture-pane", "-p")
 
-    def wait_for(self, words: str, seconds: float = 60) -> str:
-        """Wait until the screen shows some words."""
+    def sees(self, *words: str, seconds: float = 90) -> str:
+        """Wait until the screen shows all the words."""
+        self.until(lambda: all(word in self.text() for word in words), seconds)
+        return self.text()
+
+    def until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
+        """Wait until something holds; fail with the screen if it never does."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            text = self.text()
-            if words in text:
-                return text
-        raise AssertionError(f"{words!r} did not come:\n{self.text()}")
+        while not condition():
+            assert time.monotonic() < end, f"it did not happen:\n{self.text()}"
+            time.sleep(0.1)
 
-    def send(self, keys: str) -> None:
-        """Type."""
-        self.child.send(keys)
+    def quit(self) -> int:
+        """Leave the program and return its exit status."""
+        self.press("C-q")
+        self.until(lambda: self.tmux("display", "-p", "#{pane_dead}").strip() == "1")
+        return int(self.tmux("display", "-p", "#{pane_dead_status}"))
+
+    def close(self) -> None:
+        """End the tmux server."""
+        self.tmux("kill-server")
+
+
+Open = Callable[..., Terminal]
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    opened = Terminal(tmp_path)
-    yield opened
-    opened.child.close(force=True)
+def open_terminal(tmp_path: Path) -> Iterator[Open]:
+    opened: list[Terminal] = []
+
+    def start(size: tuple[int, int], **variables: str) -> Terminal:
+        opened.append(Terminal(tmp_path, size, **variables))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()
 
 
-F3, CTRL_S, CTRL_Q, CTRL_U = "\x1bOR", "\x13", "\x11", "\x15"
-
-
-def test_plans_changes_a_knob_exports_and_quits(terminal: Terminal, tmp_path: Path) -> None:
-    terminal.wait_for("Recommended for goodput")
-    terminal.send(F3)
-    terminal.wait_for("no difference")
-    terminal.send("\x1b[D")
-    terminal.wait_for("was fp8")
-    terminal.send(CTRL_S)
-    terminal.wait_for("plan-chat-h100_sxm")
-    terminal.send(CTRL_U)
-    terminal.wait_for("folder    ")
-    terminal.send("exported-here")
-    terminal.wait_for("exported-here")
-    terminal.send("\r")
-    terminal.wait_for("Written to")
+def test_plans_changes_a_knob_exports_and_quits(open_terminal: Open, tmp_path: Path) -> None:
+    terminal = open_terminal(SMALL)
+    terminal.sees("Recommended for goodput", "✓ P99 TTFT")
+    terminal.press(*["PageDown"] * 4)
+    terminal.sees("Changing one knob")
+    terminal.press("F3")
+    terminal.sees("P99 TTFT:")
+    terminal.press("Left")
+    terminal.sees("was fp8", "▼ highest rate under the SLO")
+    terminal.press("v")
+    terminal.sees("m: next metric")
+    terminal.press("C-s")
+    terminal.sees("plan-chat-h100_sxm")
+    terminal.replace("exported-here")
+    terminal.press("Enter")
+    terminal.sees("Written to")
     plan = json.loads((tmp_path / "exported-here" / "plan.json").read_text())
     assert plan["recommended"]["config"]["quantization"] == "bf16"
-    terminal.send(CTRL_Q)
-    terminal.child.expect(pexpect.EOF, timeout=20)
-    terminal.child.close()
-    assert terminal.child.exitstatus == 0
-    assert (tmp_path / "trtllm-planner" / "tui.json").is_file()
+    assert terminal.quit() == 0
+    state = json.loads((tmp_path / "trtllm-planner" / "tui.json").read_text())
+    assert state["screen"] == "what_if"
 
 
-def test_no_color_is_readable_and_sends_no_hue(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, NO_COLOR="1")
-    try:
-        text = terminal.wait_for("Recommended for goodput")
-        assert "GPU" in text
-        colours = {cell.fg for row in terminal.screen.buffer.values() for cell in row.values()} - {
-            "default"
-        }
-        assert all(c[0:2] == c[2:4] == c[4:6] for c in colours if len(c) == 6), colours
-    finally:
-        terminal.child.close(force=True)
+def test_plans_measures_calibrates_and_plans_again(open_terminal: Open, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    runs = slow_runs(tmp_path)
+    terminal = open_terminal(WIDE)
+    before = _p99_tpot(terminal.sees("Done:", "✓ P99 TTFT"))
+    terminal.press("F5")
+    terminal.sees("[x] ")
+    for text in ("", TINY["model"], TINY["workload"], TINY["settings"], "", "", "1"):
+        if text:
+            terminal.replace(text)
+        terminal.press("Tab")
+    terminal.press("Tab", "Tab", "Tab", "Space", "End", "Space")
+    terminal.sees("[x] the backend's own defaults")
+    terminal.press("C-r")
+    terminal.sees("tokens", "/s", "left")
+    terminal.sees("1 run is in planner-runs.db", "run 1")
+    terminal.press("F7")
+    terminal.sees("In force")
+    terminal.press("Enter")
+    terminal.sees("0 runs predicted, 1 skipped")
+    terminal.replace(str(runs))
+    terminal.press("Enter")
+    terminal.sees("2 runs predicted")
+    terminal.press("C-r")
+    terminal.sees("Before and after", "✓ tpot_ms.mean")
+    terminal.press("C-a")
+    terminal.sees("yours for trtllm")
+    terminal.press("F2")
+    terminal.until(lambda: _p99_tpot(terminal.text()) > 1.05 * before)
+    assert terminal.quit() == 0
 
 
-def _root() -> Path:
-    return Path(__file__).parents[3]
+def test_a_storm_of_sizes_and_pastes(open_terminal: Open) -> None:
+    terminal = open_terminal(SMALL)
+    terminal.sees("Searching")
+    for turn in range(12):
+        terminal.resize(50 + 11 * turn, 14 + 3 * turn)
+        terminal.paste("paste [bold] ?\n" * 6)
+    terminal.resize(*SMALL)
+    terminal.sees("✗ Not searched: see GPU", "✗")
+    terminal.replace("h100")
+    terminal.sees("Done:")
+    assert terminal.quit() == 0
+
+
+def test_no_color_is_readable_and_sends_no_hue(open_terminal: Open) -> None:
+    terminal = open_terminal(SMALL, NO_COLOR="1")
+    terminal.sees("Recommended for goodput")
+    drawn = terminal.tmux("capture-pane", "-e", "-p")
+    colours = re.findall(r"[34]8;2;(\d+);(\d+);(\d+)", drawn)
+    assert colours
+    assert all(red == green == blue for red, green, blue in colours)
+    named = re.sub(r"[34]8;2;\d+;\d+;\d+", "", drawn)
+    assert not re.search(r"\x1b\[(?:\d+;)*(?:3[1-6]|4[1-6]|9[1-6]|10[1-6])[;m]", named)
+
+
+def _p99_tpot(text: str) -> float:
+    """Return the P99 of TPOT that the headline tells, in ms; 0 where it tells none."""
+    found = re.search(r"P99 TTFT \S+ TPOT ([\d.]+) ms", text)
+    return float(found[1]) if found else 0.0
