@@ -60,7 +60,8 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
             console.print(
                 f"  {_short(alternative.prediction.config)}: {alternative.rejected_because}"
             )
-    _print_front(console, plan.search.pareto)
+    if plan.search.pareto:
+        _print_front(console, plan.search.pareto)
     console.print(
         f"\n{plan.search.num_evaluated} configurations evaluated in {plan.search.wall_s:.2f} s, "
         f"{len(plan.search.pareto)} on the Pareto front (--json lists them), "
@@ -239,7 +240,9 @@ def _print_front(console: Console, front: Sequence[Candidate]) -> None:
     levels = sorted({c.quality.loss_pct for c in front})
     for level in levels:
         alike = [c for c in front if c.quality.loss_pct == level]
-        names = dict.fromkeys(f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike)
+        names = dict.fromkeys(
+            f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike
+        )
         console.print(
             f"  {level:5.2f} % loss: {', '.join(names)}: up to "
             f"{max(c.tok_per_s_per_gpu for c in alike):.0f} tokens/s/GPU, or "
