@@ -399,8 +399,7 @@ def profile_of_device(device_name: str, memory_bytes: float) -> str:
     near = [
         spec
         for spec in specs
-        if words & _product_words(spec.title)
-        and abs(spec.memory_bytes / memory_bytes - 1) < 0.1
+        if words & _product_words(spec.title) and abs(spec.memory_bytes / memory_bytes - 1) < 0.1
     ]
     if not near:
         raise ProfileError(

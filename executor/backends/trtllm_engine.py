@@ -25,6 +25,7 @@ LAST_VERSION = (1, 2)
 
 WITHOUT_COUNTERPART = (
     "enable_attention_dp", "moe_expert_parallel_size", "stream_interval", "allreduce_strategy",
+    "decoding_type",
 )  # fmt: skip
 """Knobs that only the PyTorch backend has; their defaults ask nothing of an engine."""
 

@@ -16,8 +16,8 @@ from typing import Any
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.profile_io import read_json_object
 from executor.models import build_model, load_model
-from executor.quantization.marker import made_by_planner
 from executor.quality import rounding
+from executor.quantization.marker import made_by_planner
 
 INT4_MASK, INT4_SIGN = 0x0F, 0x08
 
@@ -266,7 +266,7 @@ def unpack_integers(tensors: Tensors, *, group: Mapping[str, Any]) -> Stored:
     """INT8 or packed INT4 and INT8 of compressed-tensors."""
     scale = tensors["weight_scale"].float()
     if "weight_packed" in tensors:
-        rows, columns = tensors["weight_shape"].tolist()
+        _rows, columns = tensors["weight_shape"].tolist()
         values = _unpacked(tensors["weight_packed"], group["weights"]["num_bits"])[:, :columns]
     else:
         values = tensors["weight"].float()

@@ -59,7 +59,7 @@ MODELOPT_FORMATS: Mapping[str, str] = {
     "w4a16_awq": "int4_awq",
     "w4a8_awq": "w4a8_awq",
 }
-"""`--qformat` of ModelOpt's examples/llm_ptq/hf_ptq.py."""
+"""`--qformat` of ModelOpt's examples/llm_ptq/hf_ptq.py, and `--scheme` of `planner quantize`."""
 
 ENGINE_ONLY = ("int8_wo", "int8_sq", "int4_wo")
 """Precisions that only the TensorRT engine backend loads."""
@@ -404,6 +404,13 @@ def _quantize_script(config: EngineConfig, model: ModelSpec) -> str:
                 hint=ENGINE_HINT if config.quantization in ENGINE_ONLY else "",
             )
         weights = "none"
+    if weights != "none":
+        script += (
+            "# The same without a checkout, from a folder of the BF16 checkpoint:\n"
+            f"#   planner quantize --model DIR --scheme {weights} "
+            f"--kv-cache-dtype {kv_format.replace('none', 'bf16')} "
+            "--calibration-data FILE --out DIR\n"
+        )
     return script + (
         "modelopt=${MODELOPT:?set MODELOPT to a checkout of TensorRT-Model-Optimizer}\n"
         'python3 "$modelopt/examples/llm_ptq/hf_ptq.py" '

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cost_models.errors import PlannerError
 from cost_models.precision import QUANTIZATIONS
@@ -23,9 +27,6 @@ from executor.quantization.quantize import Quantized, QuantizeRequest, quantize
 from executor.quantization.schemes import SCHEMES, Form
 from executor.texts import read_texts
 from tests.small_model import add_outlier_channels, tiny_model, write_documents
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("modelopt", reason="pip install 'trtllm-planner[quantization]'")
 
 CALIBRATION = CalibrationSize(num_samples=16, max_tokens=64)
 
@@ -92,8 +93,6 @@ def logits(model: Any, tokens: Any, **arguments: Any) -> Any:
 
 
 def some_tokens(shop: Workshop) -> Any:
-    from transformers import AutoTokenizer
-
     text = read_texts(shop.folder / "held_out.jsonl")[0]
     ids = AutoTokenizer.from_pretrained(shop.model)(text)["input_ids"]
     return torch.tensor([ids[:96]])
@@ -111,15 +110,13 @@ def test_every_scheme_is_smaller_and_close(shop: Workshop, scheme: str) -> None:
 
 
 def tensors_of(folder: Path, layer: str) -> dict[str, Any]:
-    from safetensors import safe_open
-
     with safe_open(folder / "model.safetensors", "pt") as file:
         names = [name for name in file.keys() if name.startswith(f"{layer}.")]  # noqa: SIM118
         return {name.rpartition(".")[2]: file.get_tensor(name) for name in names}
 
 
 def test_int4_is_read_as_modelopt_packs_it() -> None:
-    from modelopt.torch.export.quant_utils import pack_int4_in_uint8
+    from modelopt.torch.export.quant_utils import pack_int4_in_uint8  # noqa: PLC0415  it warns
 
     values = torch.randint(-8, 8, (32, 256), generator=torch.Generator().manual_seed(0))
     scale = torch.rand(32, 2, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -129,7 +126,7 @@ def test_int4_is_read_as_modelopt_packs_it() -> None:
 
 
 def test_nvfp4_is_read_as_modelopt_reads_it(shop: Workshop) -> None:
-    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor  # noqa: PLC0415  it warns
 
     found = tensors_of(shop.made("nvfp4"), "model.layers.0.mlp.down_proj")
     theirs = NVFP4QTensor((128, 256), torch.float32, found["weight"]).dequantize(
@@ -155,16 +152,15 @@ def test_fp8_is_as_modelopt_simulates_it(shop: Workshop) -> None:
         (read.weight, simulated.weight_quantizer(simulated.weight.float())),
         (read.rounding(values), simulated.input_quantizer(values)),
     ):
-        # Near a tie the two may round differently: they divide in different precisions.
-        assert (ours - theirs).abs().max() <= theirs.abs().max() / 14
+        # Near a tie the two may round differently, by a step of up to 1/14 of the largest value:
+        # they divide in different precisions.
+        assert (ours - theirs).abs().max() < theirs.abs().max() / 13
         assert ((ours - theirs).abs() < 1e-3 * theirs.abs().max()).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("scheme", ["int8_wo", "int4_gptq", "int4_rtn", "int8_sq"])
 def test_transformers_loads_compressed_tensors_as_we_do(shop: Workshop, scheme: str) -> None:
     """compressed-tensors' own decompression is an independent reader of what we packed."""
-    from transformers import AutoModelForCausalLM
-
     folder = shop.made(scheme)
     tokens = some_tokens(shop)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -266,8 +262,6 @@ def test_poor_calibration_data_are_refused(
 
 
 def test_a_model_that_does_not_divide_is_refused(shop: Workshop, tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     odd = tmp_path / "odd"
     shutil.copytree(shop.model, odd)
     config = LlamaConfig.from_pretrained(odd)
@@ -299,6 +293,18 @@ def test_what_was_made_is_told(shop: Workshop, tmp_path: Path) -> None:
     assert told["calibration_tokens"] == CALIBRATION.num_samples * CALIBRATION.max_tokens
     with pytest.raises(PlannerError, match="exists"):
         quantize(shop.request("int4_rtn", out=tmp_path / "out"))
+
+
+def test_a_missing_package_is_named_with_its_install_line(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "modelopt", None)
+    monkeypatch.setitem(sys.modules, "modelopt.torch.quantization", None)
+    with pytest.raises(PlannerError, match=r"not installed; pip install 'trtllm-planner\[quant"):
+        quantize(shop.request("fp8", out=tmp_path / "out"))
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(PlannerError, match="sacrebleu is not installed; pip install"):
+        shop.judged(shop.model, new_tokens=4)
 
 
 def test_every_scheme_has_an_engine_and_a_row() -> None:
