@@ -1,4 +1,4 @@
-"""The use cases, as functions: `plan`, `predict`, `validate`, `diagnose`. Commands and TUI call these."""
+"""The use cases as functions: `plan`, `predict`, `diagnose`. Commands and TUI call these."""
 
 from __future__ import annotations
 
@@ -192,9 +192,7 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         stopped=request.stopped,
     )
     demand = workload_demand(problem.workload, seed=request.seed)
-    found = make_plan(
-        space, problem.evaluator, options, demand, all_orders=request.scheduling
-    )
+    found = make_plan(space, problem.evaluator, options, demand, all_orders=request.scheduling)
     return replace(found, asked=_asked(problem, request))
 
 

@@ -46,7 +46,7 @@ def _lines(diagnosis: Diagnosis) -> Iterable[str]:
     for complaint in diagnosis.complaints:
         yield f"  {'! ' if complaint.is_trouble else '  '}{complaint.words}"
     if diagnosis.is_well:
-        yield "  Nothing wrong: no limit missed, nothing worse than predicted, no cause worth naming"
+        yield "  Nothing wrong: no limit missed, nothing worse than predicted, no cause to name"
     for number, ranked in enumerate(diagnosis.findings, 1):
         yield from _finding_lines(number, ranked)
     for complaint in diagnosis.unexplained:

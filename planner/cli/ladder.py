@@ -11,7 +11,7 @@ import click
 from planner.cli.options import JSON_OPTION, STORE_OPTION, duration_s, print_json
 
 if TYPE_CHECKING:
-    from planner.ladder.ladder import Ladder
+    pass
 
 
 @click.command("ladder")

@@ -11,6 +11,9 @@ MARKS = {"predicted": "p", "measured": "m", "published": "r"}
 
 GIB = 2**30
 
+WIDTH = 140
+"""Columns of the table; a terminal that is narrower wraps it."""
+
 COLUMNS: tuple[tuple[str, str, float, str], ...] = (
     ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.2f}"),
     ("KV tokens", "kv_cache_tokens", 1.0, "{:,.0f}"),
@@ -24,17 +27,19 @@ COLUMNS: tuple[tuple[str, str, float, str], ...] = (
 
 def print_ladder(ladder: Ladder) -> None:
     """Print every step, what stopped the ladder, and the step to stay on."""
-    console = Console(highlight=False, soft_wrap=True, width=110)
+    console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     console.print(f"{ladder.model} on {ladder.gpu}, workload {ladder.workload}\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("step")
+    table.add_column("step", no_wrap=True)
     for title in (*(column[0] for column in COLUMNS), "speed-up", "loss %"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     first = next((step for step in ladder.steps if WHOLE_REQUEST in step.figures), None)
     for step in ladder.steps:
         table.add_row(_title(step), *_cells(step), _speed_up(step, first), _loss(step))
     console.print(table)
-    console.print("\np predicted, m measured, r published for other models; speed-up is of a whole request")
+    console.print(
+        "\np predicted, m measured, r published for other models; speed-up is of a whole request"
+    )
     for step in ladder.steps:
         for note in step.notes:
             console.print(f"  {step.rung.title}: {note}")

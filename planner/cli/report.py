@@ -241,7 +241,9 @@ def _print_front(console: Console, front: Sequence[Candidate]) -> None:
     levels = sorted({c.quality.loss_pct for c in front})
     for level in levels:
         alike = [c for c in front if c.quality.loss_pct == level]
-        names = dict.fromkeys(f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike)
+        names = dict.fromkeys(
+            f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike
+        )
         console.print(
             f"  {level:5.2f} % loss: {', '.join(names)}: up to "
             f"{max(c.tok_per_s_per_gpu for c in alike):.0f} tokens/s/GPU, or "

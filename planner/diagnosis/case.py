@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.diagnosis.knob_names import change_words, engine_name
-from planner.diagnosis.prospect import Prospect
+from planner.diagnosis.prospect import Prospect, SimulatedProspect
 from planner.diagnosis.request_log import RequestLog
 from planner.measuring.runs import MeasuredRun
 
@@ -28,6 +28,11 @@ class RunCase:
     slo: Mapping[str, float] = field(default_factory=dict)
     siblings: Sequence[MeasuredRun] = ()
     """Other runs of the same model, GPU and engine that ended well."""
+
+    @property
+    def simulated(self) -> SimulatedProspect | None:
+        """The prospect where the run's own requests were simulated."""
+        return self.prospect if isinstance(self.prospect, SimulatedProspect) else None
 
     @property
     def status(self) -> str:

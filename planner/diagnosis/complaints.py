@@ -67,8 +67,8 @@ def _missed_limits(case: RunCase) -> Iterator[Complaint]:
 
 def _gaps(case: RunCase) -> Iterator[Complaint]:
     """Watched metrics that are worse than the far end of their interval."""
-    prospect = case.prospect
-    if prospect is not None and prospect.is_simulated:
+    prospect = case.simulated
+    if prospect is not None:
         if prospect.base.front_end_share >= FRONT_END_LIMITED:
             return
         said = {n: (m.value, m.interval_90) for n, m in prospect.base.metrics.items()}

@@ -15,7 +15,7 @@ from planner.diagnosis.case import RunCase
 from planner.diagnosis.causes import CAUSES
 from planner.diagnosis.complaints import complaints_of
 from planner.diagnosis.finding import Diagnosis, ranked
-from planner.diagnosis.prospect import Prospect
+from planner.diagnosis.prospect import Prospect, prospect_of
 from planner.diagnosis.request_log import RequestLog
 from planner.measuring.runs import MeasuredRun, parse_run
 
@@ -139,7 +139,7 @@ def _case(
 
 def _prospect(run: MeasuredRun) -> tuple[Prospect | None, str]:
     try:
-        return Prospect.of(run), ""
+        return prospect_of(run), ""
     except PlannerError as error:
         return None, error.message
 

@@ -80,7 +80,9 @@ class Bench:
             limits = {"max_batch_size": config.max_batch_size, "max_seq_len": config.max_seq_len}
             return EngineConfig(**{**defaults, **limits})
         if self.request.backend == "vllm" and not _is_built(checkpoint, self.request.model):
-            return replace(config, quantization=DYNAMIC.get(config.quantization, config.quantization))
+            return replace(
+                config, quantization=DYNAMIC.get(config.quantization, config.quantization)
+            )
         return config
 
 

@@ -9,6 +9,7 @@ from cost_models.errors import ConfigError
 from planner.quality import QualityLoss, QualityTable, Source
 from planner.quality.files import loss_of
 
+
 class Judge:
     """Makes and judges the checkpoints of the steps; each is made once.
 
@@ -24,9 +25,7 @@ class Judge:
         self, *, model: str, calibration_data: str, data: str, documents: int, out: str
     ) -> None:
         folder = Path(model) if model else None
-        has_weights = (
-            folder is not None and folder.is_dir() and any(folder.glob("*.safetensors"))
-        )
+        has_weights = folder is not None and folder.is_dir() and any(folder.glob("*.safetensors"))
         self.folder = folder if has_weights else None
         self.calibration_data, self.data, self.out = calibration_data, data, out
         self.documents = documents
@@ -56,12 +55,10 @@ class Judge:
             return ""
         target = Path(self.out) / scheme
         if not (target / "config.json").is_file():
-            self._quantize(scheme, target)
+            _quantize(self.folder, scheme, data=self.calibration_data, out=target)
         return str(target)
 
-    def loss(
-        self, checkpoint: str, *, config: EngineConfig, expected: QualityTable
-    ) -> QualityLoss:
+    def loss(self, checkpoint: str, *, config: EngineConfig, expected: QualityTable) -> QualityLoss:
         """Return what a step loses against the unquantized model: judged, else as expected.
 
         Args:
@@ -73,32 +70,19 @@ class Judge:
             PlannerError: It cannot be judged.
         """
         known = expected.loss(config.quantization, config.kv_cache_dtype)
-        is_built = bool(checkpoint) and bool(self.data) and self.folder is not None
-        if not is_built or known.provenance is Source.EXACT:
+        if self.folder is None or not checkpoint or not self.data:
             return known
-        return self._judged(Path(checkpoint), config)
+        if known.provenance is Source.EXACT:
+            return known
+        return self._judged(Path(checkpoint), self.folder, config)
 
-    def _quantize(self, scheme: str, target: Path) -> None:
-        from executor.quantization.quantize import QuantizeRequest, quantize  # noqa: PLC0415
-
-        assert self.folder is not None, "only a folder is quantized"
-        quantize(
-            QuantizeRequest(
-                model=self.folder,
-                scheme=scheme,
-                calibration_data=Path(self.calibration_data),
-                out=target,
-            )
-        )
-
-    def _judged(self, checkpoint: Path, config: EngineConfig) -> QualityLoss:
+    def _judged(self, checkpoint: Path, against: Path, config: EngineConfig) -> QualityLoss:
         from executor.quality.judge import QualityRequest, judge  # noqa: PLC0415
 
-        assert self.folder is not None, "only a folder is judged"
         report = judge(
             QualityRequest(
                 model=checkpoint,
-                against=self.folder,
+                against=against,
                 data=Path(self.data),
                 kv_cache_dtype=config.kv_cache_dtype,
                 max_documents=self.documents,
@@ -106,3 +90,9 @@ class Judge:
             )
         )
         return loss_of(report.to_json())
+
+
+def _quantize(folder: Path, scheme: str, *, data: str, out: Path) -> None:
+    from executor.quantization.quantize import QuantizeRequest, quantize  # noqa: PLC0415
+
+    quantize(QuantizeRequest(model=folder, scheme=scheme, calibration_data=Path(data), out=out))

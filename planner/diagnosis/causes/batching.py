@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import RATES, Finding, Remedy
-from planner.diagnosis.prospect import COMPARED, Prospect, ratios
-from planner.diagnosis.remedies import Knobs, effects, tried
+from planner.diagnosis.prospect import COMPARED, SimulatedProspect, ratios
+from planner.diagnosis.remedies import Knobs, effects, remedies_of, tried
 from planner.prediction.predict import Prediction
 
 REACHED = 0.95
@@ -39,7 +39,7 @@ ROOMY_BATCH, ROOMY_TOKENS = 512, 8192
 
 def max_batch_size(case: RunCase) -> Finding | None:
     """The batch limit keeps requests waiting that the GPU could serve."""
-    prospect = _simulated(case)
+    prospect = case.simulated
     if prospect is None:
         return _full_batch_by_log(case)
     limit, most = prospect.config.max_batch_size, _most_running(case, prospect)
@@ -63,7 +63,7 @@ def max_batch_size(case: RunCase) -> Finding | None:
 
 def max_num_tokens(case: RunCase) -> Finding | None:
     """The token budget of a step keeps prompts waiting."""
-    prospect = _simulated(case)
+    prospect = case.simulated
     if prospect is None:
         return None
     limit, full = prospect.config.max_num_tokens, _full_steps(prospect)
@@ -84,11 +84,12 @@ def max_num_tokens(case: RunCase) -> Finding | None:
 
 def refused_prompts(case: RunCase) -> Finding | None:
     """Prompts that no step can take, where they are not chunked."""
-    prospect = _simulated(case)
+    prospect = case.simulated
     if prospect is None or not prospect.base.refused_share:
         return None
     found = tried(
         case,
+        prospect,
         [
             {"enable_chunked_prefill": True},
             {"max_num_tokens": 2 * prospect.config.max_num_tokens},
@@ -103,14 +104,14 @@ def refused_prompts(case: RunCase) -> Finding | None:
             f"{100 * prospect.base.refused_share:.1f} % of the prompts are longer than "
             f"{prospect.config.max_num_tokens} tokens",
         ),
-        remedies=tuple(remedy for _, remedy in found),
+        remedies=remedies_of(found),
         explains_failure=case.failed,
     )
 
 
 def prefill_starves_decode(case: RunCase) -> Finding | None:
     """Long gaps between tokens lie where other requests' prompts are computed."""
-    log, prospect = case.log, _simulated(case)
+    log, prospect = case.log, case.simulated
     if log is None or log.decode_share_of_long_gaps < HOLDS_UP:
         return None
     aligned, chance = log.long_gaps_with_prefill, log.short_gaps_with_prefill
@@ -118,7 +119,9 @@ def prefill_starves_decode(case: RunCase) -> Finding | None:
         return None
     tail = case.measured.get("itl_ms.p99", 0.0)
     usual = case.measured.get("itl_ms.p50", 0.0)
-    found = tried(case, _smaller_chunks(prospect), metric="itl_ms.p99") if prospect else []
+    found = (
+        tried(case, prospect, _smaller_chunks(prospect), metric="itl_ms.p99") if prospect else []
+    )
     return Finding(
         cause="prefill_starves_decode",
         words="prompts hold up tokens: steps that compute prompts stretch the gaps of all others",
@@ -129,23 +132,22 @@ def prefill_starves_decode(case: RunCase) -> Finding | None:
             f"of the gap; of other gaps, {100 * chance:.0f} %",
             f"P99 of the gaps {tail:.1f} ms, median {usual:.1f} ms",
         ),
-        remedies=tuple(remedy for _, remedy in found),
+        remedies=remedies_of(found),
         ratios=_without_long_gaps(tail, usual, aligned),
     )
 
 
 def over_capacity(case: RunCase) -> Finding | None:
     """Requests arrive faster than the GPU serves them, whatever its scheduler's limits."""
-    prospect = _simulated(case)
+    prospect = case.simulated
     if prospect is None or not prospect.is_open_loop:
         return None
-    rate = float(np.asarray(prospect.evaluator.load.rate_per_s))
+    rate = prospect.rate_per_s
     capacity = max(prospect.capacity_per_s(), prospect.capacity_per_s(**_roomy(prospect)))
     if rate < NEAR_CAPACITY * capacity:
         return None
     replicas = prospect.config.num_replicas
-    doubled = prospect.with_knobs(num_replicas=2 * replicas)
-    assert doubled is not None, "twice as many GPUs fit what one does"
+    doubled = prospect.with_knobs(num_replicas=2 * replicas) or prospect.base
     slower = prospect.at_rate(SUSTAINABLE * capacity)
     # What the scheduler's limits cost is theirs: only what is left with wide ones counts.
     wide = prospect.with_knobs(**_roomy(prospect)) or prospect.base
@@ -178,7 +180,7 @@ def over_capacity(case: RunCase) -> Finding | None:
 
 def load_beyond_slo(case: RunCase) -> Finding | None:
     """Requests share the GPU with too many others to keep the limits that were asked for."""
-    prospect = _simulated(case)
+    prospect = case.simulated
     over = {m: case.measured[m] / limit for m, limit in case.slo.items() if m in case.measured}
     if prospect is None or not over or max(over.values()) <= 1:
         return None
@@ -186,7 +188,7 @@ def load_beyond_slo(case: RunCase) -> Finding | None:
     alone = prospect.nearly_alone()
     best = alone.value(worst)
     can_hold = "so load is what breaks it" if best <= case.slo[worst] else "over the limit too"
-    found = tried(case, _faster(prospect), metric=worst)
+    found = tried(case, prospect, _faster(prospect), metric=worst)
     return Finding(
         cause="load_beyond_slo",
         words="the load is more than this configuration serves within the SLO",
@@ -194,15 +196,15 @@ def load_beyond_slo(case: RunCase) -> Finding | None:
             f"{worst} is {over[worst]:.2f} times its limit; with hardly any other request it "
             f"would be {best:.4g} (predicted), {can_hold}",
         ),
-        remedies=(*(remedy for _, remedy in found), *_half_the_load(prospect)),
+        remedies=(*remedies_of(found), *_half_the_load(prospect)),
         ratios=ratios(prospect.base, alone),
     )
 
 
 def prefix_reuse_missing(case: RunCase) -> Finding | None:
     """Prompts share a beginning that the engine computes again each time."""
-    prospect = _simulated(case)
-    if prospect is None or prospect.demand is None:
+    prospect = case.simulated
+    if prospect is None:
         return None
     shared = prospect.demand.shared_prefix_tokens
     tokens = int(prospect.demand.requests.isl.sum())
@@ -250,11 +252,6 @@ CAUSES: Mapping[str, Callable[[RunCase], Finding | None]] = {
 }
 
 
-def _simulated(case: RunCase) -> Prospect | None:
-    prospect = case.prospect
-    return prospect if prospect is not None and prospect.is_simulated else None
-
-
 def _full_batch_by_log(case: RunCase) -> Finding | None:
     """The same for an engine without a model: who did not wait shows what waiting costs."""
     limit, log = int(case.run.config.get("max_batch_size") or 0), case.log
@@ -287,50 +284,44 @@ def _full_batch_by_log(case: RunCase) -> Finding | None:
 
 def _limit_finding(
     case: RunCase,
-    prospect: Prospect,
-    wider: list[Knobs],
+    prospect: SimulatedProspect,
+    wider: Sequence[Knobs],
     *,
     cause: str,
     words: str,
     evidence: tuple[str, ...],
 ) -> Finding | None:
     """Return the finding of a limit that binds, or None where a wider one gains nothing."""
-    found = tried(case, wider, metric="e2el_ms.mean")
+    found = tried(case, prospect, wider, metric="e2el_ms.mean")
     if not found:
         return None
-    best = prospect.with_knobs(**found[0][0])
-    assert best is not None, "what was tried can be predicted"
     return Finding(
         cause=cause,
         words=words,
         evidence=evidence,
-        remedies=tuple(remedy for _, remedy in found),
-        ratios=ratios(prospect.base, best),
+        remedies=remedies_of(found),
+        ratios=ratios(prospect.base, found[0].prediction),
     )
 
 
-def _most_running(case: RunCase, prospect: Prospect) -> int:
+def _most_running(case: RunCase, prospect: SimulatedProspect) -> int:
     if case.log is not None:
         return case.log.most_decoding
-    assert prospect.base.simulation is not None, "it is simulated"
-    return max(int(trace.log.decoding.max(initial=0)) for trace in prospect.base.simulation.engines)
+    return max(int(log.decoding.max(initial=0)) for log in prospect.logs)
 
 
-def _waits(prospect: Prospect) -> bool:
+def _waits(prospect: SimulatedProspect) -> bool:
     """Whether requests are queued in the simulation."""
-    assert prospect.base.simulation is not None, "it is simulated"
-    return any(trace.log.waiting.any() for trace in prospect.base.simulation.engines)
+    return any(log.waiting.any() for log in prospect.logs)
 
 
-def _queue_ms(prospect: Prospect) -> float:
-    assert prospect.base.simulation is not None, "it is simulated"
-    return 1e3 * float(prospect.base.simulation.queue_s.mean())
+def _queue_ms(prospect: SimulatedProspect) -> float:
+    return 1e3 * float(prospect.simulation.queue_s.mean())
 
 
-def _full_steps(prospect: Prospect) -> float:
+def _full_steps(prospect: SimulatedProspect) -> float:
     """Return which share of the steps with prompts takes all the tokens that a step may."""
-    assert prospect.base.simulation is not None, "it is simulated"
-    logs = [trace.log for trace in prospect.base.simulation.engines]
+    logs = prospect.logs
     tokens = np.concatenate([log.prompt_tokens + log.decoding for log in logs])
     prefills = np.concatenate([log.prompts for log in logs]) > 0
     if not prefills.any():
@@ -338,7 +329,7 @@ def _full_steps(prospect: Prospect) -> float:
     return float(np.mean(tokens[prefills] >= REACHED * prospect.config.max_num_tokens))
 
 
-def _faster(prospect: Prospect) -> Iterator[Knobs]:
+def _faster(prospect: SimulatedProspect) -> Iterator[Knobs]:
     """Yield precisions that take less time, then more GPUs."""
     model, gpu, config = prospect.evaluator.model, prospect.evaluator.gpu, prospect.config
     for name in prospect.rules.legal_values("quantization", model=model, gpu=gpu):
@@ -348,11 +339,10 @@ def _faster(prospect: Prospect) -> Iterator[Knobs]:
     yield {"num_replicas": 2 * config.num_replicas}
 
 
-def _half_the_load(prospect: Prospect) -> tuple[Remedy, ...]:
-    assert prospect.demand is not None, "it is simulated"
+def _half_the_load(prospect: SimulatedProspect) -> tuple[Remedy, ...]:
     clients = prospect.demand.concurrency
     if prospect.is_open_loop:
-        rate = float(np.asarray(prospect.evaluator.load.rate_per_s)) / 2
+        rate = prospect.rate_per_s / 2
         halved, words = prospect.at_rate(rate), f"admit {rate:.3g} requests/s"
     elif clients > 1:
         halved, words = prospect.with_clients(clients // 2), f"admit {clients // 2} at once"
@@ -361,7 +351,7 @@ def _half_the_load(prospect: Prospect) -> tuple[Remedy, ...]:
     return (Remedy(knob="", action=words, effects=effects(prospect.base, halved)),)
 
 
-def _smaller_chunks(prospect: Prospect) -> Iterator[Knobs]:
+def _smaller_chunks(prospect: SimulatedProspect) -> Iterator[Knobs]:
     config = prospect.config
     chunked = {} if config.enable_chunked_prefill else {"enable_chunked_prefill": True}
     if chunked:
@@ -380,16 +370,15 @@ def _without_long_gaps(tail: float, usual: float, aligned: float) -> Mapping[str
 
 
 def _left_of(base: Prediction, before: Prediction, after: Prediction) -> Mapping[str, float]:
-    """Return what is left of each time of a prediction when the step between two others is taken."""
+    """Return what is left of each time when it loses what a step between two others takes."""
     times = [name for name in COMPARED if name not in RATES and base.value(name) > 0]
     return {n: 1 - max(before.value(n) - after.value(n), 0.0) / base.value(n) for n in times}
 
 
-def _roomy(prospect: Prospect) -> Knobs:
+def _roomy(prospect: SimulatedProspect) -> Knobs:
     """Return scheduler limits that keep nothing waiting but for the GPU."""
     config = prospect.config
     return {
         "max_batch_size": max(config.max_batch_size, ROOMY_BATCH),
         "max_num_tokens": max(config.max_num_tokens, ROOMY_TOKENS),
     }
-

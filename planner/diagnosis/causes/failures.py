@@ -153,9 +153,7 @@ def refused_requests(case: RunCase) -> Finding | None:
             *_said(case),
         ),
         remedies=(
-            Remedy(
-                knob=case.knob("max_seq_len"), action=case.turn("max_seq_len", limit, longest)
-            ),
+            Remedy(knob=case.knob("max_seq_len"), action=case.turn("max_seq_len", limit, longest)),
         )
         if too_long
         else (Remedy(knob="", action="the server's message names what it does not take"),),
@@ -167,14 +165,16 @@ def out_of_time(case: RunCase) -> Finding | None:
     """The load takes longer than the run was given."""
     if case.status != "out_of_time":
         return None
-    prospect = case.prospect
+    prospect = case.simulated
     evidence, action = list(_request_words(case)), "a longer --time-budget, or fewer --requests"
-    if prospect is not None and prospect.is_simulated:
-        rate, asked = prospect.base.value("request_per_s"), len(prospect.demand or ())
+    if prospect is not None:
+        rate, asked = prospect.base.value("request_per_s"), len(prospect.demand)
         evidence.append(
             f"{asked} requests at {rate:.3g} requests/s take {asked / rate:.0f} s (predicted)"
         )
-        action = f"--time-budget {2 * asked / rate:.0f}s: twice what is predicted, or fewer requests"
+        action = (
+            f"--time-budget {2 * asked / rate:.0f}s: twice what is predicted, or fewer requests"
+        )
     return Finding(
         cause="out_of_time",
         words="the time was over before all requests were answered",

@@ -117,9 +117,7 @@ def test_connections_that_break_are_told_from_an_engine_that_dies(tmp_path: Path
         deployment = tiny_deployment(
             tmp_path / "work", model=LLAMA_70B, config=CONFIG, options={"url": url}
         )
-        diagnosis = diagnosed(
-            tmp_path, deployment, tools_of(tmp_path, backend=EndpointBackend())
-        )
+        diagnosis = diagnosed(tmp_path, deployment, tools_of(tmp_path, backend=EndpointBackend()))
     found = only_cause(diagnosis)
     assert found.words == "connections broke while the engine lived"
     assert any("lost" in line for line in found.evidence)
