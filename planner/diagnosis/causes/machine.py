@@ -113,6 +113,8 @@ def stalled(case: RunCase) -> Finding | None:
 def client_limited(case: RunCase) -> Finding | None:
     """The load generator was late itself, so times are partly its own."""
     client = case.record.get("client") or {}
+    if case.failed:
+        return None
     if "client_limited" not in case.flags and not client.get("limited"):
         return None
     lag_ms = float((client.get("loop_lag_ms") or {}).get("p99") or 0.0)
