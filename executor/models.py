@@ -68,9 +68,7 @@ def _loaded(
     architecture: Any, folder: Path, device: str, *, source: Path | None = None, **weights: Any
 ) -> Any:
     try:
-        model = architecture.from_pretrained(
-            source, dtype="auto", local_files_only=True, **weights
-        )
+        model = architecture.from_pretrained(source, dtype="auto", local_files_only=True, **weights)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ProfileError(f"{folder}: no model for transformers ({_one_line(error)})") from error
     return model.to(device).eval()

@@ -17,6 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+BEGIN, END = "<s>", "</s>"
+"""Tokens 0 and 1."""
+
 SUFFIXES = (".py", ".md", ".rst", ".txt")
 SMALLEST_FILE, LARGEST_FILE = 500, 200_000
 """Bytes."""
@@ -105,30 +112,24 @@ def _texts(folders: list[Path]) -> Iterator[str]:
 
 def train_tokenizer(corpus: Corpus, folder: Path, *, vocab_size: int) -> Any:
     """Train a byte-level BPE tokenizer and save it as a fast one of transformers."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<s>", "</s>"],
+        special_tokens=[BEGIN, END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus.train[:: max(len(corpus.train) // 2000, 1)], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
+    marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": END}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
     fast.save_pretrained(folder)
     return fast
 
 
 def token_stream(corpus: Corpus, tokenizer: Any) -> Any:
     """Return all training documents as one row of token ids, each ended by `</s>`."""
-    import torch
-
     end = tokenizer.eos_token_id
     encoded = tokenizer.backend_tokenizer.encode_batch(corpus.train)
     return torch.tensor([token for document in encoded for token in (*document.ids, end)])
@@ -136,9 +137,6 @@ def token_stream(corpus: Corpus, tokenizer: Any) -> Any:
 
 def train(shape: Shape, training: Training, stream: Any, folder: Path, *, device: str) -> float:
     """Train from random weights, save in BF16 and return the last loss in nats per token."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(training.seed)
     config = LlamaConfig(
         hidden_size=shape.hidden_size,
@@ -188,16 +186,12 @@ def _learning_rate(training: Training, progress: float) -> float:
 
 
 def _batch(stream: Any, training: Training, device: str) -> Any:
-    import torch
-
     starts = torch.randint(len(stream) - training.tokens - 1, (training.batch,))
     rows = torch.stack([stream[start : start + training.tokens] for start in starts])
     return rows.to(device)
 
 
 def _loss(model: Any, batch: Any, device: str) -> Any:
-    import torch
-
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         return model(batch, labels=batch, use_cache=False).loss
 
@@ -212,19 +206,38 @@ def write_documents(texts: list[str], path: Path, *, least: int = 400) -> Path:
 TINY = Shape(
     hidden_size=128,
     intermediate_size=256,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=2,
     num_key_value_heads=2,
     vocab_size=512,
-    max_position_embeddings=512,
+    max_position_embeddings=256,
 )
 """For tests: all sizes in multiples of 128, so that every scheme can be built."""
 
 
-def tiny_model(folder: Path, *, steps: int = 120) -> Corpus:
+def tiny_model(folder: Path, *, steps: int = 60) -> Corpus:
     """Train the tests' model on parts of the standard library into a folder; return its corpus."""
-    corpus = machine_corpus([Path(json.__file__).parent.parent], limit=400_000)
+    corpus = machine_corpus([Path(json.__file__).parent.parent], limit=800_000)
     tokenizer = train_tokenizer(corpus, folder, vocab_size=TINY.vocab_size)
     training = Training(seconds=0, steps=steps, batch=8, tokens=64, learning_rate=5e-3)
     train(TINY, training, token_stream(corpus, tokenizer), folder, device="cpu")
     return corpus
+
+
+def add_outlier_channels(folder: Path, *, every: int = 16, factor: float = 16.0) -> None:
+    """Give some channels large activations and small weights, without changing what is computed.
+
+    Large models grow such channels (LLM.int8(), arXiv 2208.07339); they are what AWQ and
+    SmoothQuant are about. A model trained for seconds has none.
+    """
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            norm.weight.data[::every] *= factor
+            for reader in readers:
+                reader.weight.data[:, ::every] /= factor
+    model.save_pretrained(folder)

@@ -16,8 +16,8 @@ from typing import Any
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.profile_io import read_json_object
 from executor.models import build_model, load_model
-from executor.quantization.marker import made_by_planner
 from executor.quality import rounding
+from executor.quantization.marker import made_by_planner
 
 INT4_MASK, INT4_SIGN = 0x0F, 0x08
 
@@ -107,13 +107,13 @@ def _unpacker(described: Mapping[str, Any]) -> Callable[[Tensors], Stored]:
         ConfigError: No rule for the quantization.
     """
     if described["form"] == "compressed-tensors":
-        return functools.partial(_unpack_integers, group=described["group"])
+        return functools.partial(unpack_integers, group=described["group"])
     rules: Mapping[str, Callable[[Tensors], Stored]] = {
-        "FP8": _unpack_fp8,
-        "fp8_block": _unpack_fp8_blocks,
-        "NVFP4": _unpack_nvfp4,
-        "W4A16_AWQ": _unpack_awq,
-        "W4A8_AWQ": _unpack_awq,
+        "FP8": unpack_fp8,
+        "fp8_block": unpack_fp8_blocks,
+        "NVFP4": unpack_nvfp4,
+        "W4A16_AWQ": unpack_awq,
+        "W4A8_AWQ": unpack_awq,
     }
     if described["algorithm"] not in rules:
         raise ConfigError(
@@ -203,7 +203,8 @@ def _hook(rounding_of_input: Rounding) -> Callable[[Any, tuple[Any, ...]], tuple
     return hook
 
 
-def _unpack_fp8(tensors: Tensors) -> Stored:
+def unpack_fp8(tensors: Tensors) -> Stored:
+    """FP8 with one scale for the weight and a static one for its input."""
     scale = float(tensors["input_scale"])
     return Stored(
         weight=tensors["weight"].float() * tensors["weight_scale"].float().reshape(-1, 1),
@@ -211,7 +212,8 @@ def _unpack_fp8(tensors: Tensors) -> Stored:
     )
 
 
-def _unpack_fp8_blocks(tensors: Tensors) -> Stored:
+def unpack_fp8_blocks(tensors: Tensors) -> Stored:
+    """FP8 with a scale for each block; inputs get theirs as they come."""
     scale, weight = tensors["weight_scale_inv"].float(), tensors["weight"].float()
     blocks = weight.unflatten(1, (scale.shape[1], -1)).unflatten(0, (scale.shape[0], -1))
     return Stored(
@@ -220,7 +222,8 @@ def _unpack_fp8_blocks(tensors: Tensors) -> Stored:
     )
 
 
-def _unpack_nvfp4(tensors: Tensors) -> Stored:
+def unpack_nvfp4(tensors: Tensors) -> Stored:
+    """E2M1, two columns in a byte, with scales for blocks of 16 and one for the tensor."""
     import torch  # noqa: PLC0415  optional
 
     packed = tensors["weight"]
@@ -233,7 +236,7 @@ def _unpack_nvfp4(tensors: Tensors) -> Stored:
     return Stored(weight=weight, rounding=lambda values: rounding.nvfp4(values, input_scale))
 
 
-def _unpack_awq(tensors: Tensors) -> Stored:
+def unpack_awq(tensors: Tensors) -> Stored:
     """INT4 in groups, two rows in a byte; then in FP8 too where activations are FP8."""
     import torch  # noqa: PLC0415  optional
 
@@ -259,10 +262,11 @@ def _awq_rounding(tensors: Tensors) -> Rounding | None:
     return apply
 
 
-def _unpack_integers(tensors: Tensors, *, group: Mapping[str, Any]) -> Stored:
+def unpack_integers(tensors: Tensors, *, group: Mapping[str, Any]) -> Stored:
+    """INT8 or packed INT4 and INT8 of compressed-tensors."""
     scale = tensors["weight_scale"].float()
     if "weight_packed" in tensors:
-        rows, columns = tensors["weight_shape"].tolist()
+        _rows, columns = tensors["weight_shape"].tolist()
         values = _unpacked(tensors["weight_packed"], group["weights"]["num_bits"])[:, :columns]
     else:
         values = tensors["weight"].float()

@@ -130,7 +130,11 @@ def _check_packages(request: QualityRequest) -> None:
     Raises:
         MeasurementError: A package is not installed.
     """
-    needed = ("torch", "transformers", *(("sacrebleu", "rouge_score") if request.new_tokens else ()))
+    needed = (
+        "torch",
+        "transformers",
+        *(("sacrebleu", "rouge_score") if request.new_tokens else ()),
+    )
     for name in needed:
         if importlib.util.find_spec(name) is None:
             raise MeasurementError(f"{name} is not installed", hint=INSTALL)
@@ -155,9 +159,7 @@ class _Comparison:
         Raises:
             ProfileError: Too few have, or the tokenizer is not this model's.
         """
-        limit = min(
-            self.request.max_tokens, self.reference.model.config.max_position_embeddings
-        )
+        limit = min(self.request.max_tokens, self.reference.model.config.max_position_embeddings)
         documents = [self.tokenizer(text)["input_ids"][:limit] for text in texts]
         documents = [ids for ids in documents if len(ids) > 1]
         if len(documents) < FEWEST_DOCUMENTS:

@@ -41,7 +41,7 @@ def new_cache(model: Any, kv_cache_dtype: str, scales: Mapping[str, float]) -> d
 
 
 def int8_scales(model: Any, tokens: Any) -> dict[str, float]:
-    """Return the INT8 scales of a cache as calibrated on some tokens: no checkpoint carries them."""
+    """Return the INT8 scales of a cache, calibrated on some tokens: no checkpoint has them."""
     import torch  # noqa: PLC0415  optional
 
     largest: dict[str, float] = {}
@@ -74,7 +74,7 @@ def _cache(change: Any) -> Any:
     """Return transformers' growing cache with a change to what goes in."""
     from transformers import DynamicCache  # noqa: PLC0415  optional
 
-    class ChangingCache(DynamicCache):
+    class ChangingCache(DynamicCache):  # type: ignore[misc]  transformers is not typed here
         def update(
             self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
         ) -> Any:

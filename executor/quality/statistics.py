@@ -59,9 +59,8 @@ def _likelihood_metrics(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]
     return {
         "perplexity": judged,
         "reference_perplexity": reference,
-        "perplexity_loss_pct": 100 * np.expm1(
-            (sums["nll_nats"] - sums["reference_nll_nats"]) / tokens
-        ),
+        "perplexity_loss_pct": 100
+        * np.expm1((sums["nll_nats"] - sums["reference_nll_nats"]) / tokens),
         "kl_nats_per_token": sums["kl_nats"] / tokens,
         "top1_agreement_pct": 100 * sums["top1_matches"] / tokens,
     }
@@ -79,15 +78,15 @@ def _bleu_table(generated: Sequence[str], references: Sequence[str]) -> dict[str
     """Return what BLEU sums over documents: n-gram matches, n-grams, lengths."""
     from sacrebleu import sentence_bleu  # noqa: PLC0415  optional
 
-    scores = [
-        sentence_bleu(one, [other]) for one, other in zip(generated, references, strict=True)
-    ]
+    scores = [sentence_bleu(one, [other]) for one, other in zip(generated, references, strict=True)]
     table = {
         f"{name}{n}": np.array([getattr(score, name)[n] for score in scores], dtype=np.float64)
         for name in ("counts", "totals")
         for n in range(4)
     }
-    lengths = {name: np.array([getattr(s, name) for s in scores]) for name in ("sys_len", "ref_len")}
+    lengths = {
+        name: np.array([getattr(s, name) for s in scores]) for name in ("sys_len", "ref_len")
+    }
     return table | {name: column.astype(np.float64) for name, column in lengths.items()}
 
 
@@ -98,8 +97,12 @@ def _rouge_table(generated: Sequence[str], references: Sequence[str]) -> dict[st
     scorer = RougeScorer(list(names))
     scores = [scorer.score(other, one) for one, other in zip(generated, references, strict=True)]
     table = {
-        name: np.array([_rouge(score[name].fmeasure, one, other) for score, one, other
-                        in zip(scores, generated, references, strict=True)])
+        name: np.array(
+            [
+                _rouge(score[name].fmeasure, one, other)
+                for score, one, other in zip(scores, generated, references, strict=True)
+            ]
+        )
         for name in names
     }
     return table | {"documents": np.ones(len(scores))}

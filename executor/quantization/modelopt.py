@@ -103,7 +103,8 @@ def _check_kernels() -> None:
         get_cuda_ext(raise_if_failed=True)
     except RuntimeError as error:
         raise MeasurementError(
-            "ModelOpt's CUDA kernels cannot be built here", hint="install nvcc, or take --device cpu"
+            "ModelOpt's CUDA kernels cannot be built here",
+            hint="install nvcc, or take --device cpu",
         ) from error
 
 
@@ -118,4 +119,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield
-

@@ -133,7 +133,9 @@ def _refuse_sizes(model: Any, row: Scheme) -> None:
         if not isinstance(module, torch.nn.Linear) or name.endswith("lm_head"):
             continue
         if any(n % d for n, d in zip(module.weight.shape, row.divisors, strict=True)):
-            shape, divisors = ("x".join(map(str, pair)) for pair in (module.weight.shape, row.divisors))
+            shape, divisors = (
+                "x".join(map(str, pair)) for pair in (module.weight.shape, row.divisors)
+            )
             raise ConfigError(
                 f"--scheme {row.name} is not for this model: {name} is {shape}, "
                 f"not in multiples of {divisors}"

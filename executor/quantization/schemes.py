@@ -14,7 +14,6 @@ from typing import Any
 from cost_models.engine_profile_io import load_engine
 from cost_models.errors import ConfigError
 
-
 FP8_BLOCK = 128
 """Rows and columns that share a scale in FP8 blocks."""
 

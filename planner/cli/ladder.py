@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration-data", default="", metavar="FILE", help="Text that quantization sees; builds."
 )
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Sequences of --calibration-data.",
+)
 @click.option("--data", default="", metavar="FILE", help="Held-out text; judges what is built.")
 @click.option(
     "--documents", type=click.IntRange(min=2), default=200, show_default=True, help="Of --data."

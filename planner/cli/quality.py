@@ -1,4 +1,4 @@
-"""`planner quantize` and `planner quality`: thin over `executor`. stdout is data, stderr is talk."""
+"""`planner quantize` and `planner quality`: thin over `executor`. stdout is data."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def print_plan(plan: Plan, *, gpu: str, workload: str) -> None:
             console.print(
                 f"  {_short(alternative.prediction.config)}: {alternative.rejected_because}"
             )
-    _print_front(console, plan.search.pareto)
+    if plan.search.pareto:
+        _print_front(console, plan.search.pareto)
     console.print(
         f"\n{plan.search.num_evaluated} configurations evaluated in {plan.search.wall_s:.2f} s, "
         f"{len(plan.search.pareto)} on the Pareto front (--json lists them), "

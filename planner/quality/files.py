@@ -71,7 +71,9 @@ def install(report: Mapping[str, Any], model: ModelSpec) -> Path:
         )
     path = own_file(model)
     known = read_json_object(path)["measured"] if path.exists() else []
-    kept = [one for one in known if (one["quantization"], one["kv_cache_dtype"]) != (quantization, kv)]
+    kept = [
+        one for one in known if (one["quantization"], one["kv_cache_dtype"]) != (quantization, kv)
+    ]
     entry = {"quantization": quantization, "kv_cache_dtype": kv, **_entry(report)}
     data = {"schema_version": 1, "model": model.name, "measured": [*kept, entry]}
     write_text(path, json.dumps(data, indent=1) + "\n")
@@ -100,9 +102,7 @@ def _published() -> Published:
     return {"weights": weights, "kv_cache": kv_cache}
 
 
-def _observations(
-    rows: Mapping[str, Any], path: Path
-) -> dict[str, tuple[Observation, ...]]:
+def _observations(rows: Mapping[str, Any], path: Path) -> dict[str, tuple[Observation, ...]]:
     try:
         return {
             name: tuple(Observation(**one) for one in row["observations"])

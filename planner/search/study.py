@@ -338,7 +338,7 @@ def pareto_front(candidates: list[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _fast_front(candidates: list[Candidate]) -> list[Candidate]:
-    """Return those that no other beats in both throughput and per-user speed; of equals the first."""
+    """Return those that no other beats in both throughput and per-user speed."""
     front: list[Candidate] = []
     for candidate in sorted(
         candidates, key=lambda c: (c.tok_per_s_per_gpu, c.tok_per_s_per_user), reverse=True

@@ -21,6 +21,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from cost_models.errors import MeasurementError
+from executor.quality.judge import QualityRequest, judge
+from executor.quantization.calibration import CalibrationSize
+from executor.quantization.quantize import QuantizeRequest, quantize
+from executor.quantization.schemes import SCHEMES
 from tests.small_model import (
     Corpus,
     Shape,
@@ -90,7 +97,6 @@ def main() -> None:
     report["cases"] = _judged(work, options)
     report["seconds"]["all"] = round(time.monotonic() - started, 1)
     Path(options.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(_short(report), indent=1))
 
 
 def _options() -> argparse.Namespace:
@@ -107,7 +113,7 @@ def _options() -> argparse.Namespace:
 def _compile_modelopt_kernels() -> None:
     """Let ModelOpt build its CUDA kernels while the model trains: about a minute of nvcc."""
     code = "from modelopt.torch.quantization.extensions import precompile; precompile()"
-    subprocess.Popen([sys.executable, "-c", code], stdout=sys.stderr)  # noqa: S603
+    subprocess.Popen([sys.executable, "-c", code], stdout=sys.stderr)
 
 
 def _trained(work: Path, options: argparse.Namespace, seconds: dict[str, float]) -> dict[str, Any]:
@@ -142,8 +148,6 @@ def _write_texts(corpus: Corpus, work: Path) -> None:
 
 
 def _judged(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from executor.quantization.schemes import SCHEMES
-
     cases = [Case(scheme="int4_gptq")]  # the slowest first
     cases += [Case(scheme=name) for name in SCHEMES if name != "int4_gptq"]
     cases += [Case(scheme="", kv_cache_dtype=kv) for kv in ("auto", *KV_CACHES)]
@@ -164,13 +168,6 @@ def judged(case: Case, work: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def _judged_case(case: Case, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from cost_models.errors import MeasurementError
-    from executor.quality.judge import QualityRequest, judge
-    from executor.quantization.calibration import CalibrationSize
-    from executor.quantization.quantize import QuantizeRequest, quantize
-
     if options.device == "cpu":
         torch.set_num_threads(1)
     folder = work / "target"
@@ -210,8 +207,6 @@ def _judged_case(case: Case, work: Path, options: argparse.Namespace) -> dict[st
 
 
 def _device(device: str) -> str:
-    import torch
-
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 

@@ -37,7 +37,7 @@ def simulated_score(workload: str, config: Any) -> tuple[bool, float]:
     prediction, _ = predict_problem(problem, config, {}, demand=demand)
     metric, sign = OBJECTIVE_METRICS["goodput"]
     value = sign * prediction.value(metric)
-    return prediction.feasible, value * (1 - quality_handicap(config))
+    return prediction.feasible, value * (1 - quality_handicap(prediction.quality))
 
 
 def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(busy: str) -> None:
