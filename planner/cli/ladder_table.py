@@ -15,7 +15,7 @@ WIDTH = 140
 """Columns of the table; a terminal that is narrower wraps it."""
 
 COLUMNS: tuple[tuple[str, str, float, str], ...] = (
-    ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.2f}"),
+    ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.3g}"),
     ("KV tokens", "kv_cache_tokens", 1.0, "{:,.0f}"),
     ("TTFT ms", "ttft_ms.mean", 1.0, "{:.1f}"),
     ("TPOT ms", "tpot_ms.mean", 1.0, "{:.2f}"),
