@@ -94,7 +94,7 @@ def test_a_step_whose_engine_is_here_is_measured(
     found = ladder(
         LadderRequest(
             gpu="h100",
-            model=str(DATA / "tiny-llama"),
+            model="tinyllama-1.1b",
             workload=str(DATA / "few.json"),
             backend="vllm",
             store=f"sqlite:///{tmp_path}/runs.db",
