@@ -26,6 +26,8 @@ class RunCase:
     not_predicted: str = ""
     """Why there is no prospect."""
     slo: Mapping[str, float] = field(default_factory=dict)
+    max_quality_loss_pct: float | None = None
+    """Loss that was allowed beside the published checkpoint; None is no limit."""
     siblings: Sequence[MeasuredRun] = ()
     """Other runs of the same model, GPU and engine that ended well."""
 
