@@ -74,7 +74,7 @@ def _cache(change: Any) -> Any:
     """Return transformers' growing cache with a change to what goes in."""
     from transformers import DynamicCache  # noqa: PLC0415  optional
 
-    class ChangingCache(DynamicCache):  # type: ignore[misc]  transformers is not typed here
+    class ChangingCache(DynamicCache):  # type: ignore[misc]
         def update(
             self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
         ) -> Any:

@@ -56,7 +56,7 @@ MODELOPT_FORMATS: Mapping[str, str] = {
     "w4a16_awq": "int4_awq",
     "w4a8_awq": "w4a8_awq",
 }
-"""`--qformat` of ModelOpt's examples/llm_ptq/hf_ptq.py."""
+"""`--qformat` of ModelOpt's examples/llm_ptq/hf_ptq.py, and `--scheme` of `planner quantize`."""
 
 EMITTED_OPTIONS: Mapping[str, type | tuple[Any, ...]] = {
     "tensor_parallel_size": int,
@@ -354,6 +354,13 @@ def _quantize_script(config: EngineConfig, model: ModelSpec) -> str:
                 f"quantization={config.quantization}: no tool writes it for {model.name}"
             )
         weights = "none"
+    if weights != "none":
+        script += (
+            "# The same without a checkout, from a folder of the BF16 checkpoint:\n"
+            f"#   planner quantize --model DIR --scheme {weights} "
+            f"--kv-cache-dtype {kv_format.replace('none', 'bf16')} "
+            "--calibration-data FILE --out DIR\n"
+        )
     return script + (
         "modelopt=${MODELOPT:?set MODELOPT to a checkout of TensorRT-Model-Optimizer}\n"
         'python3 "$modelopt/examples/llm_ptq/hf_ptq.py" '

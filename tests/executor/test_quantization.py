@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,8 +152,9 @@ def test_fp8_is_as_modelopt_simulates_it(shop: Workshop) -> None:
         (read.weight, simulated.weight_quantizer(simulated.weight.float())),
         (read.rounding(values), simulated.input_quantizer(values)),
     ):
-        # Near a tie the two may round differently: they divide in different precisions.
-        assert (ours - theirs).abs().max() <= theirs.abs().max() / 14
+        # Near a tie the two may round differently, by a step of up to 1/14 of the largest value:
+        # they divide in different precisions.
+        assert (ours - theirs).abs().max() < theirs.abs().max() / 13
         assert ((ours - theirs).abs() < 1e-3 * theirs.abs().max()).float().mean() > 0.9
 
 
@@ -291,6 +293,18 @@ def test_what_was_made_is_told(shop: Workshop, tmp_path: Path) -> None:
     assert told["calibration_tokens"] == CALIBRATION.num_samples * CALIBRATION.max_tokens
     with pytest.raises(PlannerError, match="exists"):
         quantize(shop.request("int4_rtn", out=tmp_path / "out"))
+
+
+def test_a_missing_package_is_named_with_its_install_line(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "modelopt", None)
+    monkeypatch.setitem(sys.modules, "modelopt.torch.quantization", None)
+    with pytest.raises(PlannerError, match=r"not installed; pip install 'trtllm-planner\[quant"):
+        quantize(shop.request("fp8", out=tmp_path / "out"))
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(PlannerError, match="sacrebleu is not installed; pip install"):
+        shop.judged(shop.model, new_tokens=4)
 
 
 def test_every_scheme_has_an_engine_and_a_row() -> None:
