@@ -1,4 +1,4 @@
-"""The use cases, as functions: `plan`, `predict`, `validate`, `diagnose`. Commands and TUI call these."""
+"""The use cases as functions: `plan`, `predict`, `diagnose`. Commands and TUI call these."""
 
 from __future__ import annotations
 
@@ -321,7 +321,11 @@ def check_runnable(problem: Problem, config: EngineConfig) -> list[Violation]:
 
 
 def diagnose(
-    run: str, *, store: str = "", slo: Mapping[str, float] | None = None
+    run: str,
+    *,
+    store: str = "",
+    slo: Mapping[str, float] | None = None,
+    max_quality_loss_pct: float | None = None,
 ) -> list[Diagnosis]:
     """Return what is wrong with a measured run, and why; of a runs file, of each of its runs.
 
@@ -329,13 +333,17 @@ def diagnose(
         run: A run id of the store, a runs file, or `FILE:ID` or `FILE:LINE` for one of its runs.
         store: Where an id is looked up.
         slo: Limits that the run had to keep, by metric.
+        max_quality_loss_pct: Loss that was allowed beside the published checkpoint.
 
     Raises:
         PlannerError: No such run or file, or an SLO on a metric that the run does not have.
     """
-    from planner.diagnosis.diagnose import diagnose as diagnosed  # noqa: PLC0415  only when asked
+    from planner.diagnosis import diagnose as diagnosing  # noqa: PLC0415  only when asked
 
-    return diagnosed(run, store=store, slo=check_slo(slo or {}, "--slo"))
+    asked = diagnosing.Asked(
+        slo=check_slo(slo or {}, "--slo"), max_quality_loss_pct=max_quality_loss_pct
+    )
+    return diagnosing.diagnose(run, store=store, asked=asked)
 
 
 def options_file(path: str | Path) -> dict[str, Any]:

@@ -22,15 +22,24 @@ if TYPE_CHECKING:
     metavar="METRIC=LIMIT",
     help="What the run had to keep, as ttft_ms.p99=500; repeatable.",
 )
+@click.option(
+    "--max-quality-loss",
+    type=click.FloatRange(min=0),
+    default=None,
+    metavar="PCT",
+    help="Loss of quality in percent that was allowed beside the published checkpoint.",
+)
 @JSON_OPTION
-def diagnose_command(run: str, store: str, slo: tuple[str, ...], as_json: bool) -> int:
+def diagnose_command(
+    run: str, store: str, slo: tuple[str, ...], max_quality_loss: float | None, as_json: bool
+) -> int:
     """Say what is wrong with a measured run, why, and what turning a knob would do.
 
     RUN is an id of the store, a runs file, or FILE:ID or FILE:LINE for one of its runs.
     """
     from planner.api import diagnose  # noqa: PLC0415  help must not wait
 
-    found = diagnose(run, store=store, slo=read_slo(slo))
+    found = diagnose(run, store=store, slo=read_slo(slo), max_quality_loss_pct=max_quality_loss)
     if as_json:
         print_json({"runs": [diagnosis.to_json() for diagnosis in found]})
         return 0
@@ -46,7 +55,7 @@ def _lines(diagnosis: Diagnosis) -> Iterable[str]:
     for complaint in diagnosis.complaints:
         yield f"  {'! ' if complaint.is_trouble else '  '}{complaint.words}"
     if diagnosis.is_well:
-        yield "  Nothing wrong: no limit missed, nothing worse than predicted, no cause worth naming"
+        yield "  Nothing wrong: no limit missed, nothing worse than predicted, no cause to name"
     for number, ranked in enumerate(diagnosis.findings, 1):
         yield from _finding_lines(number, ranked)
     for complaint in diagnosis.unexplained:

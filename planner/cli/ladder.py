@@ -11,7 +11,7 @@ import click
 from planner.cli.options import JSON_OPTION, STORE_OPTION, duration_s, print_json
 
 if TYPE_CHECKING:
-    from planner.ladder.ladder import Ladder
+    pass
 
 
 @click.command("ladder")
@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibration-data", default="", metavar="FILE", help="Text that quantization sees; builds."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Sequences of --calibration-data.",
 )
 @click.option("--data", default="", metavar="FILE", help="Held-out text; judges what is built.")
 @click.option(

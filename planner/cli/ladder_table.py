@@ -11,8 +11,11 @@ MARKS = {"predicted": "p", "measured": "m", "published": "r"}
 
 GIB = 2**30
 
+WIDTH = 140
+"""Columns of the table; a terminal that is narrower wraps it."""
+
 COLUMNS: tuple[tuple[str, str, float, str], ...] = (
-    ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.2f}"),
+    ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.3g}"),
     ("KV tokens", "kv_cache_tokens", 1.0, "{:,.0f}"),
     ("TTFT ms", "ttft_ms.mean", 1.0, "{:.1f}"),
     ("TPOT ms", "tpot_ms.mean", 1.0, "{:.2f}"),
@@ -24,12 +27,12 @@ COLUMNS: tuple[tuple[str, str, float, str], ...] = (
 
 def print_ladder(ladder: Ladder) -> None:
     """Print every step, what stopped the ladder, and the step to stay on."""
-    console = Console(highlight=False, soft_wrap=True, width=110)
+    console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     console.print(f"{ladder.model} on {ladder.gpu}, workload {ladder.workload}\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("step")
+    table.add_column("step", no_wrap=True)
     for title in (*(column[0] for column in COLUMNS), "speed-up", "loss %"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     first = next((step for step in ladder.steps if WHOLE_REQUEST in step.figures), None)
     for step in ladder.steps:
         table.add_row(_title(step), *_cells(step), _speed_up(step, first), _loss(step))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.diagnosis.knob_names import change_words, engine_name
-from planner.diagnosis.prospect import Prospect
+from planner.diagnosis.prospect import Prospect, SimulatedProspect
 from planner.diagnosis.request_log import RequestLog
 from planner.measuring.runs import MeasuredRun
 
@@ -26,8 +26,15 @@ class RunCase:
     not_predicted: str = ""
     """Why there is no prospect."""
     slo: Mapping[str, float] = field(default_factory=dict)
+    max_quality_loss_pct: float | None = None
+    """Loss that was allowed beside the published checkpoint; None is no limit."""
     siblings: Sequence[MeasuredRun] = ()
     """Other runs of the same model, GPU and engine that ended well."""
+
+    @property
+    def simulated(self) -> SimulatedProspect | None:
+        """The prospect where the run's own requests were simulated."""
+        return self.prospect if isinstance(self.prospect, SimulatedProspect) else None
 
     @property
     def status(self) -> str:

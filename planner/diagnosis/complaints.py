@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from cost_models.errors import ConfigError
 from planner.calibration.drift import drifts
 from planner.diagnosis.case import RunCase
+from planner.diagnosis.causes.quality import quality_loss_pct
 from planner.diagnosis.finding import RATES, Complaint, ComplaintKind
+from planner.quality import QUALITY_LOSS
 
 LONG_TAIL, VISIBLE_MS = 5.0, 100.0
 """P99 of the gaps between tokens, over their median and itself, from which a reader sees a halt."""
@@ -30,7 +32,7 @@ def complaints_of(case: RunCase) -> tuple[Complaint, ...]:
     """
     if case.failed:
         return (_failure(case),)
-    troubles = (*_missed_limits(case), *_gaps(case))
+    troubles = (*_missed_limits(case), *_lost_quality(case), *_gaps(case))
     if case.slo:
         return troubles
     return (*troubles, *_where_time_went(case))
@@ -65,10 +67,25 @@ def _missed_limits(case: RunCase) -> Iterator[Complaint]:
             )
 
 
+def _lost_quality(case: RunCase) -> Iterator[Complaint]:
+    limit = case.max_quality_loss_pct
+    if limit is None or case.prospect is None:
+        return
+    loss = quality_loss_pct(case.prospect)
+    if loss > limit:
+        yield Complaint(
+            kind=ComplaintKind.MISSES_SLO,
+            metric=QUALITY_LOSS,
+            measured=loss,
+            reference=limit,
+            words=f"{QUALITY_LOSS} {loss:.3g} is over the limit of {limit:.3g}",
+        )
+
+
 def _gaps(case: RunCase) -> Iterator[Complaint]:
     """Watched metrics that are worse than the far end of their interval."""
-    prospect = case.prospect
-    if prospect is not None and prospect.is_simulated:
+    prospect = case.simulated
+    if prospect is not None:
         if prospect.base.front_end_share >= FRONT_END_LIMITED:
             return
         said = {n: (m.value, m.interval_90) for n, m in prospect.base.metrics.items()}

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,38 @@ from planner.diagnosis.case import RunCase
 from planner.diagnosis.causes import CAUSES
 from planner.diagnosis.complaints import complaints_of
 from planner.diagnosis.finding import Diagnosis, ranked
-from planner.diagnosis.prospect import Prospect
+from planner.diagnosis.prospect import Prospect, prospect_of
 from planner.diagnosis.request_log import RequestLog
 from planner.measuring.runs import MeasuredRun, parse_run
 
 
-def diagnose(
-    run: str, *, store: str = "", slo: Mapping[str, float] | None = None
-) -> list[Diagnosis]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a run had to keep."""
+
+    slo: Mapping[str, float] = field(default_factory=dict)
+    """In the units of the metric's name."""
+    max_quality_loss_pct: float | None = None
+
+
+def diagnose(run: str, *, store: str = "", asked: Asked | None = None) -> list[Diagnosis]:
     """Return what is wrong with a run, and why; of a runs file, of each of its runs.
 
     Args:
         run: A runs file, `FILE:ID` or `FILE:LINE` for one of its runs, or a run id of the store
             or the beginning of one.
         store: Where the id is looked up.
-        slo: Limits that the run had to keep, in the units of the metric's name.
+        asked: What the run had to keep.
 
     Raises:
         PlannerError: No such run or file, or an SLO on a metric that the run does not have.
     """
-    limits = slo or {}
+    limits = asked or Asked()
     path, chosen = _file_and_choice(run)
     if path is not None:
         return _of_file(path, chosen, limits)
     with _exported(store, run) as (folder, record, others):
-        return [diagnose_record(record, folder=folder, others=others, slo=limits)]
+        return [diagnose_record(record, folder=folder, others=others, asked=limits)]
 
 
 def diagnose_record(
@@ -47,7 +55,7 @@ def diagnose_record(
     *,
     folder: Path,
     others: Sequence[Mapping[str, Any]] = (),
-    slo: Mapping[str, float] | None = None,
+    asked: Asked | None = None,
 ) -> Diagnosis:
     """Return the diagnosis of one line of a runs file.
 
@@ -55,9 +63,9 @@ def diagnose_record(
         record: The line.
         folder: Where its requests file lies.
         others: Lines beside it, that it is compared with.
-        slo: Limits that the run had to keep.
+        asked: What the run had to keep.
     """
-    case = _case(record, folder, others, slo or {})
+    case = _case(record, folder, others, asked or Asked())
     complaints = complaints_of(case)
     findings = tuple(f for cause in CAUSES.values() if (f := cause(case)) is not None)
     return Diagnosis(
@@ -69,13 +77,14 @@ def diagnose_record(
     )
 
 
-def _of_file(path: Path, chosen: str, slo: Mapping[str, float]) -> list[Diagnosis]:
+def _of_file(path: Path, chosen: str, asked: Asked) -> list[Diagnosis]:
     records = _records(path)
     wanted = [record for number, record in enumerate(records, 1) if _is(record, number, chosen)]
     if not wanted:
         raise ConfigError(f"{path}: no run is called {chosen}", hint="give its id or its line")
     return [
-        diagnose_record(record, folder=path.parent, others=records, slo=slo) for record in wanted
+        diagnose_record(record, folder=path.parent, others=records, asked=asked)
+        for record in wanted
     ]
 
 
@@ -122,7 +131,7 @@ def _case(
     record: Mapping[str, Any],
     folder: Path,
     others: Sequence[Mapping[str, Any]],
-    slo: Mapping[str, float],
+    asked: Asked,
 ) -> RunCase:
     run = parse_run(record, folder)
     prospect, why_not = _prospect(run)
@@ -132,14 +141,15 @@ def _case(
         log=_log(run),
         prospect=prospect,
         not_predicted=why_not,
-        slo=slo,
+        slo=asked.slo,
+        max_quality_loss_pct=asked.max_quality_loss_pct,
         siblings=_siblings(record, others, folder),
     )
 
 
 def _prospect(run: MeasuredRun) -> tuple[Prospect | None, str]:
     try:
-        return Prospect.of(run), ""
+        return prospect_of(run), ""
     except PlannerError as error:
         return None, error.message
 

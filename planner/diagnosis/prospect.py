@@ -16,12 +16,15 @@ from cost_models.engine import EngineConfig
 from cost_models.engine_profile_io import load_engine
 from cost_models.engine_rules import EngineRules
 from cost_models.errors import PlannerError
+from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from planner.estimator.load import Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
 from planner.prediction.simulation import Demand, run_demand
+from planner.simulator import SimulationResult
+from planner.simulator.step_log import StepLog
 from planner.validation.validate import capacity_evaluator, run_calibration, run_evaluator
 
 ROOMY = 8.0
@@ -42,53 +45,56 @@ COMPARED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prospect:
-    """The prediction of a run, and of the same run with something changed."""
+    """The prediction of a run of which memory alone is known: it failed before any request."""
 
     evaluator: Evaluator
     config: EngineConfig
-    demand: Demand | None
-    """None where the run does not say what it asked for: then only memory is known."""
     rules: EngineRules
     base: Prediction
-    _known: dict[EngineConfig, Prediction | None] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, run: MeasuredRun) -> Prospect:
-        """Return the prospect of a run.
-
-        Raises:
-            PlannerError: An engine, GPU or model that the planner does not know.
-        """
-        calibration = run_calibration(run)
-        try:
-            evaluator, config = run_evaluator(run, calibration)
-            demand = None if run.protocol == "capacity" else run_demand(run, evaluator.load)
-        except PlannerError:
-            # A run that failed before its requests were sent has no lengths, only memory.
-            evaluator, config = capacity_evaluator(run, calibration)
-            demand = None
-        return cls(
-            evaluator=evaluator,
-            config=config,
-            demand=demand,
-            rules=load_engine(run.engine),
-            base=predict_config(evaluator, config, demand),
-        )
 
     @property
     def engine(self) -> str:
         """The engine's name."""
         return self.rules.name
 
-    @property
-    def is_simulated(self) -> bool:
-        """Whether the run's own requests were simulated."""
-        return self.base.simulation is not None
+    def memory_with(self, **knobs: Any) -> MemoryPlan | None:
+        """Return how memory divides with knobs turned; None where the engine does not take them."""
+        changed = replace(self.config, **knobs)
+        if self.is_refused(changed):
+            return None
+        return predict_config(self.evaluator, changed).memory
+
+    def is_refused(self, config: EngineConfig) -> bool:
+        """Whether an engine does not take a configuration for a reason that the run's has not."""
+        model, gpu = self.evaluator.model, self.evaluator.gpu
+        known = {str(v) for v in self.rules.violations(self.config, model=model, gpu=gpu)}
+        found = self.rules.violations(config, model=model, gpu=gpu)
+        return any(str(violation) not in known for violation in found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SimulatedProspect(Prospect):
+    """The prediction of a run's own requests, and of the same requests with something changed."""
+
+    demand: Demand
+    simulation: SimulationResult
+    """The run behind `base`."""
+    _known: dict[EngineConfig, Prediction | None] = field(default_factory=dict)
 
     @property
     def is_open_loop(self) -> bool:
         """Whether requests come on a clock of their own."""
-        return self.demand is not None and self.demand.protocol is Protocol.OPEN_LOOP
+        return self.demand.protocol is Protocol.OPEN_LOOP
+
+    @property
+    def rate_per_s(self) -> float:
+        """Mean rate of an open loop."""
+        return float(np.asarray(self.evaluator.load.rate_per_s))
+
+    @property
+    def logs(self) -> list[StepLog]:
+        """What each engine did, step by step."""
+        return [trace.log for trace in self.simulation.engines]
 
     def with_knobs(self, **knobs: Any) -> Prediction | None:
         """Return the prediction with knobs turned; None where it is not legal or does not fit."""
@@ -96,13 +102,6 @@ class Prospect:
         if changed not in self._known:
             self._known[changed] = self._predicted(changed)
         return self._known[changed]
-
-    def memory_with(self, **knobs: Any) -> MemoryPlan | None:
-        """Return how memory divides with knobs turned; None where the engine does not take them."""
-        changed = replace(self.config, **knobs)
-        if self._is_refused(changed):
-            return None
-        return predict_config(self.evaluator, changed).memory
 
     def with_memory(self) -> Prediction:
         """Return the prediction on a GPU whose KV cache does not run out."""
@@ -119,26 +118,19 @@ class Prospect:
 
     def at_rate(self, rate_per_s: float) -> Prediction:
         """Return the prediction of an open loop at another mean rate."""
-        assert self.demand is not None, "only what was simulated has a rate"
         return predict_config(self.evaluator, self.config, self.demand.at_rate(rate_per_s))
-
-    def nearly_alone(self) -> Prediction:
-        """Return the prediction of a load under which hardly any two requests meet."""
-        assert self.demand is not None, "only what was simulated has a load"
-        if self.is_open_loop:
-            rate = float(np.asarray(self.evaluator.load.rate_per_s))
-            return self.at_rate(ALONE * rate)
-        return self.with_clients(1)
 
     def with_clients(self, clients: int) -> Prediction:
         """Return the prediction of a closed loop of another number of clients."""
-        assert self.demand is not None, "only what was simulated has clients"
         fewer = replace(self.demand, protocol=Protocol.CLOSED_LOOP, concurrency=clients)
         return predict_config(self.evaluator, self.config, fewer)
 
+    def nearly_alone(self) -> Prediction:
+        """Return the prediction of a load under which hardly any two requests meet."""
+        return self.at_rate(ALONE * self.rate_per_s) if self.is_open_loop else self.with_clients(1)
+
     def capacity_per_s(self, **knobs: Any) -> float:
         """Return how many requests a second are served when all of them wait from the start."""
-        assert self.demand is not None, "only what was simulated has a capacity"
         at_once = replace(
             self.demand,
             protocol=Protocol.OFFLINE,
@@ -148,7 +140,7 @@ class Prospect:
         config = replace(self.config, **knobs)
         return predict_config(self.evaluator, config, at_once).value("request_per_s")
 
-    def _on(self, gpu: Any) -> Evaluator:
+    def _on(self, gpu: GpuSpec) -> Evaluator:
         """Return the evaluator of another GPU; what it has computed belongs to the first."""
         known = self.evaluator
         return Evaluator(
@@ -160,17 +152,38 @@ class Prospect:
         )
 
     def _predicted(self, config: EngineConfig) -> Prediction | None:
-        if self._is_refused(config):
+        if self.is_refused(config):
             return None
         prediction = predict_config(self.evaluator, config, self.demand)
         return prediction if prediction.fits else None
 
-    def _is_refused(self, config: EngineConfig) -> bool:
-        """Whether an engine does not take a configuration for a reason that the run's has not."""
-        model, gpu = self.evaluator.model, self.evaluator.gpu
-        known = {str(v) for v in self.rules.violations(self.config, model=model, gpu=gpu)}
-        found = self.rules.violations(config, model=model, gpu=gpu)
-        return any(str(violation) not in known for violation in found)
+
+def prospect_of(run: MeasuredRun) -> Prospect:
+    """Return the prediction of a run, simulated where the run says what it asked for.
+
+    Raises:
+        PlannerError: An engine, GPU or model that the planner does not know.
+    """
+    calibration = run_calibration(run)
+    try:
+        evaluator, config = run_evaluator(run, calibration)
+        demand = None if run.protocol == "capacity" else run_demand(run, evaluator.load)
+    except PlannerError:
+        # A run that failed before its requests were sent has no lengths, only memory.
+        evaluator, config = capacity_evaluator(run, calibration)
+        demand = None
+    base = predict_config(evaluator, config, demand)
+    rules = load_engine(run.engine)
+    if demand is None or base.simulation is None:
+        return Prospect(evaluator=evaluator, config=config, rules=rules, base=base)
+    return SimulatedProspect(
+        evaluator=evaluator,
+        config=config,
+        rules=rules,
+        base=base,
+        demand=demand,
+        simulation=base.simulation,
+    )
 
 
 def ratios(before: Prediction, after: Prediction) -> Mapping[str, float]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import RATES, Effect, Remedy
-from planner.diagnosis.prospect import ratios
+from planner.diagnosis.prospect import Prospect, SimulatedProspect, ratios
 from planner.prediction.predict import Prediction
 
 SHOWN = (
@@ -46,29 +47,43 @@ def gain(before: Prediction, after: Prediction, metric: str) -> float:
     return 1 - (1 / ratio if metric in RATES else ratio)
 
 
-def tried(case: RunCase, changes: Iterable[Knobs], *, metric: str) -> list[tuple[Knobs, Remedy]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Knobs that help, with the prediction that shows it."""
+
+    remedy: Remedy
+    prediction: Prediction
+
+
+def tried(
+    case: RunCase, prospect: SimulatedProspect, changes: Iterable[Knobs], *, metric: str
+) -> list[Tried]:
     """Return the changes that make a metric better, the best first, those with more GPUs last.
 
     Args:
-        case: A run whose requests were simulated.
+        case: The run.
+        prospect: Its own prediction.
         changes: Knobs to turn together, one mapping a remedy; of those that do the same, the first.
         metric: Which is to get better.
     """
-    prospect = case.prospect
-    assert prospect is not None, "only what is predicted can be tried"
-    found, seen = [], set()
+    found: dict[tuple[str, ...], Tried] = {}
     for knobs in changes:
         after = prospect.with_knobs(**knobs)
         if after is None or not _is_worth_it(prospect.base, after, metric):
             continue
         outcome = tuple(f"{after.value(name):.4g}" for name in SHOWN)
-        if outcome in seen:
-            continue
-        seen.add(outcome)
-        rank = (after.config.num_gpus, -gain(prospect.base, after, metric))
-        found.append((rank, knobs, _remedy(case, knobs, effects(prospect.base, after))))
-    found.sort(key=lambda one: one[0])
-    return [(knobs, remedy) for _, knobs, remedy in found[:MOST_REMEDIES]]
+        remedy = _remedy(case, prospect, knobs, after)
+        found.setdefault(outcome, Tried(remedy=remedy, prediction=after))
+
+    def rank(one: Tried) -> tuple[int, float]:
+        return one.prediction.config.num_gpus, -gain(prospect.base, one.prediction, metric)
+
+    return sorted(found.values(), key=rank)[:MOST_REMEDIES]
+
+
+def remedies_of(found: Iterable[Tried]) -> tuple[Remedy, ...]:
+    """Return the remedies alone."""
+    return tuple(one.remedy for one in found)
 
 
 def _is_worth_it(before: Prediction, after: Prediction, metric: str) -> bool:
@@ -76,9 +91,10 @@ def _is_worth_it(before: Prediction, after: Prediction, metric: str) -> bool:
     return gain(before, after, metric) >= LEAST_GAIN and max(costs) <= MOST_COST
 
 
-def _remedy(case: RunCase, knobs: Knobs, changed: tuple[Effect, ...]) -> Remedy:
-    prospect = case.prospect
-    assert prospect is not None, "only what is predicted can be tried"
+def _remedy(case: RunCase, prospect: Prospect, knobs: Knobs, after: Prediction) -> Remedy:
     words = [case.turn(name, getattr(prospect.config, name), knobs[name]) for name in knobs]
-    first = next(iter(knobs))
-    return Remedy(knob=case.knob(first), action=", ".join(words), effects=changed)
+    return Remedy(
+        knob=case.knob(next(iter(knobs))),
+        action=", ".join(words),
+        effects=effects(prospect.base, after),
+    )

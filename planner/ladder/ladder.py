@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from cost_models.engine import EngineConfig
@@ -53,6 +52,8 @@ class LadderRequest:
     max_quality_loss_pct: float | None = None
     """Loss beside the BF16 checkpoint from which no coarser weights are tried."""
     calibration_data: str = ""
+    samples: int = 256
+    """Sequences of it at most."""
     data: str = ""
     """Held-out text for the judgement."""
     documents: int = 200
@@ -153,13 +154,7 @@ class _Climb:
         self.request, self.problem = request, problem
         self.say = request.progress or (lambda _what: None)
         self.demand: Demand = workload_demand(problem.workload, seed=request.seed)
-        self.judge = Judge(
-            model=request.model,
-            calibration_data=request.calibration_data,
-            data=request.data,
-            documents=request.documents,
-            out=request.out,
-        )
+        self.judge = Judge(request)
         self.expected = load_quality(problem.model)
         self.bench = Bench(request)
         self.steps: list[Step] = []

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from planner.quality import QualityLoss, QualityTable, Source
 from planner.quality.files import loss_of
 
+if TYPE_CHECKING:
+    from planner.ladder.ladder import LadderRequest
+
 
 class Judge:
     """Makes and judges the checkpoints of the steps; each is made once.
 
     Args:
-        model: Folder with weights, or a name or config.json: then nothing is made.
-        calibration_data: Text that quantization is calibrated on.
-        data: Held-out text that is judged.
-        documents: How many documents of it at most.
-        out: Folder for the checkpoints.
+        request: Whose model is quantized, if it is a folder with weights, and with what text.
+
+    Raises:
+        ConfigError: Text without weights, or nowhere to put a checkpoint.
     """
 
-    def __init__(
-        self, *, model: str, calibration_data: str, data: str, documents: int, out: str
-    ) -> None:
-        folder = Path(model) if model else None
+    def __init__(self, request: LadderRequest) -> None:
+        self.request = request
+        folder = Path(request.model) if request.model else None
         has_weights = folder is not None and folder.is_dir() and any(folder.glob("*.safetensors"))
         self.folder = folder if has_weights else None
-        self.calibration_data, self.data, self.out = calibration_data, data, out
-        self.documents = documents
-        if (calibration_data or data) and self.folder is None:
+        if (request.calibration_data or request.data) and self.folder is None:
             raise ConfigError(
                 "--calibration-data and --data need a checkpoint with weights",
                 hint="give its folder as --model",
             )
-        if calibration_data and not out:
+        if request.calibration_data and not request.out:
             raise ConfigError("checkpoints that are made need a folder", hint="give --out DIR")
 
     def checkpoint(self, scheme: str, below: str) -> str:
@@ -51,11 +51,11 @@ class Judge:
             return ""
         if below or not scheme:
             return below or str(self.folder)
-        if not self.calibration_data:
+        if not self.request.calibration_data:
             return ""
-        target = Path(self.out) / scheme
+        target = Path(self.request.out) / scheme
         if not (target / "config.json").is_file():
-            self._quantize(scheme, target)
+            self._quantize(self.folder, scheme, target)
         return str(target)
 
     def loss(self, checkpoint: str, *, config: EngineConfig, expected: QualityTable) -> QualityLoss:
@@ -70,36 +70,37 @@ class Judge:
             PlannerError: It cannot be judged.
         """
         known = expected.loss(config.quantization, config.kv_cache_dtype)
-        is_built = bool(checkpoint) and bool(self.data) and self.folder is not None
-        if not is_built or known.provenance is Source.EXACT:
+        if self.folder is None or not checkpoint or not self.request.data:
             return known
-        return self._judged(Path(checkpoint), config)
+        if known.provenance is Source.EXACT:
+            return known
+        return self._judged(Path(checkpoint), self.folder, config)
 
-    def _quantize(self, scheme: str, target: Path) -> None:
-        from executor.quantization.quantize import QuantizeRequest, quantize  # noqa: PLC0415
-
-        assert self.folder is not None, "only a folder is quantized"
-        quantize(
-            QuantizeRequest(
-                model=self.folder,
-                scheme=scheme,
-                calibration_data=Path(self.calibration_data),
-                out=target,
-            )
-        )
-
-    def _judged(self, checkpoint: Path, config: EngineConfig) -> QualityLoss:
+    def _judged(self, checkpoint: Path, against: Path, config: EngineConfig) -> QualityLoss:
         from executor.quality.judge import QualityRequest, judge  # noqa: PLC0415
 
-        assert self.folder is not None, "only a folder is judged"
         report = judge(
             QualityRequest(
                 model=checkpoint,
-                against=self.folder,
-                data=Path(self.data),
+                against=against,
+                data=Path(self.request.data),
                 kv_cache_dtype=config.kv_cache_dtype,
-                max_documents=self.documents,
+                max_documents=self.request.documents,
                 new_tokens=0,
             )
         )
         return loss_of(report.to_json())
+
+    def _quantize(self, folder: Path, scheme: str, out: Path) -> None:
+        from executor.quantization.calibration import CalibrationSize  # noqa: PLC0415
+        from executor.quantization.quantize import QuantizeRequest, quantize  # noqa: PLC0415
+
+        quantize(
+            QuantizeRequest(
+                model=folder,
+                scheme=scheme,
+                calibration_data=Path(self.request.calibration_data),
+                out=out,
+                size=CalibrationSize(num_samples=self.request.samples),
+            )
+        )

@@ -125,7 +125,7 @@ def scheduling_of(
     work = simulation.num_steps + STEPS_PER_REQUEST * simulation.num_requests
     if work > MOST_WORK and not always:
         return replace(found, was_too_long=True)
-    orders = _Orders(recommended, evaluator, demand, rules)
+    orders = _Orders(recommended, simulation, evaluator, demand, rules)
     alternatives = [orders.shortest_first(), orders.urgent_first()]
     if demand.requests.prefix_hashes is not None:
         alternatives.append(orders.longest_prefix_first())
@@ -146,6 +146,7 @@ class _Orders:
     """The recommendation under other orders."""
 
     recommended: Prediction
+    simulation: SimulationResult
     evaluator: Evaluator
     demand: Demand
     rules: EngineRules
@@ -171,10 +172,11 @@ class _Orders:
         classes = np.arange(len(self.demand), dtype=np.int64) % 2
         requests = replace(self.demand.requests, priority=classes)
         found = self._under(PRIORITY, replace(self.demand, requests=requests))
+        after = found.simulation or self.simulation
         changes = {
             f"ttft_ms.{name}": (
-                _urgent_ttft_ms(self.recommended, name),
-                _urgent_ttft_ms(found, name),
+                _urgent_ttft_ms(self.simulation, name),
+                _urgent_ttft_ms(after, name),
             )
             for name in ("mean", "p99")
         }
@@ -195,10 +197,8 @@ def _changes(before: Prediction, after: Prediction) -> dict[str, tuple[float, fl
     return {name: (before.value(name), after.value(name)) for name in COMPARED}
 
 
-def _urgent_ttft_ms(prediction: Prediction, statistic: str) -> float:
+def _urgent_ttft_ms(simulation: SimulationResult, statistic: str) -> float:
     """Return a statistic of TTFT over every second request, the warm-up left out."""
-    simulation = prediction.simulation
-    assert simulation is not None, "orders are simulated"
     urgent = simulation.served[simulation.served % 2 == 0]
     columns = simulation.requests
     ttft_s = columns.first_token_s[urgent] - columns.arrival_s[urgent]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from planner.diagnosis.case import RunCase
-from planner.diagnosis.causes import batching, failures, kernels, machine, memory
+from planner.diagnosis.causes import (
+    failures,
+    kernels,
+    limits,
+    load,
+    machine,
+    memory,
+    prompts,
+    quality,
+)
 from planner.diagnosis.finding import Finding
 
 Cause = Callable[[RunCase], Finding | None]
@@ -14,8 +23,11 @@ Cause = Callable[[RunCase], Finding | None]
 CAUSES: Mapping[str, Cause] = {
     **memory.CAUSES,
     **failures.CAUSES,
-    **batching.CAUSES,
+    **limits.CAUSES,
+    **prompts.CAUSES,
+    **load.CAUSES,
     **kernels.CAUSES,
     **machine.CAUSES,
+    **quality.CAUSES,
 }
 """Every cause by its name; each function names itself so in its finding."""

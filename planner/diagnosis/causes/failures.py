@@ -165,10 +165,10 @@ def out_of_time(case: RunCase) -> Finding | None:
     """The load takes longer than the run was given."""
     if case.status != "out_of_time":
         return None
-    prospect = case.prospect
+    prospect = case.simulated
     evidence, action = list(_request_words(case)), "a longer --time-budget, or fewer --requests"
-    if prospect is not None and prospect.is_simulated:
-        rate, asked = prospect.base.value("request_per_s"), len(prospect.demand or ())
+    if prospect is not None:
+        rate, asked = prospect.base.value("request_per_s"), len(prospect.demand)
         evidence.append(
             f"{asked} requests at {rate:.3g} requests/s take {asked / rate:.0f} s (predicted)"
         )

@@ -11,8 +11,8 @@ from cost_models.errors import PlannerError
 from cost_models.precision import quantization
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import Finding
-from planner.diagnosis.prospect import Prospect, ratios
-from planner.diagnosis.remedies import gain, tried
+from planner.diagnosis.prospect import Prospect, SimulatedProspect, prospect_of, ratios
+from planner.diagnosis.remedies import gain, remedies_of, tried
 from planner.measuring.runs import MeasuredRun
 
 MUCH_SLOWER = 1.25
@@ -30,17 +30,15 @@ WORTH_ANOTHER = 0.05
 
 def cuda_graphs(case: RunCase) -> Finding | None:
     """Decode batches larger than any that was captured are launched kernel by kernel."""
-    prospect = case.prospect
-    if prospect is None or not prospect.is_simulated:
+    prospect = case.simulated
+    if prospect is None:
         return None
     config, sizes = prospect.config, captured_batch_sizes(prospect.config, prospect.engine)
     uncovered = _uncovered(prospect, sizes)
     whole = {"cuda_graph_max_batch_size": config.max_batch_size, "cuda_graph_padding": True}
-    found = tried(case, [whole], metric="tpot_ms.mean") if uncovered else []
+    found = tried(case, prospect, [whole], metric="tpot_ms.mean") if uncovered else []
     if not found:
         return None
-    covered = prospect.with_knobs(**whole)
-    assert covered is not None, "what was tried can be predicted"
     eager = " (none: the engine runs eagerly)" if not sizes else ""
     return Finding(
         cause="cuda_graphs",
@@ -52,14 +50,14 @@ def cuda_graphs(case: RunCase) -> Finding | None:
             f"{'on' if config.cuda_graph_padding else 'off'}, max_batch_size "
             f"{config.max_batch_size}",
         ),
-        remedies=tuple(remedy for _, remedy in found),
-        ratios=ratios(prospect.base, covered),
+        remedies=remedies_of(found),
+        ratios=ratios(prospect.base, found[0].prediction),
     )
 
 
 def wrong_kernel(case: RunCase) -> Finding | None:
     """This precision alone is much slower than predicted: the engine chose another kernel."""
-    prospect = case.prospect
+    prospect = case.simulated
     # What the GPU idled through is no kernel's time.
     own = _slowness(case.run, prospect) * (case.reading("busy_fraction") or 1.0)
     if prospect is None or own < MUCH_SLOWER:
@@ -70,19 +68,17 @@ def wrong_kernel(case: RunCase) -> Finding | None:
         return None
     listed = ", ".join(f"{name} {ratio:.2f}" for name, ratio in beside.items())
     left = 1 / own
+    found = tried(
+        case, prospect, [{"quantization": name} for name in beside], metric="tpot_ms.mean"
+    )
     return Finding(
         cause="wrong_kernel",
         words=f"wrong kernel for {precision}: this precision alone is slower than predicted",
         evidence=(
-            f"tokens and whole requests take at least {own:.2f} times the prediction in {precision}",
+            f"tokens and requests take at least {own:.2f} times the prediction in {precision}",
             f"the same for other precisions of this model, GPU and engine: {listed}",
         ),
-        remedies=tuple(
-            remedy
-            for _, remedy in tried(
-                case, [{"quantization": name} for name in beside], metric="tpot_ms.mean"
-            )
-        ),
+        remedies=remedies_of(found),
         ratios={"tpot_ms.mean": left, "e2el_ms.mean": left, "output_tok_per_s": own},
         is_foreseen=False,
     )
@@ -96,8 +92,9 @@ def emulated_precision(case: RunCase) -> Finding | None:
     gpu, row = prospect.evaluator.gpu, quantization(prospect.config.quantization)
     if row.compute in gpu.flop_per_s:
         return None
-    found = tried(case, _quantizations(prospect), metric="tpot_ms.mean") if _can_try(case) else []
-    best = prospect.with_knobs(**found[0][0]) if found else None
+    simulated = case.simulated
+    others = _quantizations(prospect)
+    found = tried(case, simulated, others, metric="tpot_ms.mean") if simulated else []
     return Finding(
         cause="emulated_precision",
         words=f"{gpu.title} has no {row.compute.upper()} arithmetic: {row.title} is emulated",
@@ -105,33 +102,32 @@ def emulated_precision(case: RunCase) -> Finding | None:
             f"tensor cores of sm{gpu.sm} compute {', '.join(sorted(gpu.flop_per_s))}",
             f"{case.knob('quantization')} {prospect.config.quantization} needs {row.compute}",
         ),
-        remedies=tuple(remedy for _, remedy in found),
-        ratios=ratios(prospect.base, best) if best else {},
+        remedies=remedies_of(found),
+        ratios=ratios(prospect.base, found[0].prediction) if found else {},
         explains_failure=case.failed,
     )
 
 
 def weight_only_at_large_batch(case: RunCase) -> Finding | None:
     """Weights are unpacked to 16 bits for each step, which costs more than it saves here."""
-    prospect = case.prospect
-    if prospect is None or not prospect.is_simulated:
+    prospect = case.simulated
+    if prospect is None:
         return None
     row = quantization(prospect.config.quantization)
     if not (row.weight_bits < 16 and row.compute == "bf16"):
         return None
-    found = tried(case, _quantizations(prospect), metric="tpot_ms.mean")
-    best = prospect.with_knobs(**found[0][0]) if found else None
-    if best is None or gain(prospect.base, best, "tpot_ms.mean") < WORTH_ANOTHER:
+    found = tried(case, prospect, _quantizations(prospect), metric="tpot_ms.mean")
+    if not found or gain(prospect.base, found[0].prediction, "tpot_ms.mean") < WORTH_ANOTHER:
         return None
     return Finding(
         cause="weight_only_at_large_batch",
         words=f"{row.title} computes in BF16 and unpacks weights each step: at this batch it loses",
         evidence=(
-            f"{_mean_batch(case):.0f} requests decode at once on average",
+            f"{_mean_batch(case, prospect):.0f} requests decode at once on average",
             f"GEMMs take {100 * _gemm_share(prospect):.0f} % of the time (predicted)",
         ),
-        remedies=tuple(remedy for _, remedy in found),
-        ratios=ratios(prospect.base, best),
+        remedies=remedies_of(found),
+        ratios=ratios(prospect.base, found[0].prediction),
     )
 
 
@@ -143,12 +139,10 @@ CAUSES: Mapping[str, Callable[[RunCase], Finding | None]] = {
 }
 
 
-def _uncovered(prospect: Prospect, sizes: tuple[int, ...]) -> float:
+def _uncovered(prospect: SimulatedProspect, sizes: tuple[int, ...]) -> float:
     """Return the share of the decode steps whose batch has no graph."""
-    assert prospect.base.simulation is not None, "it is simulated"
-    logs = [trace.log for trace in prospect.base.simulation.engines]
-    batches = np.concatenate([log.decoding for log in logs])
-    steps = np.concatenate([np.where(log.prompts == 0, log.steps, 0) for log in logs])
+    batches = np.concatenate([log.decoding for log in prospect.logs])
+    steps = np.concatenate([np.where(log.prompts == 0, log.steps, 0) for log in prospect.logs])
     if not steps.sum():
         return 0.0
     outside = batches > max(sizes, default=0)
@@ -159,7 +153,7 @@ def _uncovered(prospect: Prospect, sizes: tuple[int, ...]) -> float:
 
 def _slowness(run: MeasuredRun, prospect: Prospect | None) -> float:
     """Return by what factor both tokens and whole requests are slower; 0 where it is unknown."""
-    if prospect is None or not prospect.is_simulated:
+    if not isinstance(prospect, SimulatedProspect):
         return 0.0
     names = ("tpot_ms.mean", "e2el_ms.mean")
     return min(run.measured.get(name, 0.0) / prospect.base.value(name) for name in names)
@@ -173,18 +167,14 @@ def _other_precisions(case: RunCase, own: str) -> dict[str, float]:
         if name != own and len(runs.setdefault(name, [])) < MOST_BESIDE:
             runs[name].append(run)
     found = {name: [_slowness(run, _prospect(run)) for run in some] for name, some in runs.items()}
-    return {name: float(np.median(ratios)) for name, ratios in found.items() if all(ratios)}
+    return {name: float(np.median(factors)) for name, factors in found.items() if all(factors)}
 
 
 def _prospect(run: MeasuredRun) -> Prospect | None:
     try:
-        return Prospect.of(run)
+        return prospect_of(run)
     except PlannerError:
         return None
-
-
-def _can_try(case: RunCase) -> bool:
-    return case.prospect is not None and case.prospect.is_simulated
 
 
 def _quantizations(prospect: Prospect) -> Iterator[dict[str, str]]:
@@ -195,13 +185,10 @@ def _quantizations(prospect: Prospect) -> Iterator[dict[str, str]]:
             yield {"quantization": name}
 
 
-def _mean_batch(case: RunCase) -> float:
+def _mean_batch(case: RunCase, prospect: SimulatedProspect) -> float:
     if case.log is not None:
         return case.log.mean_decoding
-    assert case.prospect is not None, "it is predicted"
-    assert case.prospect.base.simulation is not None, "it is simulated"
-    logs = [trace.log for trace in case.prospect.base.simulation.engines]
-    return float(np.mean([np.average(log.decoding, weights=log.steps) for log in logs]))
+    return float(np.mean([np.average(log.decoding, weights=log.steps) for log in prospect.logs]))
 
 
 def _gemm_share(prospect: Prospect) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from cost_models.errors import PlannerError
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import RATES, Effect, Finding, Remedy
-from planner.diagnosis.prospect import Prospect, ratios
+from planner.diagnosis.prospect import Prospect, prospect_of, ratios
 from planner.diagnosis.remedies import SHOWN
 from planner.measuring.runs import ENGINE_DEFAULTS, MeasuredRun
 
@@ -34,9 +34,9 @@ def throttled(case: RunCase) -> Finding | None:
     if "throttled" not in case.flags and not is_capped:
         return None
     clock, top = case.reading("sm_clock_mhz"), case.reading("max_sm_clock_mhz")
-    prospect = case.prospect
+    prospect = case.simulated
     fraction = clock / top if clock and top else 1.0
-    slowed = prospect.with_clock(fraction) if prospect and prospect.is_simulated else None
+    slowed = prospect.with_clock(fraction) if prospect else None
     reasons = case.machine.get("throttle_fraction") or {}
     evidence = [f"SM clock {clock:.0f} of {top:.0f} MHz on average"] if clock and top else []
     evidence += [f"{name} in {100 * share:.0f} % of the samples" for name, share in reasons.items()]
@@ -113,6 +113,8 @@ def stalled(case: RunCase) -> Finding | None:
 def client_limited(case: RunCase) -> Finding | None:
     """The load generator was late itself, so times are partly its own."""
     client = case.record.get("client") or {}
+    if case.failed:
+        return None
     if "client_limited" not in case.flags and not client.get("limited"):
         return None
     lag_ms = float((client.get("loop_lag_ms") or {}).get("p99") or 0.0)
@@ -172,8 +174,8 @@ def host_bound(case: RunCase) -> Finding | None:
 
 def front_end(case: RunCase) -> Finding | None:
     """One process handles all requests and tokens, and it is at its limit."""
-    prospect = case.prospect
-    if prospect is None or not prospect.is_simulated:
+    prospect = case.simulated
+    if prospect is None:
         return None
     share = prospect.base.front_end_share
     if share < BUSY_FRONT_END:
@@ -236,8 +238,8 @@ def _predicted_effects(prospect: Prospect, left: Mapping[str, float]) -> tuple[E
 
 
 def _front_end_words(case: RunCase) -> tuple[str, ...]:
-    prospect = case.prospect
-    if prospect is None or not prospect.is_simulated:
+    prospect = case.simulated
+    if prospect is None:
         return ()
     share = 100 * prospect.base.front_end_share
     return (f"the load takes {share:.0f} % of the front end's time (predicted)",)
@@ -258,7 +260,7 @@ def _another_engine(case: RunCase) -> tuple[Remedy, ...]:
     if case.engine in ENGINE_DEFAULTS:
         return ()
     try:
-        prospect = Prospect.of(_on_trtllm(case.run))
+        prospect = prospect_of(_on_trtllm(case.run))
     except PlannerError:
         return ()
     predicted = prospect.base

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from cost_models.memory import MemoryPlan
 from executor.process import OUT_OF_MEMORY
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import Finding, Remedy
-from planner.diagnosis.prospect import Prospect, ratios
-from planner.diagnosis.remedies import Knobs, effects, tried
+from planner.diagnosis.prospect import Prospect, SimulatedProspect, ratios
+from planner.diagnosis.remedies import Knobs, effects, remedies_of, tried
 from planner.diagnosis.shortage import GIB, Shortage, shortage_in_log
 
 FULL = 0.98
@@ -47,57 +46,50 @@ def out_of_memory(case: RunCase) -> Finding | None:
 
 def kv_exhausted(case: RunCase) -> Finding | None:
     """Requests wait for KV blocks, or are thrown out of them and computed again."""
-    prospect = case.prospect
-    if prospect is None or not prospect.is_simulated:
+    prospect = case.simulated
+    if prospect is None:
         return None
-    simulation = prospect.base.simulation
-    assert simulation is not None, "it is simulated"
     preempted = case.measured.get("num_preemptions", 0.0)
-    used = simulation.kv_usage().max_fraction
+    used = prospect.simulation.kv_usage().max_fraction
     if used < FULL and not preempted:
         return None
-    found = tried(case, _more_kv(prospect), metric="e2el_ms.mean")
+    found = tried(case, prospect, _more_kv(prospect), metric="e2el_ms.mean")
     return Finding(
         cause="kv_exhausted",
         words="the KV cache is full: requests wait for blocks"
         + (", or lose them and are computed again" if preempted else ""),
         evidence=(
             f"{preempted:.0f} preemptions measured, "
-            f"{simulation.requests.preemptions.sum()} predicted",
+            f"{prospect.simulation.requests.preemptions.sum()} predicted",
             f"blocks in use at most {100 * used:.0f} %, predicted",
             _demand_words(case, prospect),
         ),
-        remedies=tuple(remedy for _, remedy in found),
+        remedies=remedies_of(found),
         ratios=ratios(prospect.base, prospect.with_memory()),
     )
 
 
 def preemptions(case: RunCase) -> Finding | None:
     """Admitting fewer would be faster than throwing requests out."""
-    preempted, prospect = case.measured.get("num_preemptions", 0.0), case.prospect
-    if not preempted or prospect is None or not prospect.is_simulated:
+    preempted, prospect = case.measured.get("num_preemptions", 0.0), case.simulated
+    if not preempted or prospect is None:
         return None
-    found = tried(case, _fewer_admitted(case, prospect), metric="e2el_ms.mean")
+    found = tried(case, prospect, _fewer_admitted(case, prospect), metric="e2el_ms.mean")
     if not found:
         return None
-    best = prospect.with_knobs(**found[0][0])
-    assert best is not None, "what was tried can be predicted"
     return Finding(
         cause="preemptions",
         words="more requests are admitted than the KV cache holds to their end",
-        evidence=(
-            f"{preempted:.0f} preemptions over {prospect.base.simulation.num_requests} requests"  # type: ignore[union-attr]
-            " measured",
-        ),
-        remedies=tuple(remedy for _, remedy in found),
-        ratios=ratios(prospect.base, best),
+        evidence=(f"{preempted:.0f} preemptions over {len(prospect.demand)} requests measured",),
+        remedies=remedies_of(found),
+        ratios=ratios(prospect.base, found[0].prediction),
     )
 
 
 def smaller_kv_pool(case: RunCase) -> Finding | None:
     """The engine's KV cache is smaller than its memory allows: something else holds the rest."""
-    prospect, measured = case.prospect, case.measured.get("kv_cache_tokens", 0.0)
-    if prospect is None or not prospect.is_simulated or not measured:
+    prospect, measured = case.simulated, case.measured.get("kv_cache_tokens", 0.0)
+    if prospect is None or not measured:
         return None
     expected = prospect.base.value("kv_cache_tokens")
     if measured >= SMALLER_POOL * expected:
@@ -176,7 +168,7 @@ def _what_would_fit(case: RunCase, prospect: Prospect, logged: Shortage | None) 
             continue
         done.add(tuple(knobs))
         turned = [case.turn(n, getattr(prospect.config, n), knobs[n]) for n in knobs]
-        fitted = prospect.with_knobs(**knobs) if prospect.is_simulated else None
+        fitted = case.simulated.with_knobs(**knobs) if case.simulated else None
         yield Remedy(
             knob=case.knob(next(iter(knobs))),
             action=", ".join(turned),
@@ -267,7 +259,7 @@ def _more_kv(prospect: Prospect) -> Iterator[Knobs]:
     yield {"tensor_parallel_size": 2 * config.tensor_parallel_size}
 
 
-def _fewer_admitted(case: RunCase, prospect: Prospect) -> Iterator[Knobs]:
+def _fewer_admitted(case: RunCase, prospect: SimulatedProspect) -> Iterator[Knobs]:
     """Yield what keeps requests out that the cache does not hold."""
     decoding = case.log.most_decoding if case.log else prospect.config.max_batch_size
     for share in (0.9, 0.75, 0.5):
@@ -276,9 +268,8 @@ def _fewer_admitted(case: RunCase, prospect: Prospect) -> Iterator[Knobs]:
         yield {"capacity_scheduler_policy": "GUARANTEED_NO_EVICT"}
 
 
-def _demand_words(case: RunCase, prospect: Prospect) -> str:
+def _demand_words(case: RunCase, prospect: SimulatedProspect) -> str:
     """Say what the requests that want to run together hold, beside what there is."""
-    assert prospect.demand is not None, "it is simulated"
     requests = prospect.demand.requests
     held = float(np.mean(requests.isl + requests.osl / 2))
     there = case.measured.get("kv_cache_tokens") or prospect.base.value("kv_cache_tokens")
