@@ -47,7 +47,7 @@ OPEN_LOOP_ONLY = frozenset({"ttft_ms.p99"})
 LARGEST_LOG_ERROR = 0.6
 """Error at which a metric stops pulling: some runs contain waits that no step explains."""
 
-MOST_RUNS = 32
+MOST_RUNS = 96
 """Runs on which constants are fitted; of more, those are taken that differ most."""
 
 STEPS = 4
