@@ -111,11 +111,17 @@ class Fit:
         return lines
 
 
-def fit_constants(runs: Sequence[MeasuredRun]) -> Fit:
-    """Return the constants nearest to the runs, held by a prior where runs say nothing."""
+def fit_constants(
+    runs: Sequence[MeasuredRun], *, seen: Sequence[SeenRun | None] | None = None
+) -> Fit:
+    """Return the constants nearest to the runs, held by a prior where runs say nothing.
+
+    Args:
+        runs: Of one engine.
+        seen: `seen_runs` of them, where they are at hand: reading takes longer than fitting.
+    """
     table = fitted_constants(read_engine_file(runs[0].engine))
-    seen = [SeenRun.of(run, calibrated(run, {})) for run in runs]
-    steps = fit_steps([run for run in seen if run is not None], table)
+    steps = fit_steps([run for run in seen or seen_runs(runs) if run is not None], table)
     free = _left_to_runs(table, steps)
     names = list(free)
     prior, low, high = np.log([[c.prior, c.low, c.high] for c in free.values()]).T
@@ -143,6 +149,11 @@ def fit_constants(runs: Sequence[MeasuredRun]) -> Fit:
         relative_errors={name: errors[name] for name in table},
         not_told=tuple(name for name, c in table.items() if errors[name] > NOT_TOLD * c.log_sd),
     )
+
+
+def seen_runs(runs: Sequence[MeasuredRun]) -> list[SeenRun | None]:
+    """Return the steps that each run shows; None where it kept no requests."""
+    return [SeenRun.of(run, calibrated(run, {})) for run in runs]
 
 
 def _left_to_runs(table: Mapping[str, Constant], steps: StepFit) -> dict[str, Constant]:

@@ -17,7 +17,15 @@ from cost_models.calibration_io import (
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import with_constants
-from planner.calibration.fit import FLAGGED_WEIGHT, Fit, calibrated, fit_constants, misses, weight
+from planner.calibration.fit import (
+    FLAGGED_WEIGHT,
+    Fit,
+    calibrated,
+    fit_constants,
+    misses,
+    seen_runs,
+    weight,
+)
 from planner.calibration.intervals import left_out_coverage, residual_intervals
 from planner.calibration.memory import fit_memory
 from planner.calibration.solver import OUTLIER
@@ -153,13 +161,15 @@ def fitted_and_left_out(
     names = sorted(set(folds))
     show = progress or _silent
     show(0, len(names) + 1)
-    fit = fit_constants(runs)
+    seen = seen_runs(runs)
+    fit = fit_constants(runs, seen=seen)
     left_out, without = [], []
     for done, name in enumerate(names, 1):
         show(done, len(names) + 1)
         rest = [run for run, own in zip(runs, folds, strict=True) if own != name]
         if rest:
-            values = fit_constants(rest).values
+            shown = [one for one, own in zip(seen, folds, strict=True) if own != name]
+            values = fit_constants(rest, seen=shown).values
             without.append(values)
             left = [run for run, own in zip(runs, folds, strict=True) if own == name]
             left_out += [predict_run_with(run, calibrated(run, values)) for run in left]
