@@ -210,6 +210,8 @@ def fit_steps(seen: Sequence[SeenRun], table: Mapping[str, Constant]) -> StepFit
         seen: Runs that show their steps.
         table: The constants of the engine's form; those of the front end are left alone.
     """
+    if not seen:
+        return StepFit(values={}, log_sds={})
     names = [name for name, constant in table.items() if constant.part is not Part.FRONT_END]
     prior, low, high = np.log([[table[n].prior, table[n].low, table[n].high] for n in names]).T
     log_sd = np.array([table[name].log_sd for name in names])
