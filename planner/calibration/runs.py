@@ -26,7 +26,7 @@ from planner.calibration.fit import (
     seen_runs,
     weight,
 )
-from planner.calibration.intervals import left_out_coverage, residual_intervals
+from planner.calibration.intervals import fold_intervals, left_out_coverage, residual_intervals
 from planner.calibration.memory import fit_memory
 from planner.calibration.solver import OUTLIER
 from planner.files import write_text
@@ -58,7 +58,7 @@ def calibrate_runs(
     fitted = replace(
         with_constants(shipped, fit.values),
         memory=memory.constants,
-        intervals=_laid_over(shipped.intervals, residual_intervals(left_out)),
+        intervals=_laid_over(shipped.intervals, _intervals(left_out)),
         sources=(f"{len(runs)} runs of {names}",),
     )
     content = engine_constants_to_json(fitted) | {
@@ -124,6 +124,11 @@ def _flagged_lines(runs: Sequence[MeasuredRun]) -> list[str]:
         for run in runs
         if weight(run) < 1
     ]
+
+
+def _intervals(left_out: Sequence[Row]) -> dict[str, ErrorQuantiles]:
+    folds = _folds([row.run for row in left_out])
+    return fold_intervals(left_out, folds) if len(set(folds)) > 1 else residual_intervals(left_out)
 
 
 def _coverage_lines(left_out: Sequence[Row]) -> list[str]:

@@ -26,9 +26,12 @@ OUTLIER = 3.0
 
 
 def told(misses: Callable[[FloatArray], FloatArray], start: FloatArray) -> NDArray[np.bool_]:
-    """Return which unknowns change any miss at all; the others stay at their prior."""
+    """Return which unknowns change any miss when they grow by a standard deviation.
+
+    A smaller change may be hidden behind what takes longer. The others stay at their prior.
+    """
     base = misses(start)
-    shifted = start + np.diag(np.full(start.size, STEP))
+    shifted = start + np.eye(start.size)
     return np.array([bool(np.abs(misses(z) - base).max() > 0) for z in shifted])
 
 
