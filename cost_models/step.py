@@ -476,7 +476,7 @@ class _Layer:
 
 
 def fp8_padded_rows(rows: FloatArray) -> FloatArray:
-    """Return the rows that vLLM's FP8 GEMM on Hopper works on: a tile's, where they fit into one."""
+    """Return the rows that vLLM's FP8 GEMM on Hopper works on: a tile's where they fit one."""
     padded = rows
     for lowest, tile in pairwise((FP8_NARROW_ROWS, *FP8_TILE_ROWS)):
         padded = np.where((rows > lowest) & (rows <= tile), tile, padded)

@@ -30,7 +30,9 @@ LONGEST_WINDOW = 3 * WINDOW_STEPS
 LEAD_STEPS = 2
 """Steps before a window, from which the loop's lead over the GPU follows."""
 
-WINDOWS_OF_A_RUN = 40
+EVALUATIONS = 6
+
+WINDOWS_OF_A_RUN = 24
 """Most of them; more say little new."""
 
 WINDOW_LOG_SD = 0.05
@@ -41,6 +43,9 @@ TOGETHER = 8
 
 BUSY_SPREAD = 0.55
 """Share of a step over which its tokens come from which the front end, not the engine, set it."""
+
+HELD_BACK = 0.02
+"""Share of the sequences whose token comes with the next one from which the same holds."""
 
 MOST_BUSY = 0.3
 """Share of such steps from which a window says nothing of the engine."""
@@ -53,7 +58,7 @@ class Windows:
     batch: StepBatch
     """The steps of all windows, each once."""
     rows: NDArray[np.intp]
-    """Rows of `batch`: one line a window, from its lead to the step behind it; the last is repeated."""
+    """Rows of `batch`: one line a window, from its lead to the step behind it, then that again."""
     steps: NDArray[np.intp]
     """Length of each."""
     took_s: FloatArray
@@ -67,22 +72,21 @@ class Windows:
         cost = model.cost(self.batch)
         mixed = np.asarray(self.batch.prefill_tokens) > 0
         floor_s = model.launch_floor_s(self.batch.decode_sequences, self.batch.prefill_tokens)
-        launch_s = np.broadcast_to(cost.by_family["launch"], mixed.shape)
-        columns = (
-            cost.seconds,
-            np.where(mixed, floor_s, 0.0),
-            np.where(mixed, launch_s, 0.0),
-            mixed,
+        output_s = _loop(
+            cost.seconds[self.rows],
+            np.where(mixed, floor_s, 0.0)[self.rows],
+            np.where(mixed, cost.by_family["launch"], 0.0)[self.rows],
+            mixed[self.rows],
         )
-        output_s = _loop(*(column[self.rows] for column in columns))
         line = np.arange(len(self))
-        return output_s[line, LEAD_STEPS + self.steps - 1] - output_s[line, LEAD_STEPS - 1]
+        took_s = output_s[line, LEAD_STEPS + self.steps - 1] - output_s[line, LEAD_STEPS - 1]
+        return np.asarray(took_s)
 
 
 def _loop(
     step_s: FloatArray, floor_s: FloatArray, launch_s: FloatArray, mixed: NDArray[np.bool_]
 ) -> FloatArray:
-    """Return when each step's tokens leave; the rules are the simulator's (`Engine.mixed_timing`)."""
+    """Return when each step's tokens leave, by the simulator's rules (`Engine.mixed_timing`)."""
     output_s = np.zeros(step_s.shape)
     end_s, scheduled_s = np.zeros(len(step_s)), -step_s[:, 0]
     for column in range(step_s.shape[1]):
@@ -97,16 +101,10 @@ def _loop(
     return output_s
 
 
-def read_windows(run: MeasuredRun, max_num_tokens: int) -> Windows | None:
-    """Return the windows of a run; None where its requests were not kept or show none.
-
-    Raises:
-        ProfileError: The run's requests file cannot be read.
-    """
-    requests = read_streams(run)
-    steps = observed_steps(requests, max_num_tokens) if requests else None
-    spans = list(_spans(steps)) if steps else []
-    if steps is None or not spans:
+def windows_of(steps: ObservedSteps) -> Windows | None:
+    """Return the windows of a run's steps, evenly chosen; None where there are none."""
+    spans = list(_spans(steps))
+    if not spans:
         return None
     chosen = np.unique(np.linspace(0, len(spans) - 1, WINDOWS_OF_A_RUN).round().astype(int))
     starts, ends = np.array([spans[row] for row in chosen]).T
@@ -132,6 +130,7 @@ def _spans(steps: ObservedSteps) -> Iterator[tuple[int, int]]:
     serving = steps.decoding > 0
     plain = serving & (steps.prompt_tokens == 0)
     busy = steps.spread_s > BUSY_SPREAD * np.nan_to_num(steps.step_s)
+    held_back = steps.held_back > HELD_BACK
     start, last = LEAD_STEPS + 1, len(serving) - LEAD_STEPS
     while start < last:
         end = (
@@ -142,7 +141,7 @@ def _spans(steps: ObservedSteps) -> Iterator[tuple[int, int]]:
             end - start >= WINDOW_STEPS
             and serving[whole].all()
             and not steps.overfull[whole].any()
-            and busy[start:end].mean() < MOST_BUSY
+            and (busy | held_back)[start:end].mean() < MOST_BUSY
         ):
             yield start, end
         start = max(end, start + 1)
@@ -181,9 +180,16 @@ class SeenRun:
 
     @classmethod
     def of(cls, run: MeasuredRun, calibration: Calibration) -> SeenRun | None:
-        """Return the same of a measured run; None where it shows no steps."""
+        """Return the same of a measured run; None where it shows no steps.
+
+        Raises:
+            ProfileError: The run's requests file cannot be read.
+        """
+        requests = read_streams(run)
+        if not requests:
+            return None
         evaluator, config = run_evaluator(run, calibration)
-        windows = read_windows(run, config.max_num_tokens)
+        windows = windows_of(observed_steps(requests, config.max_num_tokens))
         model = evaluator.step_model(config)
         # Drafts give a step more tokens than the windows count.
         if windows is None or not isinstance(model, StepModel):
@@ -195,7 +201,8 @@ class SeenRun:
         calibration = with_constants(self.model.calibration, values)
         predicted_s = self.windows.predicted_s(replace(self.model, calibration=calibration))
         alike = max(len(self.windows) / TOGETHER, 1.0)
-        return np.log(predicted_s / self.windows.took_s) / (WINDOW_LOG_SD * np.sqrt(alike))
+        error = np.log(predicted_s / self.windows.took_s)
+        return np.asarray(error / (WINDOW_LOG_SD * np.sqrt(alike)))
 
 
 def fit_steps(seen: Sequence[SeenRun], table: Mapping[str, Constant]) -> StepFit:
@@ -205,6 +212,8 @@ def fit_steps(seen: Sequence[SeenRun], table: Mapping[str, Constant]) -> StepFit
         seen: Runs that show their steps.
         table: The constants of the engine's form; those of the front end are left alone.
     """
+    if not seen:
+        return StepFit(values={}, log_sds={})
     names = [name for name, constant in table.items() if constant.part is not Part.FRONT_END]
     prior, low, high = np.log([[table[n].prior, table[n].low, table[n].high] for n in names]).T
     log_sd = np.array([table[name].log_sd for name in names])
@@ -230,6 +239,3 @@ def fit_steps(seen: Sequence[SeenRun], table: Mapping[str, Constant]) -> StepFit
         values=dict(zip(kept, values.tolist(), strict=True)),
         log_sds=dict(zip(kept, spread.tolist(), strict=True)),
     )
-
-
-EVALUATIONS = 10

@@ -42,6 +42,8 @@ class ObservedSteps:
     prompt_tokens: FloatArray
     past: FloatArray
     """Mean past of equal chunks that attend to as many pairs as the step's."""
+    held_back: FloatArray
+    """Share of the decoding sequences that got no token: it came with their next one."""
     overfull: NDArray[np.bool_]
     """Prompts ended in it that began in steps which nobody saw."""
 
@@ -83,6 +85,7 @@ def observed_steps(requests: Sequence[Mapping[str, Any]], max_num_tokens: int) -
     np.maximum.at(end_s, steps, times[order])
     decoding, cached = _decoding(streams, first, last, count)
     prompts, tokens, attended = _prefilled(streams, first, output_s, max_num_tokens - decoding)
+    served = np.bincount(steps) - np.bincount(first, minlength=count)
     return ObservedSteps(
         output_s=output_s,
         spread_s=end_s - begin_s,
@@ -93,6 +96,7 @@ def observed_steps(requests: Sequence[Mapping[str, Any]], max_num_tokens: int) -
         past=np.maximum(
             attended / np.maximum(tokens, 1.0) - tokens / (2 * np.maximum(prompts, 1.0)), 0.0
         ),
+        held_back=1.0 - served / np.maximum(decoding, 1.0),
         overfull=tokens > max_num_tokens - decoding + 0.5,
     )
 

@@ -14,7 +14,15 @@ from cost_models.frontend import FrontEndConstants
 class FrontEnd:
     """One event loop between the clients and the step loop."""
 
-    __slots__ = ("_accepted_s", "_constants", "_passed", "_reading", "_stream_s", "_streaming", "streams")  # fmt: skip
+    __slots__ = (
+        "_accepted_s",
+        "_constants",
+        "_passed",
+        "_reading",
+        "_stream_s",
+        "_streaming",
+        "streams",
+    )
 
     def __init__(self, constants: FrontEndConstants) -> None:
         self._constants = constants

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from cost_models.calibration_io import read_engine_file
 from cost_models.profile_io import load_gpu, load_model
 from planner.calibration.constants import fitted_constants
+from planner.calibration.fit import calibrated, fit_constants, most_different
 from planner.calibration.operators import calibrate_operators
 from planner.calibration.own import own_folder
-from planner.calibration.runs import calibrated, fit_constants, most_different
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import FRONT_END_LIMITED, Row, predict_run_with

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from planner.calibration.runs import calibrated, fit_constants
+from planner.calibration.fit import calibrated, fit_constants
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import predict_run_with
 from tests.bench import run_bench

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from planner.calibration.fit import Fit
 from planner.calibration.intervals import left_out_coverage, quantiles, residual_intervals
-from planner.calibration.runs import Fit
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cost_models.calibration_io import read_engine_file
-from planner.calibration.runs import Fit, calibrated, fit_constants
+from planner.calibration.fit import Fit, calibrated, fit_constants
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import predict_run, predict_run_with, validate
 

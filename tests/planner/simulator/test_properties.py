@@ -89,6 +89,14 @@ front_ends = st.sampled_from(
         FrontEndConstants(request_s=0.003, prompt_token_s=2e-6, active_stream_s=2e-4),
         FrontEndConstants(request_s=0.01, streamed_token_s=8e-4, first_token_s=1e-3),
         FrontEndConstants(slot_lag=1, steps_in_flight=1),
+        FrontEndConstants(
+            request_s=2e-3,
+            prompt_token_s=5e-6,
+            active_stream_s=1e-4,
+            streamed_token_s=3e-4,
+            accepts_together=True,
+            read_tokens=64,
+        ),
     ]
 )
 clocks = st.sampled_from([CLOCK, SLOW_LAUNCH_CLOCK])

@@ -1,0 +1,271 @@
+"""Fits an engine's constants on measured runs: first its steps, then whole runs, simulated.
+
+Where a run kept its requests, the times of their tokens tell the engine's steps, and with them
+most constants, without a simulation. What is left (the front end, and how far launches are hidden)
+is fitted on the metrics of whole runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.calibration_io import read_engine_file
+from cost_models.profile_io import load_gpu
+from planner.calibration.constants import LAUNCHES, Constant, fitted_constants, with_constants
+from planner.calibration.own import own_operators
+from planner.calibration.solver import solve_costly
+from planner.calibration.steps import SeenRun, StepFit, fit_steps
+from planner.measuring.runs import MeasuredRun
+from planner.validation.validate import FRONT_END_LIMITED, calibration_from, predict_run_with
+
+FloatArray = NDArray[np.float64]
+
+METRIC_LOG_SD: Mapping[str, float] = {
+    "tpot_ms.mean": 0.02,
+    "itl_ms.p50": 0.02,
+    "output_tok_per_s": 0.02,
+    "e2el_ms.p50": 0.03,
+    "e2el_ms.p99": 0.06,
+    "ttft_ms.mean": 0.1,
+    "itl_ms.p99": 0.1,
+    "ttft_ms.p99": 0.15,
+}
+"""Error that is expected even of the right constants, by metric that is fitted."""
+
+OPEN_LOOP_ONLY = frozenset({"ttft_ms.p99"})
+"""Metrics that hang on the phase of the waves in a closed loop."""
+
+LARGEST_LOG_ERROR = 0.6
+"""Error at which a metric stops pulling: some runs contain waits that no step explains."""
+
+MOST_RUNS = 96
+"""Runs on which constants are fitted; of more, those are taken that differ most."""
+
+STEPS = 4
+"""Steps of the fit on whole runs."""
+
+FROM_STEPS_LOG_SD = (2.0, 0.05)
+"""How far whole runs may move what the steps tell: so many of its standard errors, and at least."""
+
+FEWEST_GROUPS = 3
+"""Groups of runs without which leaving one out says nothing of the spread."""
+
+NOT_TOLD = 0.9
+"""Standard error, as a share of the prior's, from which runs count as silent on a constant."""
+
+FLAGGED_WEIGHT = 0.3
+"""Weight of a run's misses when something else than engine and GPU may have set its times."""
+
+WEIGHED_DOWN = frozenset({"client_limited", "throttled", "shared_gpu", "stalled", "cached_prompts"})
+"""Flags that do so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Constants fitted on runs, and how well the runs tell them."""
+
+    values: Mapping[str, float]
+    relative_errors: Mapping[str, float]
+    """Standard error of each as a share of it."""
+    not_told: tuple[str, ...]
+    """Constants of which the runs say next to nothing: they stay near their prior."""
+
+    def with_jackknife(self, without: Sequence[Mapping[str, float]]) -> Fit:
+        """Return the same with the jackknife's standard errors where these are larger.
+
+        The linearised errors see how the residuals bend, not that a simulated run jumps when a
+        wave falls apart; leaving groups out sees both (Efron and Stein 1981).
+
+        Args:
+            without: Constants fitted with each group of runs left out.
+        """
+        if len(without) < FEWEST_GROUPS:
+            return self
+        groups = np.log([[values[name] for name in self.values] for values in without])
+        spread = np.sqrt((len(without) - 1) * groups.var(axis=0))
+        errors = dict(zip(self.values, spread.tolist(), strict=True))
+        larger = {name: max(errors[name], self.relative_errors[name]) for name in self.values}
+        return replace(self, relative_errors=larger)
+
+    def lines(self) -> list[str]:
+        """Say each constant with its error, and which the runs cannot tell."""
+        lines = [
+            f"{name} = {value:.4g} +- {100 * self.relative_errors[name]:.0f} %"
+            + (" (not told by these runs)" if name in self.not_told else "")
+            for name, value in self.values.items()
+        ]
+        if self.not_told:
+            lines.append(
+                "What tells more: runs with a large batch, prompts of many lengths, an open loop, "
+                "and the precisions and parallel sizes that are wanted."
+            )
+        return lines
+
+
+def fit_constants(
+    runs: Sequence[MeasuredRun], *, seen: Sequence[SeenRun | None] | None = None
+) -> Fit:
+    """Return the constants nearest to the runs, held by a prior where runs say nothing.
+
+    Args:
+        runs: Of one engine.
+        seen: `seen_runs` of them, where they are at hand: reading takes longer than fitting.
+    """
+    table = fitted_constants(read_engine_file(runs[0].engine))
+    steps = fit_steps([run for run in seen or seen_runs(runs) if run is not None], table)
+    free = _left_to_runs(table, steps)
+    names = list(free)
+    prior, low, high = np.log([[c.prior, c.low, c.high] for c in free.values()]).T
+    log_sd = np.array([c.log_sd for c in free.values()])
+
+    def values_at(z: FloatArray) -> dict[str, float]:
+        return {
+            **steps.values,
+            **dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True)),
+        }
+
+    with _Workers(most_different(runs, MOST_RUNS)) as workers:
+        fit = solve_costly(
+            lambda z: np.concatenate([workers.misses(values_at(z)), z]),
+            np.zeros(prior.size),
+            bounds=((low - prior) / log_sd, (high - prior) / log_sd),
+            steps=STEPS,
+        )
+    # The prior is part of the residuals, so 1 is its own standard deviation.
+    deviations = np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
+    errors = {**steps.log_sds, **dict(zip(names, (log_sd * deviations).tolist(), strict=True))}
+    values = values_at(fit.x)
+    return Fit(
+        values={name: values[name] for name in table},
+        relative_errors={name: errors[name] for name in table},
+        not_told=tuple(name for name, c in table.items() if errors[name] > NOT_TOLD * c.log_sd),
+    )
+
+
+def seen_runs(runs: Sequence[MeasuredRun]) -> list[SeenRun | None]:
+    """Return the steps that each run shows; None where it kept no requests."""
+    return [SeenRun.of(run, calibrated(run, {})) for run in runs]
+
+
+def _left_to_runs(table: Mapping[str, Constant], steps: StepFit) -> dict[str, Constant]:
+    """Return what steps do not tell, and around what they say of launches, how far these hide."""
+    times, least = FROM_STEPS_LOG_SD
+    left = {name: c for name, c in table.items() if name not in steps.values}
+    for name in LAUNCHES:
+        if name in steps.values:
+            sd = min(max(times * steps.log_sds[name], least), table[name].log_sd)
+            left[name] = replace(table[name], prior=steps.values[name], log_sd=sd)
+    return left
+
+
+class _Workers:
+    """Processes that predict runs: all cores work, and none outlives a task.
+
+    Each process has runs of its own, so that it keeps the step costs that a change of other
+    constants leaves as they were.
+
+    Args:
+        runs: What is predicted; sent to the processes once.
+    """
+
+    def __init__(self, runs: Sequence[MeasuredRun]) -> None:
+        count = min(len(runs), os.cpu_count() or 1)
+        self._shares = [list(runs[share::count]) for share in range(count)]
+        self._pools = [
+            ProcessPoolExecutor(
+                1,
+                mp_context=get_context("spawn"),
+                initializer=_receive_runs,
+                initargs=(share,),
+            )
+            for share in self._shares
+        ]
+
+    def __enter__(self) -> _Workers:
+        """Return itself; the processes start with the first task."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def misses(self, values: Mapping[str, float]) -> FloatArray:
+        """Return the misses of all runs under these constants, always in the same order."""
+        tasks = [
+            pool.submit(_misses_of_task, row, dict(values))
+            for pool, share in zip(self._pools, self._shares, strict=True)
+            for row in range(len(share))
+        ]
+        return np.concatenate([task.result() for task in tasks])
+
+
+_worker_runs: list[MeasuredRun] = []
+"""In a worker process, and only there: the runs that tasks name by their number."""
+
+
+def _receive_runs(runs: Sequence[MeasuredRun]) -> None:
+    _worker_runs.extend(runs)
+
+
+def _misses_of_task(row: int, values: Mapping[str, float]) -> list[float]:
+    run = _worker_runs[row]
+    return misses(run, calibrated(run, values))
+
+
+def most_different(runs: Sequence[MeasuredRun], count: int) -> list[MeasuredRun]:
+    """Return up to `count` runs, evenly spread over model, split and load."""
+    ordered = sorted(runs, key=_load_key)
+    rows = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
+    return [ordered[row] for row in rows]
+
+
+def _load_key(run: MeasuredRun) -> tuple[str, str, int, float, float]:
+    workload = run.workload
+    return (
+        run.model,
+        str(run.config.get("quantization")),
+        int(run.config.get("tensor_parallel_size") or 1),
+        float(workload.get("concurrency") or workload.get("rate_per_s") or 0.0),
+        float(workload.get("isl") or 0.0) / float(workload.get("osl") or 1.0),
+    )
+
+
+def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
+    """Return what is shipped for a run's GPU and engine version, with these constants.
+
+    What is known to differ in that version stays, and the user's own operators of the GPU.
+    """
+    shipped = calibration_from(run, own_operators(load_gpu(run.gpu).name))
+    differs = read_engine_file(run.engine)["versions"].get(run.engine_version, {})
+    return with_constants(shipped, values, kept=differs.get("front_end", {}))
+
+
+def misses(run: MeasuredRun, calibration: Calibration) -> list[float]:
+    """Return log errors over those expected; 0 where an unknown front end hides the GPU."""
+    row = predict_run_with(run, calibration)
+    known = calibration.front_end.accepts_together
+    hidden = row.front_end_share >= FRONT_END_LIMITED and not known
+    skipped = OPEN_LOOP_ONLY if run.protocol == "closed_loop" else frozenset()
+    found = []
+    for name, log_sd in METRIC_LOG_SD.items():
+        measured = run.measured.get(name)
+        if measured and name not in skipped:
+            error = 0.0 if hidden else math.log(row.predicted[name] / measured)
+            bounded = min(max(error, -LARGEST_LOG_ERROR), LARGEST_LOG_ERROR)
+            found.append(weight(run) * bounded / log_sd)
+    return found
+
+
+def weight(run: MeasuredRun) -> float:
+    """Return what a run's misses count for."""
+    return FLAGGED_WEIGHT if WEIGHED_DOWN.intersection(run.flags) else 1.0

@@ -1,0 +1,85 @@
+"""Steps read from the times of tokens, and constants from those steps: simulated runs know both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cost_models.calibration_io import load_calibration, read_engine_file
+from cost_models.engine import EngineConfig
+from cost_models.profile_io import load_gpu, load_model
+from planner.calibration.constants import fitted_constants, with_constants
+from planner.calibration.steps import SeenRun, fit_steps, windows_of
+from planner.calibration.streams import observed_steps
+from planner.prediction.evaluator import Evaluator, Slice
+from planner.prediction.predict import single
+from planner.prediction.simulation import simulate_config, workload_demand
+from planner.simulator import SimulationResult
+from planner.workloads.workload import load_workload
+
+CONFIG = EngineConfig(
+    max_batch_size=64, max_num_tokens=1024, tokens_per_block=16, enable_chunked_prefill=True,
+    capacity_scheduler_policy="RECOMPUTE", cuda_graph_max_batch_size=512, cuda_graph_padding=True,
+    quantization="bf16", kv_cache_dtype="bf16",
+)  # fmt: skip
+SLOW = {"host_s": 2e-3, "gemm": 1.2}
+"""A machine with a slow host and slow GEMMs."""
+
+
+def served(evaluator: Evaluator, demand: Any) -> SimulationResult:
+    memory = single(evaluator.evaluate(Slice(base=CONFIG, columns={})).memory)
+    return simulate_config(evaluator, CONFIG, memory, demand)
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    gpu = load_gpu("h200")
+    calibration = load_calibration(gpu, "vllm")
+    quiet = replace(calibration.front_end, streamed_token_s=0.0)
+    workload = load_workload("chat")
+    return Evaluator(
+        model=load_model("llama-3.1-8b"), gpu=gpu, load=workload.load(), slo={},
+        calibration=with_constants(replace(calibration, front_end=quiet), SLOW),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def requests(evaluator: Evaluator) -> list[dict[str, Any]]:
+    """What a client of the slow machine would have kept."""
+    workload = load_workload("chat")
+    arrival = replace(workload.arrival, num_requests=150)
+    result = served(evaluator, workload_demand(replace(workload, arrival=arrival), seed=1))
+    rows = []
+    for index in range(len(result.requests.arrival_s)):
+        token_s = result.token_times(index)
+        arrival_s = float(result.requests.arrival_s[index])
+        rows.append({
+            "arrival_s": arrival_s, "isl": int(result.requests.isl[index]),
+            "osl": int(result.requests.osl[index]), "ttft_ms": 1e3 * (token_s[0] - arrival_s),
+            "itl_ms": (1e3 * np.diff(token_s)).tolist(),
+        })  # fmt: skip
+    return rows
+
+
+def test_every_token_belongs_to_a_step(requests: list[dict[str, Any]]) -> None:
+    steps = observed_steps(requests, CONFIG.max_num_tokens)
+    assert steps.decoding.sum() + len(requests) == sum(row["osl"] for row in requests)
+    assert steps.prompt_tokens.sum() == sum(row["isl"] for row in requests)
+    assert (np.diff(steps.output_s) > 0).all()
+    within = ~steps.overfull
+    assert (steps.prompt_tokens + steps.decoding)[within].max() <= CONFIG.max_num_tokens + 0.5
+
+
+def test_the_steps_tell_what_is_slow(evaluator: Evaluator, requests: list[dict[str, Any]]) -> None:
+    windows = windows_of(observed_steps(requests, CONFIG.max_num_tokens))
+    assert windows is not None
+    shipped = load_calibration(evaluator.gpu, "vllm")
+    model = replace(evaluator.step_model(CONFIG), calibration=shipped)
+    seen = SeenRun(run_id="slow", windows=windows, model=model)
+    fit = fit_steps([seen], fitted_constants(read_engine_file("vllm")))
+    before = np.abs(seen.misses({})).mean()
+    assert np.abs(seen.misses(fit.values)).mean() < before / 5
+    assert "attention_decode_fp8_efficiency" not in fit.values
