@@ -28,7 +28,6 @@ from planner.calibration.fit import (
 )
 from planner.calibration.intervals import fold_intervals, left_out_coverage, residual_intervals
 from planner.calibration.memory import fit_memory
-from planner.calibration.own import own_operators
 from planner.calibration.solver import OUTLIER
 from planner.calibration.text import text_rates
 from planner.files import write_text
