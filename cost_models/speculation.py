@@ -195,7 +195,7 @@ class SpeculativeStep:
         return bare_s if self.speculation.is_synchronous else np.zeros(np.shape(running))
 
     def launch_floor_s(self, sequences: ArrayLike, prefill_tokens: ArrayLike) -> FloatArray:
-        """Return the host time to launch the target's kernels; 0 where a graph is replayed."""
+        """Return the host time to launch the target's kernels."""
         return self.verify.launch_floor_s(sequences, prefill_tokens)
 
     def launch_s(self, gpu_s: float, floor_s: float) -> float:
@@ -216,6 +216,9 @@ def speculative_step(
     calibration: Calibration,
 ) -> SpeculativeStep:
     """Return the step costs of a target under speculation."""
+    if speculation.is_synchronous:
+        # The host's work is bare here (`SpeculativeStep.bare_host_s`): nothing hides it.
+        calibration = replace(calibration, step=replace(calibration.step, host_floor_s=0.0))
     verify = StepModel(
         model=model,
         config=config,
@@ -235,29 +238,33 @@ def speculative_step(
 
 
 def _draft_step(draft: Draft, speculation: Speculation, verify: StepModel) -> StepModel:
-    """A pass of the draft: nothing is scheduled anew, and it is launched while the target runs.
+    """A pass of the draft: nothing is scheduled anew.
 
     TensorRT-LLM's EAGLE and MTP draft inside the target's graph. A draft model of its own sees one
-    token more than the target: the one that the target added.
+    token more than the target, the one that the target added, and vLLM launches it layer by layer.
     """
-    calibration = verify.calibration
-    own = 1.0 if draft.decoding_type == "DraftTarget" else 0.0
+    calibration, config = verify.calibration, draft.config
+    has_own_model = draft.decoding_type == "DraftTarget"
+    if has_own_model and calibration.step.draft_layer_s:
+        config = replace(config, cuda_graph_max_batch_size=0)
     in_one_graph = speculation.pads_drafts and not speculation.is_synchronous
     step = replace(
         calibration.step,
         host_s=0.0 if in_one_graph else calibration.step.draft_pass_s,
         host_per_sequence_s=0.0,
-        eager_layer_s=0.0,
+        host_floor_s=0.0,
+        eager_layer_s=calibration.step.draft_layer_s if has_own_model else 0.0,
         eager_layer_tp_s=0.0,
+        eager_layer_fp8_cache_s=0.0,
         eager_sequence_s=0.0,
         piecewise_max_tokens=0,
     )
     return StepModel(
         model=draft.model,
-        config=draft.config,
+        config=config,
         gpu=verify.gpu,
         calibration=replace(calibration, step=step),
-        rows_per_sequence=verify.rows_per_sequence + own,
+        rows_per_sequence=verify.rows_per_sequence + has_own_model,
     )
 
 

@@ -225,7 +225,7 @@ class StepModel:
         families.add("gaps", np.asarray(self.model.num_layers * per_layer))
 
     def launch_floor_s(self, sequences: ArrayLike, prefill_tokens: ArrayLike) -> FloatArray:
-        """Return the host time to launch an eager step's kernels; 0 where a graph is replayed."""
+        """Return the host time to launch an eager step's kernels, or to replay a graph."""
         sequences = np.asarray(sequences, np.float64)
         tokens = np.asarray(prefill_tokens, np.float64)
         step = self.calibration.step
@@ -241,7 +241,7 @@ class StepModel:
         if self.kv_table == "fp8":
             per_layer = per_layer + step.eager_layer_fp8_cache_s
         floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
-        return np.where(self._is_eager(sequences, tokens), floor_s, 0.0)
+        return np.where(self._is_eager(sequences, tokens), floor_s, step.host_floor_s)
 
     def launch_s(self, gpu_s: Seconds, floor_s: Seconds) -> Seconds:
         """Return what launching its kernels adds to the GPU time of a step."""
@@ -252,7 +252,7 @@ class StepModel:
     def _add_floor(
         self, families: dict[str, FloatArray], sequences: FloatArray, prefill_tokens: FloatArray
     ) -> None:
-        """Launching an eager step's kernels takes the host this long, however little they do."""
+        """The host takes its time for a step, however little the GPU has to do."""
         floor_s = self.launch_floor_s(sequences, prefill_tokens)
         gpu_s = np.asarray(np.sum(np.broadcast_arrays(*families.values()), axis=0))
         launch_s = np.where(floor_s > 0, self.launch_s(gpu_s, floor_s), 0.0)
@@ -341,22 +341,25 @@ class _Layer:
     def _decode(self, sequences: FloatArray, kv_len: FloatArray) -> FloatArray:
         params = self.operators.attention_decode[self.step.kv_table].params
         constants = self.step.calibration.step
+        bytes_per_s = constants.attention_decode_efficiency * self.step.gpu.hbm_bytes_per_s
+        launch_s = constants.attention_decode_launch_s
+        excess = constants.attention_decode_long_excess
         if self.step.kv_table == "fp8":
-            efficiency = constants.attention_decode_fp8_efficiency
-            efficiency = efficiency * self._block_speedup()
+            bytes_per_s = min(bytes_per_s, self._conversion_bytes_per_s())
             launch_s = constants.attention_decode_fp8_launch_s
             excess = constants.attention_decode_fp8_long_excess
-        else:
-            efficiency = constants.attention_decode_efficiency
-            launch_s = constants.attention_decode_launch_s
-            excess = constants.attention_decode_long_excess
-        if efficiency:
+        if bytes_per_s:
             read_bytes = cache_bytes(self._heads(), sequences, kv_len, params=params)
             slowed = 1.0 + excess * kv_len / (kv_len + LONG_CONTEXT_TOKENS)
-            return launch_s + slowed * read_bytes / (efficiency * self.step.gpu.hbm_bytes_per_s)
+            return launch_s + slowed * read_bytes / bytes_per_s
         return decode_attention_seconds(
             self._heads(), sequences, kv_len, gpu=self.step.gpu, params=params, cache_cold=True
         )
+
+    def _conversion_bytes_per_s(self) -> float:
+        """Return the rate at which the kernel converts an FP8 cache to what it computes in."""
+        per_flop = self.step.calibration.step.attention_decode_fp8_bytes_per_flop
+        return per_flop * self._block_speedup() * self.step.gpu.peak_flop_per_s("bf16")
 
     def _block_speedup(self) -> float:
         gain = self.step.calibration.step.attention_decode_fp8_block_gain

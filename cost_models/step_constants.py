@@ -15,7 +15,7 @@ LONG_CONTEXT_TOKENS = 4096
 """Cached tokens of a sequence at which half of a long context's excess is felt."""
 
 EFFICIENCY_BLOCK_TOKENS = 16
-"""Block size for which `attention_decode_fp8_efficiency` is meant, vLLM's default."""
+"""Block size for which `attention_decode_fp8_bytes_per_flop` is meant, vLLM's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,12 @@ class StepConstants:
 
     0 where the operator table is the engine's own.
     """
-    attention_decode_fp8_efficiency: float = 0.0
-    """The same for an FP8 cache."""
+    attention_decode_fp8_bytes_per_flop: float = 0.0
+    """Bytes of an FP8 cache that the kernel converts in the time of one BF16 operation.
+
+    Its rate hangs on the multiprocessors, as long as the memory is fast enough: an H200 reads
+    such a cache no faster than an H100.
+    """
     attention_decode_launch_s: float = 0.0
     """Fixed time of that kernel."""
     attention_decode_fp8_launch_s: float = 0.0
@@ -88,6 +92,8 @@ class StepConstants:
 
     0 where the table is the engine's own; else it also stands for run-time activation scales.
     """
+    host_floor_s: float = 0.0
+    """Per step: what the host does while the GPU computes; it shows where the GPU is faster."""
     synchronous_host_s: float = 0.0
     """Per step: scheduling, sampling and bookkeeping that a scheme which is not scheduled ahead
     leaves bare, since the next step waits for the drafts of this one."""
@@ -95,6 +101,8 @@ class StepConstants:
     """The same per running sequence."""
     draft_pass_s: float = 0.0
     """Per pass of a draft model: preparing it and choosing its tokens, which no operator is."""
+    draft_layer_s: float = 0.0
+    """Per layer: launching a pass of a draft model; 0 where a graph of it is replayed."""
     piecewise_decode_layer_s: float = 0.0
     """Per layer: launching a decode step whose layers are captured in graphs piece by piece."""
     family_scale: Mapping[str, float] = field(default_factory=dict)

@@ -88,7 +88,7 @@ def test_another_machine_is_predicted_after_the_fit(fitted: Fit, runs_file: Path
 
 def test_what_runs_cannot_tell_stays_and_is_said(fitted: Fit) -> None:
     """BF16 runs on one GPU are silent on FP8, on tensor parallelism and on experts."""
-    silent = {"tp_gap_s", "moe", "attention_decode_fp8_efficiency", "fp8_wide_gemm_s"}
+    silent = {"tp_gap_s", "moe", "attention_decode_fp8_bytes_per_flop", "fp8_wide_gemm_s"}
     assert silent <= set(fitted.not_told)
     assert "host_s" not in fitted.not_told
     assert fitted.values["moe"] == pytest.approx(1.0)
