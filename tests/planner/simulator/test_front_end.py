@@ -19,7 +19,7 @@ LOOP = FrontEndConstants(
 
 def passing_times(front_end: FrontEnd) -> dict[int, float]:
     """Return when each request passes, in order."""
-    found = {}
+    found: dict[int, float] = {}
     while (next_s := front_end.next_s) < math.inf:
         found |= dict.fromkeys(front_end.passed(next_s), next_s)
     return found
