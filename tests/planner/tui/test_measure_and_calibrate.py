@@ -50,6 +50,7 @@ NVML_CLOCK_SM = NVML_CLOCK_MEM = NVML_TEMPERATURE_GPU = 0
 def nvmlInit(): pass
 def nvmlDeviceGetCount(): return 1
 def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetName(handle): return "NVIDIA H100 80GB HBM3"
 
 def nvmlDeviceGetMemoryInfo(handle):
     return SimpleNamespace(total=_told(80e9), used=2e9)
@@ -176,7 +177,7 @@ async def test_a_gpu_that_vanishes_in_the_middle_of_a_run(
     worker("measure").close()  # the next one reads the stand-in
     async with planner_at(tmp_path, workload="nothing") as pilot:
         store = str(tmp_path / "runs.db")
-        screen = await _measure_screen(pilot, requests="400", repeats="1", store=store)
+        screen = await _measure_screen(pilot, requests="200", repeats="1", store=store)
         await pilot.press("ctrl+r")
         await until(pilot, lambda: bool(screen.live.gpus and screen.live.load), 90)
         await until(pilot, lambda: "400" in plain(screen.query_one("#gpus")))

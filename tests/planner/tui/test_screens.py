@@ -39,7 +39,7 @@ async def test_keys_and_mouse_reach_what_a_small_screen_hides(tmp_path: Path) ->
         screen = await planned(pilot)
         await pilot.press("pagedown", "pagedown")
         await sees(pilot, "Binding limit")
-        await pilot.click("#field-gpu", offset=(26, 0))
+        await pilot.click("#field-gpu", offset=(25, 0))
         await sees(pilot, "GPU: type to narrow", "auto")
         await pilot.press("escape", "ctrl+g")
         front = screen.query_one(FrontPlot)
