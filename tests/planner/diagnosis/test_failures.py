@@ -12,8 +12,9 @@ from cost_models.engine import EngineConfig
 from executor.backend import Deployment
 from executor.backends.endpoint import EndpointBackend
 from executor.backends.vllm import VllmBackend
+from executor.case import Case, MeasureOptions, Tools
 from executor.machine import NvmlReader
-from executor.measure import Case, MeasureOptions, Tools, measure
+from executor.measure import measure
 from executor.repeats import RepeatRule
 from executor.store import RunStore
 from planner.api import diagnose

@@ -27,7 +27,9 @@ from planner.measuring import measure
 from planner.measuring.measure import BackendState
 from planner.measuring.runs import MeasuredRun
 from planner.plans.plan import Alternative, Neighbour, Plan
+from planner.plans.scheduling import Scheduling
 from planner.prediction.predict import Metric, Prediction
+from planner.quality import QualityLoss
 from planner.search.study import Candidate, SearchResult
 from planner.simulator.timeline import DECODE, MIXED, Timeline
 from planner.tui.catalogue import Catalogue, Entry, LocalGpus
@@ -132,6 +134,7 @@ def plan() -> Plan:
             Neighbour(knob="max_batch_size", value=128, changes={}, verdict="-6.6 % highest rate"),
         ),
         relaxations=(),
+        scheduling=Scheduling(contention=0.0),
         search=SearchResult(
             candidates=(best, *front), pareto=front, num_evaluated=1234, wall_s=1.5, seed=0
         ),
@@ -142,6 +145,7 @@ def _candidate(batch: int, per_gpu: float, per_user: float) -> Candidate:
     return Candidate(
         config=replace(CONFIG, max_batch_size=batch), score=per_gpu, raw_score=per_gpu,
         violation=0.0, tok_per_s_per_gpu=per_gpu, tok_per_s_per_user=per_user,
+        quality=QualityLoss(),
     )  # fmt: skip
 
 
@@ -164,6 +168,7 @@ def prediction(config: EngineConfig, *, slower: float = 1.0) -> Prediction:
         metrics={name: _metric(value) for name, value in values.items()},
         memory=_memory(),
         step_time_breakdown={},
+        fusion_savings={},
         slo_excess={name: values[name] / limit - 1 for name, limit in limits.items()},
         highest_rate_per_s=rate,
         refused_share=0.0,
