@@ -123,9 +123,9 @@ class Abilities:
 def calibration_points(abilities: Abilities) -> list[Point]:
     """Return everything from which a GPU is calibrated and that a device can time."""
     points = [*_gemm(abilities.dtypes), *_prefill()]
-    points += _decode("attention_decode_contiguous", (0,))
+    points += _decode("attention_decode_contiguous", ("bfloat16",), (0,))
     if abilities.triton:
-        points += _decode("attention_decode", BLOCK_SIZES)
+        points += _decode("attention_decode", abilities.dtypes, BLOCK_SIZES)
     points += [*elementwise_points(fused=abilities.triton), *_bandwidth(), *_launch()]
     if abilities.num_gpus > 1:
         points += _allreduce(abilities.num_gpus)
@@ -166,17 +166,20 @@ def _prefill() -> Iterator[Point]:
         )
 
 
-def _decode(family: str, block_sizes: Sequence[int]) -> Iterator[Point]:
-    sizes = product(HEADS, (1, 4, 16, 64, 256), _doublings(64, 65536)[::2], block_sizes)
-    for (heads, kv_heads, dim), batch, length, block_size in sizes:
-        moved = float(4 * batch * length * dim * kv_heads)
-        key = _attention_key(heads, kv_heads, dim, batch) | {"kv_len": length}
+def _decode(family: str, kv_dtypes: Sequence[str], block_sizes: Sequence[int]) -> Iterator[Point]:
+    loads = product(HEADS, (1, 4, 16, 64, 256), _doublings(64, 65536)[::2])
+    for ((heads, kv_heads, dim), batch, length), kv_dtype, block_size in product(
+        loads, kv_dtypes, block_sizes
+    ):
+        moved = float((2 if kv_dtype == "fp8" else 4) * batch * length * dim * kv_heads)
+        key = _attention_key(heads, kv_heads, dim, batch)
+        key |= {"kv_cache_dtype": kv_dtype, "kv_len": length}
         yield Point(
             family=family,
             key=key | ({"block_size": block_size} if block_size else {}),
             flop=4.0 * batch * heads * length * dim,
             bytes_moved=moved,
-            allocated_bytes=moved,
+            allocated_bytes=3 * moved if kv_dtype == "fp8" else moved,
         )
 
 
