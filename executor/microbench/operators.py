@@ -73,7 +73,9 @@ def _decode_paged(key: dict[str, Any], device: str) -> Work:
         form=("NHD", key["kv_cache_dtype"], key["block_size"]),
         device=device,
     )
-    return Decode(torch.randn(shape, device=device, dtype=torch.bfloat16), cache)
+    # FP8 becomes FP16 in one instruction, BF16 in two.
+    query_dtype = torch.float16 if key["kv_cache_dtype"] == "fp8" else torch.bfloat16
+    return Decode(torch.randn(shape, device=device, dtype=query_dtype), cache)
 
 
 def _elementwise(key: dict[str, Any], device: str) -> Work:

@@ -30,6 +30,9 @@ HEADS: Sequence[tuple[int, int, int]] = (
 
 BLOCK_SIZES = (16, 32, 64, 128)
 
+FP8_BLOCK_SIZES = (64,)
+"""As in the published tables; `--techniques` compares the sizes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -123,9 +126,11 @@ class Abilities:
 def calibration_points(abilities: Abilities) -> list[Point]:
     """Return everything from which a GPU is calibrated and that a device can time."""
     points = [*_gemm(abilities.dtypes), *_prefill()]
-    points += _decode("attention_decode_contiguous", (0,))
+    points += _decode("attention_decode_contiguous", "bfloat16", (0,))
     if abilities.triton:
-        points += _decode("attention_decode", BLOCK_SIZES)
+        points += _decode("attention_decode", "bfloat16", BLOCK_SIZES)
+    if abilities.triton and "fp8" in abilities.dtypes:
+        points += _decode("attention_decode", "fp8", FP8_BLOCK_SIZES)
     points += [*elementwise_points(fused=abilities.triton), *_bandwidth(), *_launch()]
     if abilities.num_gpus > 1:
         points += _allreduce(abilities.num_gpus)
@@ -166,17 +171,18 @@ def _prefill() -> Iterator[Point]:
         )
 
 
-def _decode(family: str, block_sizes: Sequence[int]) -> Iterator[Point]:
+def _decode(family: str, kv_dtype: str, block_sizes: Sequence[int]) -> Iterator[Point]:
     sizes = product(HEADS, (1, 4, 16, 64, 256), _doublings(64, 65536)[::2], block_sizes)
     for (heads, kv_heads, dim), batch, length, block_size in sizes:
-        moved = float(4 * batch * length * dim * kv_heads)
-        key = _attention_key(heads, kv_heads, dim, batch) | {"kv_len": length}
+        moved = float((2 if kv_dtype == "fp8" else 4) * batch * length * dim * kv_heads)
+        key = _attention_key(heads, kv_heads, dim, batch)
+        key |= {"kv_cache_dtype": kv_dtype, "kv_len": length}
         yield Point(
             family=family,
             key=key | ({"block_size": block_size} if block_size else {}),
             flop=4.0 * batch * heads * length * dim,
             bytes_moved=moved,
-            allocated_bytes=moved,
+            allocated_bytes=3 * moved if kv_dtype == "fp8" else moved,
         )
 
 

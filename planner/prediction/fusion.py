@@ -14,8 +14,10 @@ from cost_models.step import StepBatch, StepModel
 def fusion_savings(step: StepModel, batch: StepBatch) -> dict[str, float]:
     """Return the seconds a step saves by chain: norms with residuals, SwiGLU, attention.
 
-    Against torch's operators one by one, launched from a CUDA graph as the fused ones are. What
-    is not counted makes it a lower bound: eager launches, and kernels that read tensors with gaps.
+    Against torch's operators one by one, launched from a CUDA graph as the fused ones are. On an
+    H100 the formula comes within 10 % of measured norms from 1,024 tokens on, gives 0.4 to 1.2 of
+    them below, 1.0 to 1.7 of SwiGLU and 0.7 to 0.9 of a prompt's attention; scores beside the
+    cache of a decode step cost three times as much as it says (`tests/cost_models/test_fusion.py`).
     """
     chains = {
         "norms+residual": sum(_norms_s(step, batch, g) for g in step.model.layer_groups),

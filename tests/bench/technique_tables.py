@@ -9,6 +9,7 @@ with it; GEMMs and fused attention are those that torch ships.
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,12 @@ Line = tuple[str, ...]
 NOT_KEYS = frozenset({"latency_us", "bytes_moved", "bytes_per_s"})
 
 ALIGNED = 4096
+
+PAGES = ("16", "32", "64", "128", "256")
+
+ATTENTION_FORMS = ("unfused", "math", "efficient", "flash", "cudnn")
+
+FUSED_FORMS = frozenset({"efficient", "flash", "cudnn"})
 
 
 def us(row: Row) -> float:
@@ -49,13 +56,24 @@ def compared(
     rows: Iterable[Row], column: str, base: str, group: Callable[[Row], tuple[str, ...]]
 ) -> Iterator[Line]:
     """Yield the groups of pairs with the median, least and most percent that they take longer."""
-    found: dict[tuple[str, ...], list[float]] = {}
-    for row, other in pairs(rows, column, base):
-        longer = 100 * (us(row) / us(other) - 1)
-        found.setdefault((row[column], *group(row)), []).append(longer)
-    for names, each in found.items():
+    for names, each in longer(rows, column, base, lambda row: (row[column], *group(row))).items():
         spread = f"{min(each):+.1f} to {max(each):+.1f}" if len(each) > 1 else ""
         yield (*names, str(len(each)), f"{median(each):+.1f}", spread)
+
+
+def longer(
+    rows: Iterable[Row], column: str, base: str, group: Callable[[Row], tuple[str, ...]]
+) -> dict[tuple[str, ...], list[float]]:
+    """Return by group, in order, the percent that each pair's first takes longer."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for row, other in pairs(rows, column, base):
+        found.setdefault(group(row), []).append(100 * (us(row) / us(other) - 1))
+    return dict(sorted(found.items(), key=lambda item: [natural(name) for name in item[0]]))
+
+
+def natural(text: str) -> tuple[list[int], str]:
+    """Return a key that sorts numbers by size."""
+    return [int(part) for part in re.findall(r"\d+", text)], text
 
 
 def load(row: Row) -> str:
@@ -64,15 +82,22 @@ def load(row: Row) -> str:
 
 
 def kv_cache(rows: list[Row]) -> Iterator[Line]:
-    """Forms of the KV cache: percent longer than the form named first."""
-    yield ("rate", "dtype", "load", "n", "best TB/s", "")
-    best: dict[tuple[str, str], float] = {}
-    for row in rows:
-        names = (row["kv_cache_dtype"], load(row))
-        best[names] = max(best.get(names, 0.0), float(row["bytes_per_s"]) / 1e12)
-    yield from (("", *names, "", f"{rate:.2f}", "") for names, rate in best.items())
-    yield ("page", "dtype", "load", "n", "% over contiguous", "range over layouts")
-    yield from compared(rows, "block_size", "0", lambda row: (row["kv_cache_dtype"], load(row)))
+    """Forms of the KV cache: percent longer than the form named in each title."""
+    yield (
+        "dtype",
+        "layout",
+        "best TB/s",
+        *(f"page {size}" for size in PAGES),
+        "(% over contiguous)",
+    )
+    by_page = longer(
+        rows, "block_size", "0", lambda r: (r["kv_cache_dtype"], r["layout"], r["block_size"])
+    )
+    for dtype, layout in sorted({names[:2] for names in by_page}):
+        alike = [r for r in rows if (r["kv_cache_dtype"], r["layout"]) == (dtype, layout)]
+        rate = max(float(row["bytes_per_s"]) for row in alike) / 1e12
+        cells = (f"{median(by_page[dtype, layout, size]):+.1f}" for size in PAGES)
+        yield (dtype, layout, f"{rate:.2f}", *cells)
     yield ("layout", "dtype", "storage", "n", "% over NHD", "range over pages, loads")
     yield from compared(rows, "layout", "NHD", lambda row: (row["kv_cache_dtype"], storage(row)))
     yield ("dtype", "load", "storage", "n", "% over BF16", "range over layouts, pages")
@@ -80,8 +105,9 @@ def kv_cache(rows: list[Row]) -> Iterator[Line]:
 
 
 def storage(row: Row) -> str:
-    """Return how a cache is stored."""
-    return "paged" if row["block_size"] != "0" else "contiguous"
+    """Return how a cache is stored; 64 tokens are a tile of the kernel."""
+    size = int(row["block_size"])
+    return ("pages from 64" if size >= 64 else "pages below 64") if size else "contiguous"
 
 
 def kv_append(rows: list[Row]) -> Iterator[Line]:
@@ -102,24 +128,28 @@ def alignment(rows: list[Row]) -> Iterator[Line]:
     aligned = {
         (row["dtype"], row["m"]): us(row) for row in rows if row["n"] == row["k"] == str(ALIGNED)
     }
-    for row in rows:
+    odd = [row for row in rows if not row["n"] == row["k"] == str(ALIGNED)]
+    for row in sorted(odd, key=lambda r: (r["dtype"], int(r["m"]), int(r["n"]), int(r["k"]))):
         n, k = int(row["n"]), int(row["k"])
-        if n * k != ALIGNED**2:
-            expected = aligned[row["dtype"], row["m"]] * n * k / ALIGNED**2
-            side = "n" if n != ALIGNED else "k"
-            longer = f"{100 * (us(row) / expected - 1):+.1f}"
-            yield (side, row["dtype"], row["m"], str(n + k - 2 * ALIGNED), longer, "")
+        expected = aligned[row["dtype"], row["m"]] * n * k / ALIGNED**2
+        side = "n" if n != ALIGNED else "k"
+        percent = f"{100 * (us(row) / expected - 1):+.1f}"
+        yield (side, row["dtype"], row["m"], str(n + k - 2 * ALIGNED), percent, "")
 
 
 def fused_attention(rows: list[Row]) -> Iterator[Line]:
-    """Attention: percent longer than torch's flash kernel."""
-    yield ("form", "sequences×queries×keys", "n", "% over flash", "")
-    yield from compared(
-        rows,
-        "form",
-        "flash",
-        lambda row: (f"{row['batch_size']}×{row['query_len']}×{row['kv_len']}",),
-    )
+    """Attention: percent longer than the fastest of torch's fused kernels."""
+    yield ("sequences×queries×keys", "fastest", "us", *ATTENTION_FORMS)
+    loads = sorted({(r["batch_size"], r["query_len"], r["kv_len"]) for r in rows})
+    for batch, queries, keys in loads:
+        times = {
+            r["form"]: us(r)
+            for r in rows
+            if (r["batch_size"], r["query_len"], r["kv_len"]) == (batch, queries, keys)
+        }
+        best = min(FUSED_FORMS & times.keys(), key=lambda form: times[form])
+        cells = (f"{100 * (times[form] / times[best] - 1):+.1f}" for form in ATTENTION_FORMS)
+        yield (f"{batch}×{queries}×{keys}", best, f"{times[best]:.1f}", *cells)
 
 
 def fused_mlp(rows: list[Row]) -> Iterator[Line]:
@@ -129,23 +159,22 @@ def fused_mlp(rows: list[Row]) -> Iterator[Line]:
 
 
 def elementwise(rows: list[Row]) -> Iterator[Line]:
-    """Element-wise chains: what fusing saves, in microseconds."""
+    """Element-wise chains: what fusing saves, in microseconds, the median over widths."""
     launch_s, bytes_per_s = fitted(rows)
-    yield ("constants of the fused chains", f"{1e6 * launch_s:.2f} us a kernel",
-           f"{bytes_per_s / 1e12:.2f} TB/s", "", "")  # fmt: skip
-    yield ("chain", "tokens×width", "saved", "by the formula", "fused takes")
+    yield (f"by the formula with {1e6 * launch_s:.2f} us a kernel, {bytes_per_s / 1e12:.2f} TB/s",)
+    yield ("chain", "tokens", "fused takes", "saved", "by the formula")
+    found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for row, fused in pairs(rows, "form", "fused"):
         before, after = traffic(row), traffic(fused)
-        kernels, moved = before.kernels - after.kernels, before.bytes_moved - after.bytes_moved
-        modelled_us = 1e6 * (kernels * launch_s + float(moved) / bytes_per_s)
-        size = f"{row['num_tokens']}×{row['width']}"
-        yield (
-            row["op"],
-            size,
-            f"{us(row) - us(fused):.1f}",
-            f"{modelled_us:.1f}",
-            f"{us(fused):.1f}",
+        saved = Traffic(
+            kernels=before.kernels - after.kernels,
+            bytes_moved=before.bytes_moved - after.bytes_moved,
         )
+        modelled_s = float(saved.seconds(launch_s=launch_s, bytes_per_s=bytes_per_s))
+        times = (us(fused), us(row) - us(fused), 1e6 * modelled_s)
+        found.setdefault((row["op"], row["num_tokens"]), []).append(times)
+    for (chain, tokens), times_us in sorted(found.items(), key=lambda i: (i[0][0], int(i[0][1]))):
+        yield (chain, tokens, *(f"{median(column):.1f}" for column in zip(*times_us, strict=True)))
 
 
 def traffic(row: Row) -> Traffic:
@@ -155,11 +184,11 @@ def traffic(row: Row) -> Traffic:
 
 
 def fitted(rows: Iterable[Row]) -> tuple[float, float]:
-    """Return seconds a kernel and bytes/s that fit the fused chains best, in relative error."""
-    fused = [row for row in rows if row["form"] == "fused"]
-    seconds = np.array([us(row) * 1e-6 for row in fused])
-    parts = np.array([(traffic(row).kernels, float(traffic(row).bytes_moved)) for row in fused])
-    (launch_s, byte_s), _ = nnls(parts / seconds[:, None], np.ones(len(fused)))
+    """Return seconds a kernel and bytes/s that fit all chains best, in relative error."""
+    rows = list(rows)
+    seconds = np.array([us(row) * 1e-6 for row in rows])
+    parts = np.array([(traffic(row).kernels, float(traffic(row).bytes_moved)) for row in rows])
+    (launch_s, byte_s), _ = nnls(parts / seconds[:, None], np.ones(len(rows)))
     return float(launch_s), float(1 / byte_s)
 
 
@@ -184,8 +213,11 @@ def read(path: Path) -> list[Row]:
 
 def main() -> None:
     """Print every table that the folder has."""
+    tables = {name: read(Path(sys.argv[1]) / f"{name}.csv") for name in TABLES}
+    if not any(tables.values()):
+        sys.exit(f"{sys.argv[1]}: no table of a technique (planner microbench DIR --techniques)")
     for name, table in TABLES.items():
-        rows = read(Path(sys.argv[1]) / f"{name}.csv")
+        rows = tables[name]
         if not rows:
             continue
         print(f"\n{name}, {rows[0]['device_name']}. {table.__doc__}")  # noqa: T201

@@ -89,7 +89,7 @@ def kv_cache_checks(device: str) -> Iterator[Check]:
         # Layouts differ in strides alone: in the interpreter one dtype takes all of them.
         for layout in layouts if on_gpu or dtype == "bfloat16" else layouts[:1]:
             form = (layout, dtypes.get(dtype, dtype), block_size)
-            yield partial(check_decode, form, 512 if on_gpu else 144, heads, device)
+            yield partial(check_decode, form, 512 if on_gpu else 80, heads, device)
     # One token, a ragged end, and a KV head of its own for every query head.
     yield partial(check_decode, ("NHD", "float16", 32), 1, (4, 4, 64), device)
     yield partial(check_decode, ("HND", "fp8", 64), 77, (16, 1, 64), device)

@@ -107,6 +107,21 @@ def _e2m1(code):
     return bits.to(tl.float16, bitcast=True) * 16384.0
 
 
+@triton.jit
+def _scaled(
+    codes, scale_at, known, HALF: tl.constexpr, PER_SCALE: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """Return both halves of a tile of tokens as numbers: each scale is loaded once, then spread."""
+    low_scale = tl.load(scale_at, mask=known[:, None], other=0.0).to(tl.float16)
+    high_scale = tl.load(scale_at + HALF // PER_SCALE, mask=known[:, None], other=0.0).to(
+        tl.float16
+    )
+    wide: tl.constexpr = [TILE, HALF // PER_SCALE, PER_SCALE]
+    low_scale = tl.reshape(tl.broadcast_to(low_scale[:, :, None], wide), [TILE, HALF])
+    high_scale = tl.reshape(tl.broadcast_to(high_scale[:, :, None], wide), [TILE, HALF])
+    return _e2m1(codes & 0xF) * low_scale, _e2m1(codes >> 4) * high_scale
+
+
 @triton.jit(do_not_specialize=["split_tiles", "table_width"])
 def _decode_nvfp4(
     query, keys, values, key_scales, value_scales, table, partial, log_sum,
@@ -128,7 +143,7 @@ def _decode_nvfp4(
     total = tl.zeros([ROWS], tl.float32)
     low = tl.zeros([ROWS, HALF], tl.float32)
     high = tl.zeros([ROWS, HALF], tl.float32)
-    group = dim // PER_SCALE
+    group = tl.arange(0, HALF // PER_SCALE)
     last = tl.minimum((split + 1) * split_tiles, tl.cdiv(kv_len, TILE))
     for tile in range(split * split_tiles, last):
         at, known = _places(
@@ -140,21 +155,18 @@ def _decode_nvfp4(
             BLOCK, TILE,
         )  # fmt: skip
         scale_at += kv_head * scale_head_stride
-        k = tl.load(keys + at[None, :] + dim[:, None], mask=known[None, :], other=0)
-        k_scale = key_scales + scale_at[None, :] + group[:, None]
-        low_scale = tl.load(k_scale, mask=known[None, :], other=0.0).to(tl.float16)
-        high_scale = tl.load(k_scale + HALF // PER_SCALE, mask=known[None, :], other=0.0)
-        score = tl.dot(q_low, _e2m1(k & 0xF) * low_scale)
-        score = tl.dot(q_high, _e2m1(k >> 4) * high_scale.to(tl.float16), score) * score_scale
+        k = tl.load(keys + at[:, None] + dim[None, :], mask=known[:, None], other=0)
+        scale_of = scale_at[:, None] + group[None, :]
+        k_low, k_high = _scaled(k, key_scales + scale_of, known, HALF, PER_SCALE, TILE)
+        score = tl.dot(q_low, tl.trans(k_low))
+        score = tl.dot(q_high, tl.trans(k_high), score) * score_scale
         score = tl.where(known[None, :], score, -1e30)
         weight, highest, total, keep = _weigh(score, highest, total)
         v = tl.load(values + at[:, None] + dim[None, :], mask=known[:, None], other=0)
-        v_scale = value_scales + scale_at[:, None] + group[None, :]
-        low_scale = tl.load(v_scale, mask=known[:, None], other=0.0).to(tl.float16)
-        high_scale = tl.load(v_scale + HALF // PER_SCALE, mask=known[:, None], other=0.0)
+        v_low, v_high = _scaled(v, value_scales + scale_of, known, HALF, PER_SCALE, TILE)
         narrow = weight.to(tl.float16)
-        low = tl.dot(narrow, _e2m1(v & 0xF) * low_scale, low * keep[:, None])
-        high = tl.dot(narrow, _e2m1(v >> 4) * high_scale.to(tl.float16), high * keep[:, None])
+        low = tl.dot(narrow, v_low, low * keep[:, None])
+        high = tl.dot(narrow, v_high, high * keep[:, None])
     at = (head * tl.num_programs(2) + split).to(tl.int64)
     norm = (value_scale / total)[:, None]
     out_at = partial + at[:, None] * 2 * HALF + dim[None, :]
