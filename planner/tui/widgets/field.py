@@ -37,7 +37,7 @@ class Field(Vertical):
         self.label = label
         self.choices = choices
         self.input = _FieldInput(value, placeholder, name, self)
-        self._problem = ""
+        self._problem = self._below = ""
 
     def compose(self) -> ComposeResult:
         """Lay out the input and the line below it."""
@@ -51,7 +51,7 @@ class Field(Vertical):
 
     def on_mount(self) -> None:
         """Hide the line below until it says something."""
-        self._say_below()
+        self.query_one(".below").display = False
 
     def show_problem(self, words: str) -> None:
         """Show what is wrong at the field, or nothing."""
@@ -75,9 +75,11 @@ class Field(Vertical):
         text = self.input.value or self.input.placeholder
         is_cut = self.input.has_focus and len(text) >= self.input.size.width
         words = f"✗ {self._problem}" if self._problem else text if is_cut else ""
-        below = self.query_one(".below", Static)
-        below.update(words)
-        below.display = bool(words)
+        if words != self._below:  # each change lays the form out anew: not at every keystroke
+            self._below = words
+            below = self.query_one(".below", Static)
+            below.update(words)
+            below.display = bool(words)
 
     def on_descendant_focus(self) -> None:
         """Show the whole text of an input that is too narrow for it."""
