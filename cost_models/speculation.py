@@ -240,17 +240,16 @@ def speculative_step(
 def _draft_step(draft: Draft, speculation: Speculation, verify: StepModel) -> StepModel:
     """A pass of the draft: nothing is scheduled anew.
 
-    TensorRT-LLM's EAGLE and MTP draft inside the target's graph. A draft model of its own sees one
-    token more than the target, the one that the target added, and vLLM launches it layer by layer.
+    EAGLE and MTP draft inside the target's graph. A draft model of its own sees one token more than
+    the target, the one that the target added, and vLLM launches it layer by layer.
     """
     calibration, config = verify.calibration, draft.config
     has_own_model = draft.decoding_type == "DraftTarget"
     if has_own_model and calibration.step.draft_layer_s:
         config = replace(config, cuda_graph_max_batch_size=0)
-    in_one_graph = speculation.pads_drafts and not speculation.is_synchronous
     step = replace(
         calibration.step,
-        host_s=0.0 if in_one_graph else calibration.step.draft_pass_s,
+        host_s=calibration.step.draft_pass_s if has_own_model else 0.0,
         host_per_sequence_s=0.0,
         host_floor_s=0.0,
         eager_layer_s=calibration.step.draft_layer_s if has_own_model else 0.0,
