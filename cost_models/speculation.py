@@ -232,12 +232,12 @@ def speculative_step(
         draft = None
     return SpeculativeStep(
         verify=verify,
-        draft=_draft_step(draft, speculation, verify) if draft else None,
+        draft=_draft_step(draft, verify) if draft else None,
         speculation=speculation,
     )
 
 
-def _draft_step(draft: Draft, speculation: Speculation, verify: StepModel) -> StepModel:
+def _draft_step(draft: Draft, verify: StepModel) -> StepModel:
     """A pass of the draft: nothing is scheduled anew.
 
     EAGLE and MTP draft inside the target's graph. A draft model of its own sees one token more than

@@ -1,0 +1,55 @@
+"""Speed-up by drafting, measured and predicted: `python -m tests.bench.speculation_runs RUNS.jsonl`.
+
+Runs of one model and number of clients are compared with those that do not draft. Predictions take
+the acceptance that each run counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+
+import click
+import numpy as np
+
+from planner.measuring.runs import flat_metrics
+from planner.validation.validate import Row, validate
+from tests.bench import run_bench
+
+TPOT = "tpot_ms.mean"
+
+
+def main() -> None:
+    """Print a line for each model, scheme and number of clients."""
+    groups: dict[tuple[str, int, str], list[Row]] = defaultdict(list)
+    for row in validate(sys.argv[1]).rows:
+        config, clients = row.run.engine_config(), int(row.run.workload["concurrency"])
+        groups[row.run.model, clients, config.decoding_type].append(row)
+    for (model, clients, scheme), rows in sorted(groups.items()):
+        plain = groups[model, clients, ""]
+        if not scheme or not plain:
+            continue
+        measured = _measured(plain) / _measured(rows)
+        predicted = _predicted(plain) / _predicted(rows)
+        tokens = np.mean([_tokens(row) for row in rows])
+        click.echo(
+            f"{model:40} {clients:3} clients {scheme:12} {tokens:.2f} tokens a draft  measured "
+            f"{measured:.2f}  predicted {predicted:.2f}  {100 * (predicted / measured - 1):+.0f} %"
+        )
+
+
+def _measured(rows: list[Row]) -> float:
+    return float(np.mean([flat_metrics(row.run.measured)[TPOT] for row in rows]))
+
+
+def _predicted(rows: list[Row]) -> float:
+    return float(np.mean([row.predicted[TPOT] for row in rows]))
+
+
+def _tokens(row: Row) -> float:
+    measured = row.run.measured
+    return 1 + float(measured["num_accepted_draft_tokens"]) / float(measured["num_drafts"])
+
+
+if __name__ == "__main__":
+    run_bench(main)
