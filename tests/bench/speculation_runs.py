@@ -1,4 +1,4 @@
-"""Speed-up by drafting, measured and predicted: `python -m tests.bench.speculation_runs RUNS.jsonl`.
+"""Speed-up by drafting as measured and predicted: `python -m tests.bench.speculation_runs FILE`.
 
 Runs of one model and number of clients are compared with those that do not draft. Predictions take
 the acceptance that each run counted.

@@ -201,7 +201,7 @@ async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
         plot = screen.query_one(SimulationPlot)
         for words in ("KV blocks of", "ms per step", "sequences of all engines"):
             await pilot.press("v")
-            assert words in str(plot.border_title)
+            await until(pilot, lambda words=words: words in str(plot.border_title))
         await pilot.press("right")
         await until(pilot, lambda: bool(screen.settings) and screen.simulated is not None)
         assert screen.simulated is not None

@@ -61,8 +61,12 @@ async def test_small_screen_scrolls_to_the_reasons(tmp_path: Path) -> None:
     async with planner_at(tmp_path, SMALL) as pilot:
         screen = await planned(pilot)
         screen.query_one("#results").focus()
-        await pilot.press("end")
-        await until(pilot, lambda: "Changing one knob" in shown(pilot))
+        for _ in range(12):
+            if "Changing one knob" in shown(pilot):
+                return
+            await pilot.press("pagedown")
+            await pilot.pause(0.5)  # it glides
+        raise AssertionError(shown(pilot))
 
 
 ENDLESS = {"trials": 100_000, "time_budget_s": 600.0}
@@ -167,7 +171,7 @@ async def test_a_search_whose_process_dies_becomes_a_notice(tmp_path: Path) -> N
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(pilot, lambda: "its process was ended by SIGKILL" in shown(pilot))
-        await until(pilot, lambda: "Ctrl+R tries again" in text_of(pilot, "#headline"))
+        await until(pilot, lambda: "Ctrl+R searches again" in text_of(pilot, "#headline"))
         app_of(pilot).search_effort = dict(FEW_TRIALS)
         await pilot.press("ctrl+r")
         await planned(pilot)
