@@ -91,6 +91,15 @@ class Terminal:
         self.until(lambda: all(word in self.text() for word in words), seconds)
         return self.text()
 
+    def pages_to(self, words: str, *, most: int = 12) -> None:
+        """Go down page by page until the words are there."""
+        for _ in range(most):
+            if words in self.text():
+                return
+            self.press("PageDown")
+            time.sleep(0.5)
+        self.sees(words, seconds=1)
+
     def until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
         """Wait until something holds; fail with the screen if it never does."""
         end = time.monotonic() + seconds
@@ -128,8 +137,7 @@ def open_terminal(tmp_path: Path) -> Iterator[Open]:
 def test_plans_changes_a_knob_exports_and_quits(open_terminal: Open, tmp_path: Path) -> None:
     terminal = open_terminal(SMALL)
     terminal.sees("Recommended for goodput", "✓ P99 TTFT")
-    terminal.press(*["PageDown"] * 4)
-    terminal.sees("Changing one knob")
+    terminal.pages_to("Changing one knob")
     terminal.press("F3")
     terminal.sees("P99 TTFT:")
     terminal.press("Left")
