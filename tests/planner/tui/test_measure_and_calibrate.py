@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,10 @@ async def test_a_gpu_that_vanishes_in_the_middle_of_a_run(
     worker("measure").close()
 
 
+def _has_title(plot: SimulationPlot, words: str) -> bool:
+    return words in str(plot.border_title)
+
+
 async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
     async with planner_at(tmp_path, SMALL) as pilot:
         await planned(pilot)
@@ -201,7 +206,7 @@ async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
         plot = screen.query_one(SimulationPlot)
         for words in ("KV blocks of", "ms per step", "sequences of all engines"):
             await pilot.press("v")
-            await until(pilot, lambda words=words: words in str(plot.border_title))
+            await until(pilot, partial(_has_title, plot, words))
         await pilot.press("right")
         await until(pilot, lambda: bool(screen.settings) and screen.simulated is not None)
         assert screen.simulated is not None
