@@ -90,8 +90,8 @@ class RequestLog:
     @property
     def decode_share_of_long_gaps(self) -> float:
         """Share of all decode time that long gaps last beyond the median."""
-        excess = self._excess_s
-        return float(excess.sum() / self.gap_s.sum()) if excess.size else 0.0
+        total_s = self.gap_s.sum()
+        return float(self._excess_s.sum() / total_s) if total_s > 0 else 0.0
 
     @property
     def long_gaps_with_prefill(self) -> float:

@@ -99,6 +99,14 @@ class SearchResult:
     seed: int
 
     @property
+    def fastest(self) -> tuple[Candidate, ...]:
+        """The part of the front that nothing beats in speed, whatever its quality.
+
+        From most tokens/s per GPU to most tokens/s per user: a curve that can be drawn.
+        """
+        return tuple(_fast_front(list(self.pareto)))
+
+    @property
     def best(self) -> Candidate:
         """The best feasible candidate, or the nearest to feasible."""
         return self.candidates[0]

@@ -276,9 +276,9 @@ class PlanScreen(PlannerScreen):
         self.query_one("#headline", Static).update(
             f"★ {verdict} for {plan.objective}\n{in_short(plan.recommended)}\n"
             f"{state}: {found.num_evaluated:,} tried in {found.wall_s:.1f} s, "
-            f"{len(found.pareto)} on the front"
+            f"{len(found.fastest)} on the front"
         )
-        self.query_one(FrontPlot).show(found.pareto, found.best)
+        self.query_one(FrontPlot).show(found.fastest, found.best)
         self.query_one("#reasons", Static).update(reasons_view(plan))
         self._show_prediction(plan.recommended)
 
@@ -300,7 +300,7 @@ class PlanScreen(PlannerScreen):
             self.query_one("#headline", Static).update(f"★ Recommended\n{in_short(best)}")
             self._show_prediction(self.session.plan.recommended)
             return
-        front = sorted(self.session.plan.search.pareto, key=lambda c: c.tok_per_s_per_user)
+        front = sorted(self.session.plan.search.fastest, key=lambda c: c.tok_per_s_per_user)
         self.predict_candidate(self.session, front[index], index)
 
     @work(thread=True, exclusive=True, group="candidate", exit_on_error=False)
@@ -318,7 +318,7 @@ class PlanScreen(PlannerScreen):
     def show_candidate(self, event: CandidatePredicted) -> None:
         """Show a candidate of the front in the tables."""
         if self.session is not None:
-            size = len(self.session.plan.search.pareto)
+            size = len(self.session.plan.search.fastest)
             self.query_one("#headline", Static).update(
                 f"◆ {event.index + 1} of {size} on the Pareto front (r returns to ★)\n"
                 f"{short_config(event.prediction.config)}\n{in_short(event.prediction)}"

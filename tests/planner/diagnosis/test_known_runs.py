@@ -19,6 +19,8 @@ TRANSFORMERS = ROOT / "profiles/runs/h200_transformers/runs.jsonl"
 
 REGRET = ROOT / "docs/regret/runs.jsonl"
 
+REGRET_H100 = ROOT / "docs/regret_h100/runs.jsonl"
+
 
 @cache
 def only(run: str, **slo: float) -> Diagnosis:
@@ -48,6 +50,8 @@ def share_of(metric: str, ranked: RankedFinding) -> float:
         (f"{REGRET}:h200_vllm_Llama-3.1-8B-Instruct_b138bb66fc", "max_batch_size"),
         # 30 requests/s arrived, 19 were served.
         (f"{REGRET}:h200_vllm_Llama-3.1-8B-Instruct_6755c99031", "over_capacity"),
+        # NVML saw the GPU busy for 82 % of the run, 128 sequences in flight throughout.
+        (f"{REGRET_H100}:h100_sxm_vllm_Llama-3.1-8B-Instruct_288a5d43c5", "host_bound"),
         # transformers runs one step after the other: busy for half of the time.
         (f"{TRANSFORMERS}:1", "host_bound"),
         # A batch of 8 under 32 clients, an engine without a model.
@@ -96,6 +100,11 @@ def test_an_slo_that_is_missed_is_what_causes_are_ranked_by() -> None:
 
 def test_an_slo_that_is_kept_leaves_nothing_to_say_of_where_time_went() -> None:
     assert only(f"{VLLM}:h200_vllm_llama-3.1-8b_fp8_A_c8", ttft_ms__mean=10_000).is_well
+
+
+def test_a_gap_that_nothing_explains_is_said_to_be_so() -> None:
+    run = only(f"{REGRET_H100}:h100_sxm_vllm_Llama-3.1-8B-Instruct_495ffdc160")
+    assert [c.metric for c in run.unexplained] == ["ttft_ms.mean"]
 
 
 def test_a_host_bound_run_of_one_precision_is_no_wrong_kernel() -> None:

@@ -104,6 +104,13 @@ def test_a_knob_that_the_engine_does_not_have_is_no_neighbour(busy: str) -> None
     assert "free_gpu_memory_fraction" not in knobs
 
 
+def test_what_changes_nothing_is_not_called_a_miss(busy: str) -> None:
+    limits = {"kv_cache_dtype": "bf16"}  # vLLM reads a BF16 cache alike in blocks of any size
+    found = plan(PlanRequest(gpu="h200", workload=busy, engine="vllm", trials=20, limits=limits))
+    verdicts = {n.verdict for n in found.neighbours if n.knob == "tokens_per_block"}
+    assert verdicts == {"no difference"}
+
+
 def test_an_uncontested_plan_is_decided_by_headroom() -> None:
     found = plan(PlanRequest(gpu="h100", workload="chat", trials=20))
     assert found.status == "feasible"

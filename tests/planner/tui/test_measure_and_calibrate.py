@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from planner.tui.screens.measure import MeasureScreen
 from planner.tui.screens.runs import RunsScreen
 from planner.tui.screens.what_if import WhatIfScreen
 from planner.tui.widgets.candidate_list import CandidateList
-from planner.tui.widgets.simulation_plot import SimulationPlot
 from planner.tui.worker import worker
 from tests.executor.test_backends import marked_processes
 from tests.planner.tui.driving import (
@@ -32,6 +30,7 @@ from tests.planner.tui.driving import (
     planned,
     planner_at,
     problem_at,
+    sees,
     shown,
     text_of,
     until,
@@ -191,11 +190,6 @@ async def test_a_gpu_that_vanishes_in_the_middle_of_a_run(
     worker("measure").close()
 
 
-def _has_title(plot: SimulationPlot, words: str) -> bool:
-    return words in str(plot.border_title)
-
-
-@pytest.mark.xfail(reason="the plot of the simulated run waits for a change", strict=False)
 async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
     async with planner_at(tmp_path, SMALL) as pilot:
         await planned(pilot)
@@ -204,10 +198,10 @@ async def test_the_simulation_follows_the_closed_form(tmp_path: Path) -> None:
         assert isinstance(screen, WhatIfScreen)
         await until(pilot, lambda: screen.simulated is not None)
         await until(pilot, lambda: text_of(pilot, "#differences").startswith("Simulated"))
-        plot = screen.query_one(SimulationPlot)
+        await pilot.press("v")  # from the words to the curve
         for words in ("KV blocks of", "ms per step", "sequences of all engines"):
             await pilot.press("v")
-            await until(pilot, partial(_has_title, plot, words))
+            await sees(pilot, words)
         await pilot.press("right")
         await until(pilot, lambda: bool(screen.settings) and screen.simulated is not None)
         assert screen.simulated is not None

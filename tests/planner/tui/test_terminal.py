@@ -110,8 +110,11 @@ class Terminal:
     def quit(self) -> int:
         """Leave the program and return its exit status."""
         self.press("C-q")
-        self.until(lambda: self.tmux("display", "-p", "#{pane_dead}").strip() == "1")
-        return int(self.tmux("display", "-p", "#{pane_dead_status}"))
+        self.until(lambda: bool(self._exit_status()))
+        return int(self._exit_status())
+
+    def _exit_status(self) -> str:
+        return self.tmux("display", "-p", "#{pane_dead_status}").strip()
 
     def close(self) -> None:
         """End the tmux server."""
