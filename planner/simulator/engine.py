@@ -210,22 +210,21 @@ class Engine:
         capacity, waiting, kv = self.limits.capacity, self.waiting, self.kv
         if not capacity.opens(active=self._held + len(self._leaving)):
             return
-        budget = self._budget() - sum(r.remaining_prefill for r in self._prefilling)
         free_slots = self.slots - self._held - len(self._leaving)
         growth = 0 if self._reserves else kv.pool.growth(self._steps_taken, 1)
         while waiting and free_slots > 0:
             request = waiting.first()
             if kv.must_wait(request) or not capacity.fits(request, kv, growth_units=growth):
                 return
-            if capacity.within_budget and not self._reached(request, budget):
+            if capacity.within_budget and not self._reached(request):
                 return
             waiting.remove(request)
             self._start(request)
-            budget -= request.remaining_prefill
             free_slots -= 1
 
-    def _reached(self, request: Request, budget: int) -> bool:
+    def _reached(self, request: Request) -> bool:
         """Whether what others leave of this step's budget lets the prompt begin."""
+        budget = self._budget() - sum(r.remaining_prefill for r in self._prefilling)
         if self.limits.chunks or request.generated:
             return budget > 0
         return request.remaining_prefill <= budget

@@ -190,7 +190,8 @@ def test_layers_left_out_stay_inside_the_bound() -> None:
     left_out = np.isin(layer, [2048 * 1000 + 128, 4096 * 1000 + 8, 6144 * 1000 + 160])
     gpu = replace(GPU, name="h200_sxm", hbm_bytes_per_s=4.8e12)
     unseen = select(table, left_out)
-    fits = fit_moe(select(table, ~left_out), gpu)
+    every_eighth = np.arange(left_out.size) % 8 == 0
+    fits = fit_moe(select(table, ~left_out & every_eighth), gpu)
     measured_s = unseen["latency_us"].astype(np.float64) * 1e-6
     error = np.abs(predict_moe(unseen, gpu, fits) / measured_s - 1)
     assert left_out.sum() > 1000

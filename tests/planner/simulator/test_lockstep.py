@@ -22,7 +22,7 @@ from tests.planner.simulator.stand_in import (
 from tests.planner.simulator.test_properties import clocks, engines, front_ends, workloads
 
 COLUMNS = ("arrival_s", "started_s", "first_token_s", "last_token_s")
-thorough = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
 
 def assert_same(one: SimulationResult, other: SimulationResult, tolerance: float) -> None:

@@ -100,7 +100,7 @@ front_ends = st.sampled_from(
     ]
 )
 clocks = st.sampled_from([CLOCK, SLOW_LAUNCH_CLOCK])
-thorough = settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 
 @thorough
