@@ -1,6 +1,6 @@
 """Reads measured runs: what a prediction may know of them, and what was measured.
 
-The format is one JSON object a line, described in the README. Only configuration,
+The format is one JSON object a line, described in `docs/runs.md`. Only configuration,
 workload, prompt and output lengths and open-loop arrivals may enter a prediction;
 everything under `measured` is for the comparison, save how often drafts were right: that belongs to
 the text.

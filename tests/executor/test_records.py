@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from executor.backend import Failure
 from executor.records import (
     MeasuredRequest,
     RequestStatus,
@@ -126,3 +128,9 @@ def test_a_failed_requests_file_leaves_the_old_one(
         write_requests(path, REQUESTS)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_format_is_documented_in_full() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+    words = [field.name for field in fields(RunRecord)] + [str(kind) for kind in Failure]
+    assert [word for word in words if f"`{word}`" not in text] == []
