@@ -43,6 +43,8 @@ def _run(command: click.Command) -> None:
     """Run a command and turn every expected error into one line and an exit status."""
     try:
         status = command.main(standalone_mode=False)
+    except click.MissingParameter as error:
+        _fail(_what_to_give(error), status=2)
     except click.ClickException as error:
         _fail(error.format_message().replace("\n", " "), status=2)
     except PlannerError as error:
@@ -54,6 +56,13 @@ def _run(command: click.Command) -> None:
     except OSError as error:
         _fail(f"{error.filename or 'output'}: {error.strerror}", status=2)
     sys.exit(status or 0)
+
+
+def _what_to_give(error: click.MissingParameter) -> str:
+    option = error.param
+    if isinstance(option, click.Option) and option.help:
+        return f"give {option.opts[-1]}: {option.help}"
+    return error.format_message()
 
 
 def end_without_reader() -> NoReturn:

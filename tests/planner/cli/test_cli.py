@@ -127,6 +127,7 @@ WRONG = [
     (["validate", "missing.jsonl"], "missing.jsonl"),
     (["validate", "--operators", "missing.csv"], "missing.csv"),
     (["validate"], "runs"),
+    (["measure"], "planner doctor"),
     ([*CHAT, "--storage", "nonsense://"], "sqlite:///"),
     ([*CHAT, "--storage", "sqlite:////nowhere/at/all.db"], "sqlite:///"),
 ]  # fmt: skip
