@@ -9,7 +9,9 @@ from typing import Any
 import click
 import pytest
 
+from cost_models.engine_profile_io import list_engines, load_engine
 from cost_models.errors import PlannerError
+from executor.quantization.schemes import SCHEMES
 from planner.cli.plan import plan_command
 from planner.cli.quality import quality_command, quantize_command
 
@@ -30,7 +32,17 @@ def test_the_list_tells_engine_and_gpus_of_every_scheme(
     assert run(quantize_command, "--list") == 0
     text = capsys.readouterr().out
     assert "fp8_block: fp8_block in the form fp8" in text
-    assert "trtllm on sm 90, 100, 103" in text
+    assert "trtllm        sm 90, 100, 103; tensorrt_llm/_torch/model_config.py" in text
+    assert "trtllm        no: the PyTorch backend of 1.2 loads no GPTQ checkpoint" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("engine", list_engines())
+def test_what_a_plan_may_recommend_is_what_the_engine_loads(engine: str) -> None:
+    rules = load_engine(engine).quantizations
+    for row in SCHEMES.values():
+        if row.quantization in rules and rules[row.quantization].searched:
+            assert (engine in row.loaded_by) is rules[row.quantization].deployable, row.name
 
 
 @pytest.mark.parametrize(
