@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import JSON_OPTION, STORE_OPTION, print_json, read_slo
+from planner.cli.options import (
+    JSON_OPTION,
+    STORE_OPTION,
+    print_json,
+    quality_limit_option,
+    read_slo,
+)
 
 if TYPE_CHECKING:
     from planner.diagnosis.finding import Diagnosis, RankedFinding, Remedy
@@ -22,16 +28,12 @@ if TYPE_CHECKING:
     metavar="METRIC=LIMIT",
     help="What the run had to keep, as ttft_ms.p99=500; repeatable.",
 )
-@click.option(
-    "--max-quality-loss",
-    type=click.FloatRange(min=0),
-    default=None,
-    metavar="PCT",
-    help="Loss of quality in percent that was allowed beside the published checkpoint.",
+@quality_limit_option(
+    "Loss of quality in percent that was allowed beside the published checkpoint."
 )
 @JSON_OPTION
 def diagnose_command(
-    run: str, store: str, slo: tuple[str, ...], max_quality_loss: float | None, as_json: bool
+    run: str, store: str, slo: tuple[str, ...], max_quality_loss_pct: float | None, as_json: bool
 ) -> int:
     """Say what is wrong with a measured run, why, and what turning a knob would do.
 
@@ -39,7 +41,8 @@ def diagnose_command(
     """
     from planner.api import diagnose  # noqa: PLC0415  help must not wait
 
-    found = diagnose(run, store=store, slo=read_slo(slo), max_quality_loss_pct=max_quality_loss)
+    limit = max_quality_loss_pct
+    found = diagnose(run, store=store, slo=read_slo(slo), max_quality_loss_pct=limit)
     if as_json:
         print_json({"runs": [diagnosis.to_json() for diagnosis in found]})
         return 0

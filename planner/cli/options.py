@@ -33,6 +33,18 @@ STORE_OPTION = click.option(
 )
 
 
+def quality_limit_option(what: str) -> Callable[[Any], Any]:
+    """Return the option that limits the loss of quality, with what it does to a command."""
+    return click.option(
+        "--max-quality-loss",
+        "max_quality_loss_pct",
+        type=click.FloatRange(min=0),
+        default=None,
+        metavar="PCT",
+        help=what,
+    )
+
+
 def duration_s(text: str) -> float:
     """Read a time option: 90, 90s, 20m or 1h."""
     units_s = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -11,6 +11,7 @@ from rich.table import Table
 from cost_models.engine import EngineConfig
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
+from planner.quality.table import QUALITY_LOSS
 
 if TYPE_CHECKING:
     from planner.calibration.diff import CalibrationDiff
@@ -201,7 +202,8 @@ def _print_prediction_body(console: Console, prediction: Prediction) -> None:
     console.print(f"\nBinding limit: {prediction.binding_limit}")
     for name, excess in prediction.slo_excess.items():
         state = "met" if excess <= 0 else "MISSED"
-        console.print(f"  SLO {name}: {state}, {100 * excess:+.0f} % of the limit")
+        limit = "limit on quality" if name == QUALITY_LOSS else "SLO"
+        console.print(f"  {limit} {name}: {state}, {100 * excess:+.0f} % of the limit")
 
 
 def _print_speculation(console: Console, prediction: Prediction) -> None:

@@ -40,8 +40,9 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("told")
 def test_a_gpu_that_nvml_names_is_found(
-    told: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert local_gpu() == "h100_sxm"
     assert "GPU    NVIDIA H100 80GB HBM3 x 2, 580.159.04" in doctor(capsys)
