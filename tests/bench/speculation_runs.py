@@ -1,8 +1,8 @@
 """Speed-up by drafting as measured and predicted: `python -m tests.bench.speculation_runs FILE`.
 
 Runs of one model and number of clients are compared with those that do not draft. Predictions take
-the acceptance that each run counted. Where requests restricted their tokens (flag `token_mask`), what
-vLLM pays for that mask is taken off (`tests.bench.speculation_steps`), and both figures are shown.
+the acceptance that each run counted. Where requests restricted their tokens (flag `token_mask`),
+what vLLM pays for that mask is taken off (`tests.bench.speculation_steps`) and both are shown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
         spared = ""
         if any(is_masked(row.run) for row in rows):
             unmasked = _measured(plain) / _unmasked(rows)
-            spared = f" ({unmasked:.2f} without the mask: {100 * (predicted / unmasked - 1):+.0f} %)"
+            spared = (
+                f" ({unmasked:.2f} without the mask: {100 * (predicted / unmasked - 1):+.0f} %)"
+            )
         click.echo(
             f"{short_name(model):22} {clients:3} {scheme:12}{tokens:.2f} tokens a draft  measured "
             f"{measured:.2f}  predicted {predicted:.2f}  {100 * (predicted / measured - 1):+.0f} %"

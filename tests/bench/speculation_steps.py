@@ -1,4 +1,4 @@
-"""Steps of runs that draft, seen by clients: `python -m tests.bench.speculation_steps FILE [--fit]`.
+"""Steps of runs that draft: `python -m tests.bench.speculation_steps RUNS.jsonl [--fit]`.
 
 A step is quiet where the same sequences were in the batch before: no prompt came, none had ended.
 What a step behind an ended request takes longer is what renewing the batch costs; a request that
@@ -166,7 +166,7 @@ def tpot_without_renewals_s(run: MeasuredRun) -> float:
     if quiet is None or np.isnan(quiet.renewal_s):
         return float(flat_metrics(run.measured)["tpot_ms.mean"]) * 1e-3
     requests = read_streams(run)
-    first_s, last_s, saved_s = {}, {}, 0.0
+    saved_s, first_s, last_s = 0.0, dict[int, float](), dict[int, float]()
     for before, step in pairwise([[], *steps_of(chunks_of(requests))]):
         if any(chunk.is_last for chunk in before) or any(chunk.is_first for chunk in step):
             saved_s += quiet.renewal_s
