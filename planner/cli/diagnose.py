@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import click
 
 from planner.cli.options import (
     JSON_OPTION,
+    NO_BREAK,
     STORE_OPTION,
+    folded,
     print_json,
     quality_limit_option,
     read_slo,
@@ -46,8 +49,10 @@ def diagnose_command(
     if as_json:
         print_json({"runs": [diagnosis.to_json() for diagnosis in found]})
         return 0
+    width = shutil.get_terminal_size().columns
     for number, diagnosis in enumerate(found):
-        click.echo("\n" * bool(number) + "\n".join(_lines(diagnosis)))
+        lines = (folded(line, width) for line in _lines(diagnosis))
+        click.echo("\n" * bool(number) + "\n".join(lines))
     return 0
 
 
@@ -82,4 +87,4 @@ def _remedy_lines(remedy: Remedy) -> Iterable[str]:
     yield f"   > {remedy.action}{f' ({remedy.note})' if remedy.note else ''}"
     if remedy.effects:
         effects = (f"{e.metric} {e.before:,.4g} → {e.after:,.4g}" for e in remedy.effects)
-        yield f"     {', '.join(effects)}"
+        yield f"     {', '.join(effect.replace(' ', NO_BREAK) for effect in effects)}"
