@@ -336,6 +336,11 @@ def _contradictions(config: EngineConfig, model: ModelSpec) -> list[Violation]:
             "pipeline_parallel_size",
             "is not combined with attention DP here",
         ),
+        (
+            config.enable_piecewise_cuda_graph and config.decoding_type == "DraftTarget",
+            "enable_piecewise_cuda_graph",
+            "torch.compile works with one model, not with a draft beside it",
+        ),
     )
     return [_violation(config, knob, reason) for broken, knob, reason in pairs if broken]
 

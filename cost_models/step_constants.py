@@ -51,6 +51,12 @@ class StepConstants:
 
     No larger than the largest captured batch, which follows the batch limit.
     """
+    pieces_launch_share: float = 1.0
+    """Launch time that stays where `enable_piecewise_cuda_graph` captures all but attention.
+
+    Attention's operator stays eager, with much of the host's work; how much nobody has published:
+    a round prior.
+    """
     attention_decode_efficiency: float = 0.0
     """Share of HBM bandwidth at which the engine's own decode kernel reads the cache.
 
