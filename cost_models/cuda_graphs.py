@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from cost_models.engine import EngineConfig
 
+PIECE_TOKENS = (*(1 << doubling for doubling in range(8)), *range(256, 3073, 256))
+"""Tokens for which TensorRT-LLM 1.2 captures the pieces of a step with prompts, by default.
+
+`torch_compile_config.capture_num_tokens`; such a step is padded to the next of them, always
+(docs/source/features/torch_compile_and_piecewise_cuda_graph.md).
+"""
+
 
 def captured_batch_sizes(config: EngineConfig, engine: str = "trtllm") -> tuple[int, ...]:
     """Return the captured decode batch sizes in increasing order; empty when graphs are off.

@@ -50,9 +50,9 @@ class EngineConfig:
     """Largest decode batch captured in a CUDA graph; 0 is eager."""
     cuda_graph_padding: bool = False
     enable_piecewise_cuda_graph: bool = False
-    """TensorRT-LLM: `torch_compile_config` with graphs of prefill steps, piece by piece.
+    """TensorRT-LLM: `torch_compile_config` with graphs of steps with prompts, piece by piece.
 
-    A prototype whose gain nobody has published: predicted as without it.
+    They are launched faster, but padded to captured numbers of tokens.
     """
     stream_interval: int = 1
     disable_overlap_scheduler: bool = False

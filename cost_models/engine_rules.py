@@ -210,8 +210,10 @@ class EngineRules:
         rule = self.speculation.get(config.decoding_type)
         if rule is None:
             offered = ", ".join(self.speculation)
+            if not config.decoding_type:
+                return [_violation(config, "max_draft_len", f"needs decoding_type: {offered}")]
             reason = f"{self.title} does not offer it; offered: {offered}"
-            return [Violation(knob="decoding_type", value=config.decoding_type, reason=reason)]
+            return [_violation(config, "decoding_type", reason)]
         size, stages = config.max_matching_ngram_size, config.pipeline_parallel_size
         pairs = (
             (not config.max_draft_len, "max_draft_len", "drafts at least one token"),
@@ -333,6 +335,11 @@ def _contradictions(config: EngineConfig, model: ModelSpec) -> list[Violation]:
             config.enable_attention_dp and config.pipeline_parallel_size > 1,
             "pipeline_parallel_size",
             "is not combined with attention DP here",
+        ),
+        (
+            config.enable_piecewise_cuda_graph and config.decoding_type == "DraftTarget",
+            "enable_piecewise_cuda_graph",
+            "torch.compile works with one model, not with a draft beside it",
         ),
     )
     return [_violation(config, knob, reason) for broken, knob, reason in pairs if broken]

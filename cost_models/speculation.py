@@ -125,6 +125,7 @@ class SpeculativeStep:
         """Return the time of one iteration of the engine, by family."""
         families = dict(self.verify.cost(batch).by_family)
         families["draft"] = self.draft_s(batch)
+        families["lm_head"] = families["lm_head"] + self.judging_s(batch.decode_sequences)
         families["host"] = families["host"] + self.bare_host_s(batch.running)
         return StepCost(by_family=families)
 
@@ -149,7 +150,7 @@ class SpeculativeStep:
         """Return the time to draft the next tokens of every sequence in a batch."""
         running = batch.running
         if self.draft is None:
-            return self.heads_s(running)
+            return self.heads_s(running) + self.search_s(running * _mean_kv_len(batch))
         rows = self.draft.rows_per_sequence * np.asarray(batch.decode_sequences, np.float64)
         seen = rows + np.asarray(batch.prefill_tokens, np.float64)
         further = StepBatch(decode_sequences=running, decode_kv_len=_mean_kv_len(batch))
@@ -187,6 +188,19 @@ class SpeculativeStep:
         block_s = self.verify.gemm(sequences, hidden, hidden, dtype="bfloat16")
         head_s = self.verify.gemm(sequences, vocab_shard, hidden, dtype="bfloat16")
         return self.speculation.max_draft_len * (block_s + head_s)
+
+    def search_s(self, cached_tokens: ArrayLike) -> FloatArray:
+        """Return the host time to look for n-grams in so many tokens; 0 of other schemes."""
+        searches = self.speculation.decoding_type == "NGram"
+        token_s = self.verify.calibration.step.ngram_token_s if searches else 0.0
+        return token_s * np.asarray(cached_tokens, np.float64)
+
+    def judging_s(self, decode_sequences: ArrayLike) -> FloatArray:
+        """Return the time to compare drafts with the logits of their rows, over the vocabulary."""
+        step, gpu = self.verify.calibration.step, self.verify.gpu
+        drafted = (self.rows_per_sequence - 1) * np.asarray(decode_sequences, np.float64)
+        read_bytes = drafted * self.model.vocab_size * step.judged_logit_bytes
+        return np.asarray(read_bytes / (gpu.hbm_bytes_per_s * step.elementwise_efficiency))
 
     def bare_host_s(self, running: FloatArray) -> FloatArray:
         """Return the host time that a scheme leaves bare which is not scheduled ahead."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.cuda_graphs import captured_batch_sizes
+from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes
 from cost_models.engine import EngineConfig
 from cost_models.fusion import ELEMENT_BYTES, norm_traffic, swiglu_traffic
 from cost_models.gpu import GpuSpec
@@ -128,17 +128,18 @@ class StepModel:
         """Return the time of a pass of `batch` through all layers, by family."""
         sequences, tokens, kv_len, prompts, past = _columns(batch)
         decoding = self._graph_padded(sequences, tokens) * self.rows_per_sequence
+        computed = self._piece_padded(decoding + tokens, tokens)
         rank_tokens = np.asarray(batch.rank_tokens, np.float64)
         rank_tokens = rank_tokens + (self.rows_per_sequence - 1) * sequences
         alike = np.isnan(rank_tokens) | (not self.config.enable_attention_dp)
-        shared = np.where(alike, decoding + tokens, rank_tokens)
+        shared = np.where(alike, computed, rank_tokens)
         families = _Families()
         for group in self.model.layer_groups:
             layer = _Layer(self, group)
-            layer.add_projections(families, decoding + tokens)
+            layer.add_projections(families, computed)
             layer.add_attention(families, sequences, kv_len, prompts, tokens, past)
-            layer.add_mlp(families, decoding + tokens, shared)
-            layer.add_elementwise(families, decoding + tokens)
+            layer.add_mlp(families, computed, shared)
+            layer.add_elementwise(families, computed)
         self._add_head(families, decoding + prompts)
         self._add_gaps(families)
         scaled = families.scaled(self.calibration.step.family_scale)
@@ -195,6 +196,17 @@ class StepModel:
         in_graph = (prefill_tokens == 0) & (slot < sizes.size) & (sequences > 0)
         return np.where(in_graph, padded, sequences)
 
+    def _in_pieces(self, rows: FloatArray, prefill_tokens: FloatArray) -> NDArray[np.bool_]:
+        """Whether a step with prompts is replayed from captured pieces."""
+        if not self.config.enable_piecewise_cuda_graph:
+            return np.zeros(np.shape(rows), bool)
+        return np.asarray((prefill_tokens > 0) & (rows <= PIECE_TOKENS[-1]))
+
+    def _piece_padded(self, rows: FloatArray, prefill_tokens: FloatArray) -> FloatArray:
+        """Pad steps with prompts to the captured numbers of tokens, if there are any."""
+        slot = np.searchsorted(PIECE_TOKENS, np.minimum(rows, PIECE_TOKENS[-1]) - 1e-9)
+        return np.where(self._in_pieces(rows, prefill_tokens), np.take(PIECE_TOKENS, slot), rows)
+
     def _is_eager(self, sequences: FloatArray, prefill_tokens: FloatArray) -> NDArray[np.bool_]:
         sizes = captured_batch_sizes(self.config, self.calibration.engine)
         return (prefill_tokens > 0) | (sequences > (sizes[-1] if sizes else 0))
@@ -240,6 +252,8 @@ class StepModel:
             per_layer = per_layer + step.eager_layer_tp_s
         if self.kv_table == "fp8":
             per_layer = per_layer + step.eager_layer_fp8_cache_s
+        stays = self._in_pieces(tokens + self.rows_per_sequence * sequences, tokens)
+        per_layer = per_layer * np.where(stays, step.pieces_launch_share, 1.0)
         floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
         return np.where(self._is_eager(sequences, tokens), floor_s, step.host_floor_s)
 

@@ -51,6 +51,12 @@ class StepConstants:
 
     No larger than the largest captured batch, which follows the batch limit.
     """
+    pieces_launch_share: float = 1.0
+    """Launch time that stays where `enable_piecewise_cuda_graph` captures all but attention.
+
+    Attention's operator stays eager, with much of the host's work; how much nobody has published:
+    a round prior.
+    """
     attention_decode_efficiency: float = 0.0
     """Share of HBM bandwidth at which the engine's own decode kernel reads the cache.
 
@@ -99,6 +105,14 @@ class StepConstants:
     leaves bare, since the next step waits for the drafts of this one."""
     synchronous_host_per_sequence_s: float = 0.0
     """The same per running sequence."""
+    ngram_token_s: float = 0.0
+    """Per cached token: searching the context for the n-gram that a draft follows.
+
+    vLLM scans every sequence from its first token in each step, in one thread
+    (`python -m tests.bench.ngram_proposer`); 0 where an index is kept, as TensorRT-LLM does.
+    """
+    judged_logit_bytes: float = 0.0
+    """Traffic of one logit of a draft token: gathered, widened, copied, compared."""
     draft_pass_s: float = 0.0
     """Per pass of a draft model: preparing it and choosing its tokens, which no operator is."""
     draft_layer_s: float = 0.0

@@ -16,6 +16,12 @@ CACHED_FRACTION = 0.02
 """Share of the prompt tokens that may come from a prefix cache by chance and block rounding."""
 
 
+MASKING_KEY = "allowed_token_ids"
+"""Key of a request that restricts its tokens: vLLM keeps a mask over the whole vocabulary for it on
+the CPU, and renews it whenever a request joins or leaves the batch
+(`python -m tests.bench.speculation_steps`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How one run ended, and what it measured."""
@@ -64,6 +70,7 @@ def outcome_of(
         "stalled": stall_s > 0,
         "cached_prompts": cached,
         "approximate_lengths": not server.endpoint.exact_lengths,
+        "token_mask": MASKING_KEY in server.endpoint.options,
     }
     return Outcome(
         status=status,

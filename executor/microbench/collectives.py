@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import ExitStack
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -118,6 +119,7 @@ class RankGroups:
     def __init__(self, device: str) -> None:
         self.device = device
         self._groups: dict[int, RankGroup] = {}
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         """Start nothing yet."""
@@ -129,9 +131,8 @@ class RankGroups:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End every group."""
-        for group in self._groups.values():
-            group.__exit__(kind, error, trace)
+        """End every group, the others too where one fails to."""
+        self._open.__exit__(kind, error, trace)
 
     def allreduce_s(self, num_ranks: int, elements: int) -> float:
         """Return the time of an all-reduce over so many GPUs.
@@ -140,8 +141,9 @@ class RankGroups:
             RuntimeError: As `RankGroup.allreduce_s`.
         """
         if num_ranks not in self._groups:
-            self._groups[num_ranks] = RankGroup(num_ranks, self.device).__enter__()
-            self._groups[num_ranks].start()
+            group = self._open.enter_context(RankGroup(num_ranks, self.device))
+            self._groups[num_ranks] = group
+            group.start()
         return self._groups[num_ranks].allreduce_s(elements)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from cost_models.engine_profile_io import load_engine
+from cost_models.engine_profile_io import list_engines, load_engine
+from cost_models.engine_rules import PrecisionRule
 from cost_models.errors import ConfigError
 
 FP8_BLOCK = 128
@@ -62,8 +63,19 @@ class Scheme:
 
     def compute_capabilities(self, engine: str) -> tuple[int, ...]:
         """Return the GPUs that run it, as 90 for 9.0; empty where the engine cannot load it."""
-        rule = load_engine(engine).quantizations.get(self.quantization)
+        rule = self._rule(engine)
         return rule.sm if rule is not None and engine in self.loaded_by else ()
+
+    def why_not(self, engine: str) -> str:
+        """Return why an engine cannot load it, as its profile has it."""
+        rule = self._rule(engine)
+        return (rule.reason if rule is not None else "") or "it takes another form"
+
+    def _rule(self, engine: str) -> PrecisionRule | None:
+        """Return what an engine's profile says of the precision; transformers has none."""
+        if engine not in list_engines():
+            return None
+        return load_engine(engine).quantizations.get(self.quantization)
 
 
 TRTLLM_MODELOPT = (
@@ -72,9 +84,15 @@ TRTLLM_MODELOPT = (
 TRTLLM_HF = "tensorrt_llm/_torch/model_config.py load_hf_quant_config, quant_method fp8"
 VLLM_MODELOPT = "vllm 0.25.1 layers/quantization/modelopt.py QUANT_ALGOS"
 VLLM_FP8 = "vllm 0.25.1 layers/quantization/fp8.py, weight_block_size"
-VLLM_COMPRESSED = "vllm 0.25.1 layers/quantization/compressed_tensors/schemes"
+VLLM_COMPRESSED = "vllm 0.25.1 compressed_tensors/schemes"
 HF_FP8 = "transformers 5 quantizers/quantizer_finegrained_fp8.py"
 HF_COMPRESSED = "transformers 5 quantizers/quantizer_compressed_tensors.py"
+
+PACKED_LOADERS: Mapping[str, str] = {
+    "vllm": f"{VLLM_COMPRESSED}/compressed_tensors_wNa16.py",
+    "transformers": HF_COMPRESSED,
+}
+"""Who loads weights of 4 or 8 bits packed as compressed-tensors."""
 
 
 def _table(*rows: Scheme) -> dict[str, Scheme]:
@@ -101,10 +119,7 @@ SCHEMES: Mapping[str, Scheme] = _table(
         quantization="int8_wo",
         preset="INT8_WEIGHT_ONLY_CFG",
         form=Form.COMPRESSED_TENSORS,
-        loaded_by={
-            "vllm": f"{VLLM_COMPRESSED}/compressed_tensors_wNa16.py",
-            "transformers": HF_COMPRESSED,
-        },
+        loaded_by=PACKED_LOADERS,
     ),
     Scheme(
         name="int8_sq",
@@ -135,10 +150,7 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.COMPRESSED_TENSORS,
         num_bits=4,
         group_size=128,
-        loaded_by={
-            "vllm": f"{VLLM_COMPRESSED}/compressed_tensors_wNa16.py",
-            "transformers": HF_COMPRESSED,
-        },
+        loaded_by=PACKED_LOADERS,
     ),
     Scheme(
         name="int4_rtn",
@@ -147,10 +159,7 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.COMPRESSED_TENSORS,
         num_bits=4,
         group_size=128,
-        loaded_by={
-            "vllm": f"{VLLM_COMPRESSED}/compressed_tensors_wNa16.py",
-            "transformers": HF_COMPRESSED,
-        },
+        loaded_by=PACKED_LOADERS,
     ),
     Scheme(
         name="w4a8_awq",

@@ -65,7 +65,9 @@ NOT_TOLD = 0.9
 FLAGGED_WEIGHT = 0.3
 """Weight of a run's misses when something else than engine and GPU may have set its times."""
 
-WEIGHED_DOWN = frozenset({"client_limited", "throttled", "shared_gpu", "stalled", "cached_prompts"})
+WEIGHED_DOWN = frozenset(
+    {"client_limited", "throttled", "shared_gpu", "stalled", "cached_prompts", "token_mask"}
+)
 """Flags that do so."""
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import JSON_OPTION, STORE_OPTION, print_json, read_slo
+from planner.cli.options import (
+    JSON_OPTION,
+    NO_BREAK,
+    STORE_OPTION,
+    folded,
+    print_json,
+    quality_limit_option,
+    read_slo,
+)
 
 if TYPE_CHECKING:
     from planner.diagnosis.finding import Diagnosis, RankedFinding, Remedy
@@ -22,16 +31,12 @@ if TYPE_CHECKING:
     metavar="METRIC=LIMIT",
     help="What the run had to keep, as ttft_ms.p99=500; repeatable.",
 )
-@click.option(
-    "--max-quality-loss",
-    type=click.FloatRange(min=0),
-    default=None,
-    metavar="PCT",
-    help="Loss of quality in percent that was allowed beside the published checkpoint.",
+@quality_limit_option(
+    "Loss of quality in percent that was allowed beside the published checkpoint."
 )
 @JSON_OPTION
 def diagnose_command(
-    run: str, store: str, slo: tuple[str, ...], max_quality_loss: float | None, as_json: bool
+    run: str, store: str, slo: tuple[str, ...], max_quality_loss_pct: float | None, as_json: bool
 ) -> int:
     """Say what is wrong with a measured run, why, and what turning a knob would do.
 
@@ -39,12 +44,15 @@ def diagnose_command(
     """
     from planner.api import diagnose  # noqa: PLC0415  help must not wait
 
-    found = diagnose(run, store=store, slo=read_slo(slo), max_quality_loss_pct=max_quality_loss)
+    limit = max_quality_loss_pct
+    found = diagnose(run, store=store, slo=read_slo(slo), max_quality_loss_pct=limit)
     if as_json:
         print_json({"runs": [diagnosis.to_json() for diagnosis in found]})
         return 0
+    width = shutil.get_terminal_size().columns
     for number, diagnosis in enumerate(found):
-        click.echo("\n" * bool(number) + "\n".join(_lines(diagnosis)))
+        lines = (folded(line, width) for line in _lines(diagnosis))
+        click.echo("\n" * bool(number) + "\n".join(lines))
     return 0
 
 
@@ -79,4 +87,4 @@ def _remedy_lines(remedy: Remedy) -> Iterable[str]:
     yield f"   > {remedy.action}{f' ({remedy.note})' if remedy.note else ''}"
     if remedy.effects:
         effects = (f"{e.metric} {e.before:,.4g} → {e.after:,.4g}" for e in remedy.effects)
-        yield f"     {', '.join(effects)}"
+        yield f"     {', '.join(effect.replace(' ', NO_BREAK) for effect in effects)}"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from planner.cli.options import JSON_OPTION, STORE_OPTION, duration_s, print_json
-
-if TYPE_CHECKING:
-    pass
+from planner.cli.options import (
+    JSON_OPTION,
+    STORE_OPTION,
+    duration_s,
+    print_json,
+    quality_limit_option,
+)
 
 
 @click.command("ladder")
@@ -32,14 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Engine of all steps but the first.",
 )
-@click.option(
-    "--max-quality-loss",
-    "max_quality_loss_pct",
-    type=click.FloatRange(min=0),
-    default=None,
-    metavar="PCT",
-    help="Loss of quality in percent beside BF16 at which the ladder stops.",
-)
+@quality_limit_option("Loss of quality in percent beside BF16 at which the ladder stops.")
 @click.option(
     "--calibration-data", default="", metavar="FILE", help="Text that quantization sees; builds."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from planner.cli.options import folded
 from planner.ladder.ladder import WHOLE_REQUEST, Ladder, Step
 
 MARKS = {"predicted": "p", "measured": "m", "published": "r"}
@@ -13,6 +14,9 @@ GIB = 2**30
 
 WIDTH = 140
 """Columns of the table; a terminal that is narrower wraps it."""
+
+NOTE_WIDTH = 80
+"""Columns of what is said below it."""
 
 COLUMNS: tuple[tuple[str, str, float, str], ...] = (
     ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.3g}"),
@@ -37,12 +41,11 @@ def print_ladder(ladder: Ladder) -> None:
     for step in ladder.steps:
         table.add_row(_title(step), *_cells(step), _speed_up(step, first), _loss(step))
     console.print(table)
-    console.print(
-        "\np predicted, m measured, r published for other models; speed-up is of a whole request"
-    )
+    console.print("\np predicted, m measured, r published for other models")
+    console.print("speed-up is of a whole request")
     for step in ladder.steps:
         for note in step.notes:
-            console.print(f"  {step.rung.title}: {note}")
+            console.print(folded(f"  {step.rung.title}: {note}", NOTE_WIDTH))
     if ladder.stopped_because:
         console.print(f"Stopped: {ladder.stopped_because}")
     if ladder.best:

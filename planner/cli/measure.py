@@ -315,4 +315,6 @@ def _differences(one: StoredRun, two: StoredRun) -> dict[str, dict[str, tuple[An
 def _gpu_line(identity: Mapping[str, Any]) -> str:
     if not identity:
         return "none found: `transformers` runs on the CPU, `endpoint` measures other machines"
-    return f"{identity['gpu_name']} x {identity['num_gpus_seen']}, {identity['driver_version']}"
+    name = identity.get("gpu_name", "of unknown name")
+    driver = identity.get("driver_version", "unknown driver")
+    return f"{name} x {identity['num_gpus_seen']}, {driver}"

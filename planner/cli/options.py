@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ import click
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
+
+NO_BREAK = "\u00a0"
 
 CALIBRATION_OPTION = click.option(
     "--calibration",
@@ -31,6 +34,34 @@ STORE_OPTION = click.option(
     metavar="URL",
     help="Where runs are kept: sqlite:///FILE or postgresql://USER@HOST/NAME.",
 )
+
+
+def folded(text: str, width: int) -> str:
+    """Return a line of a report so that it fits: what is too long goes on further in below.
+
+    It is not broken at no-break spaces, which become plain ones.
+    """
+    indent = len(text) - len(text.lstrip())
+    lines = textwrap.fill(
+        text,
+        width,
+        subsequent_indent=" " * (indent + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines.replace(NO_BREAK, " ")
+
+
+def quality_limit_option(what: str) -> Callable[[Any], Any]:
+    """Return the option that limits the loss of quality, with what it does to a command."""
+    return click.option(
+        "--max-quality-loss",
+        "max_quality_loss_pct",
+        type=click.FloatRange(min=0),
+        default=None,
+        metavar="PCT",
+        help=what,
+    )
 
 
 def duration_s(text: str) -> float:

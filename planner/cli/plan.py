@@ -14,6 +14,7 @@ from planner.cli.options import (
     common_options,
     print_json,
     progress_bar,
+    quality_limit_option,
     searched_on,
     searching_options,
 )
@@ -31,13 +32,7 @@ if TYPE_CHECKING:
     metavar="P",
     help="The SLO must hold at the upper end of the interval that holds 1 - P of measurements.",
 )
-@click.option(
-    "--max-quality-loss",
-    type=float,
-    default=None,
-    metavar="PCT",
-    help="Most that the precisions may be expected to lose, in percent.",
-)
+@quality_limit_option("Most that the precisions may be expected to lose, in percent.")
 @click.option("--trials", default=120, show_default=True, help="Optuna trials after the screening.")
 @click.option("--time-budget", default=10.0, show_default=True, help="Seconds for the search.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same plan.")
@@ -89,9 +84,5 @@ def _plan_request(options: dict[str, Any]) -> PlanRequest:
         storage=options["storage"],
         usd_per_hour=options["usd_per_hour"],
         scheduling=options["scheduling"],
-        max_quality_loss_pct=_quality_limit(options["max_quality_loss"]),
+        max_quality_loss_pct=options["max_quality_loss_pct"],
     )
-
-
-def _quality_limit(value: float | None) -> float | None:
-    return None if value is None else float(at_least(value, 0, "--max-quality-loss"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cost_models.errors import ConfigError
-from planner.cli.options import common_options, print_json, read_slo
+from planner.cli.options import common_options, print_json, quality_limit_option, read_slo
 
 if TYPE_CHECKING:
     from planner.prediction.predict import Prediction
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="TensorRT-LLM YAML (--config of trtllm-serve).",
 )
+@quality_limit_option("Most that the precisions may be expected to lose, in percent.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
 @click.option("--find-rate", is_flag=True, help="Find the highest rate that meets the SLO.")
 @click.option(
@@ -47,7 +48,10 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     timeline: str,
     **options: Any,
 ) -> int:
-    """Say what one configuration would do; without --set or --config, the engine's defaults."""
+    """Say what one configuration would do; without --set or --config, the engine's defaults.
+
+    Exit status 1 says that it does not fit, or breaks a limit of the SLO or of quality.
+    """
     from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
     from planner.knobs import (  # noqa: PLC0415
         apply_settings,
@@ -65,6 +69,7 @@ def predict_command(  # noqa: PLR0913  one argument for each output
         config, extra["ignored_options"] = config_from_options(options_file(config_file), config)
     config = apply_settings(config, parse_assignments(settings, "--set"))
     violations = check_runnable(problem, config)
+    extra["limits"] = problem.evaluator.limits
     extra["not_deployable"] = [str(violation) for violation in violations]
     demand = workload_demand(problem.workload, seed=seed)
     if find_rate:
@@ -82,7 +87,7 @@ def predict_command(  # noqa: PLR0913  one argument for each output
         from planner.cli.report import print_prediction  # noqa: PLC0415
 
         print_prediction(prediction, engine=options["engine"], notes=extra)
-    return 0 if prediction.fits else 1
+    return 0 if prediction.fits and prediction.meets_slo else 1
 
 
 def _write_simulation(

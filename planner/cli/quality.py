@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from planner.cli.options import JSON_OPTION, at_least, print_json
 
 if TYPE_CHECKING:
     from executor.quality.judge import QualityReport
+    from executor.quantization.schemes import Scheme
 
 DEVICE_OPTION = click.option(
     "--device", default="auto", show_default=True, help="cuda, cpu, or auto."
@@ -162,7 +164,22 @@ def _print_schemes(as_json: bool) -> None:
         return
     for name, row in SCHEMES.items():
         click.echo(f"{name}: {row.quantization} in the form {row.form}")
-        for engine, source in row.loaded_by.items():
-            sm = row.compute_capabilities(engine) if engine in list_engines() else ()
-            gpus = f" on sm {', '.join(map(str, sm))}" if sm else ""
-            click.echo(f"  {engine}{gpus}  [{source}]")
+        for engine in (*list_engines(), "transformers"):
+            click.echo(_loading_line(row, engine))
+
+
+def _loading_line(row: Scheme, engine: str) -> str:
+    """Say on which GPUs an engine loads a scheme and where that stands, or why it does not."""
+    sm = ", ".join(map(str, row.compute_capabilities(engine)))
+    source = row.loaded_by.get(engine)
+    if source is None:
+        said = f"no: {row.why_not(engine)}"
+    else:
+        said = f"sm {sm}; {source}" if sm else source
+    return textwrap.fill(
+        said,
+        80,
+        initial_indent=f"  {engine:14}",
+        subsequent_indent=" " * 16,
+        break_on_hyphens=False,
+    )

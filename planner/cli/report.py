@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cost_models.engine import EngineConfig
+from planner.cli.options import folded
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
+from planner.quality.table import QUALITY_LOSS
 
 if TYPE_CHECKING:
     from planner.calibration.diff import CalibrationDiff
@@ -22,8 +24,19 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
-PIPED_WIDTH = 100
+PIPED_WIDTH = 80
 """Columns of a report that does not go to a terminal."""
+
+SHORT_FAMILIES: Mapping[str, str] = {
+    "attention_decode": "attn dec",
+    "attention_prefill": "attn pre",
+    "elementwise": "elem",
+    "communication": "comm",
+}
+"""Operator families whose names are too long for a column."""
+
+MANY_FAMILIES = 9
+"""Columns of a step's time above which they stand closer."""
 
 LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"))
 
@@ -59,15 +72,18 @@ def print_plan(plan: Plan, *, gpu: str, workload: str, engine: str) -> None:
     if plan.alternatives:
         console.print("\nBest rejected candidates")
         for alternative in plan.alternatives:
-            console.print(
-                f"  {_short(alternative.prediction.config)}: {alternative.rejected_because}"
+            _say(
+                console,
+                f"  {_short(alternative.prediction.config)}: {alternative.rejected_because}",
             )
     if plan.search.pareto:
         _print_front(console, plan.search.pareto)
-    console.print(
-        f"\n{plan.search.num_evaluated} configurations evaluated in {plan.search.wall_s:.2f} s, "
+    console.print()
+    _say(
+        console,
+        f"{plan.search.num_evaluated} configurations evaluated in {plan.search.wall_s:.2f} s, "
         f"{len(plan.search.pareto)} on the Pareto front (--json lists them), "
-        f"seed {plan.search.seed}"
+        f"seed {plan.search.seed}",
     )
 
 
@@ -84,10 +100,10 @@ def print_prediction(
             f"  highest rate that meets the SLO: {notes['found_rate_per_s']:.4g} requests/s"
         )
     for violation in notes.get("not_deployable", ()):
-        console.print(f"  not deployable: {violation}")
+        _say(console, f"  not deployable: {violation}")
     if notes.get("ignored_options"):
         ignored = ", ".join(notes["ignored_options"])
-        console.print(f"  without effect on the prediction: {ignored}")
+        _say(console, f"  without effect on the prediction: {ignored}")
 
 
 def print_validation(result: Validation) -> None:
@@ -144,8 +160,7 @@ def print_profiles() -> None:
 
 def _print_config(console: Console, config: EngineConfig, *, engine: str) -> None:
     fraction = "gpu_memory_utilization" if engine == "vllm" else "free_gpu_memory_fraction"
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for line in (
+    pairs = (
         ("quantization", config.quantization, "kv_cache_dtype", config.kv_cache_dtype),
         (
             "tensor_parallel_size",
@@ -163,31 +178,29 @@ def _print_config(console: Console, config: EngineConfig, *, engine: str) -> Non
         ("max_batch_size", config.max_batch_size, "max_num_tokens", config.max_num_tokens),
         ("max_seq_len", config.max_seq_len, "tokens_per_block", config.tokens_per_block),
         (
-            fraction,
-            f"{getattr(config, fraction):g}",
-            "capacity_scheduler_policy",
-            config.capacity_scheduler_policy,
-        ),
-        (
             "enable_chunked_prefill",
             config.enable_chunked_prefill,
             "enable_block_reuse",
             config.enable_block_reuse,
         ),
         (
-            "cuda_graph max_batch_size",
-            config.cuda_graph_max_batch_size,
+            fraction,
+            f"{getattr(config, fraction):g}",
             "stream_interval",
             config.stream_interval,
         ),
+    )
+    for name, value, other, beside in pairs:
+        console.print(f"  {name:25} {value!s:11}  {other:22} {beside}")
+    for name, value in (
+        ("cuda_graph max_batch_size", config.cuda_graph_max_batch_size),
+        ("capacity_scheduler_policy", config.capacity_scheduler_policy),
     ):
-        table.add_row(*(f"  {cell}" for cell in line))
+        console.print(f"  {name} {value}")
     if config.speculates:
-        cells = ("decoding_type", config.decoding_type, "max_draft_len", config.max_draft_len)
-        table.add_row(*(f"  {cell}" for cell in cells))
-    console.print(table)
-    if config.speculates and config.speculative_model:
-        console.print(f"  speculative_model            {config.speculative_model}")
+        for name in ("decoding_type", "max_draft_len", "speculative_model"):
+            if value := getattr(config, name):
+                console.print(f"  {name:25} {value}")
 
 
 def _print_prediction_body(console: Console, prediction: Prediction) -> None:
@@ -198,10 +211,12 @@ def _print_prediction_body(console: Console, prediction: Prediction) -> None:
     _print_speculation(console, prediction)
     _print_memory(console, prediction)
     _print_steps(console, prediction)
-    console.print(f"\nBinding limit: {prediction.binding_limit}")
+    console.print()
+    _say(console, f"Binding limit: {prediction.binding_limit}")
     for name, excess in prediction.slo_excess.items():
         state = "met" if excess <= 0 else "MISSED"
-        console.print(f"  SLO {name}: {state}, {100 * excess:+.0f} % of the limit")
+        limit = "limit on quality" if name == QUALITY_LOSS else "SLO"
+        console.print(f"  {limit} {name}: {state}, {100 * excess:+.0f} % of the limit")
 
 
 def _print_speculation(console: Console, prediction: Prediction) -> None:
@@ -209,9 +224,10 @@ def _print_speculation(console: Console, prediction: Prediction) -> None:
     if found is None:
         return
     chances = ", ".join(f"{chance:.2f}" for chance in found.acceptance.conditional)
-    console.print(
+    _say(
+        console,
         f"  Drafts: {found.tokens_per_step:.2f} tokens a step; right with {chances} by position "
-        f"in {100 * found.acceptance.draft_rate:.0f} % of the steps ({found.acceptance.source})"
+        f"in {100 * found.acceptance.draft_rate:.0f} % of the steps ({found.acceptance.source})",
     )
 
 
@@ -253,7 +269,7 @@ def _print_quality(console: Console, prediction: Prediction) -> None:
         f"({low:.2f} to {high:.2f}, {quality.provenance})"
     )
     for source in quality.sources:
-        console.print(f"{'':21} {source.split(':')[0]}")
+        _say(console, f"{'':12}{source.split(':')[0]}")
 
 
 def _print_front(console: Console, front: Sequence[Candidate]) -> None:
@@ -265,10 +281,11 @@ def _print_front(console: Console, front: Sequence[Candidate]) -> None:
         names = dict.fromkeys(
             f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike
         )
-        console.print(
+        _say(
+            console,
             f"  {level:5.2f} % loss: {', '.join(names)}: up to "
             f"{max(c.tok_per_s_per_gpu for c in alike):.0f} tokens/s/GPU, or "
-            f"{max(c.tok_per_s_per_user for c in alike):.0f} tokens/s/user ({len(alike)})"
+            f"{max(c.tok_per_s_per_user for c in alike):.0f} tokens/s/user ({len(alike)})",
         )
 
 
@@ -277,10 +294,11 @@ def _print_simulation(console: Console, prediction: Prediction) -> None:
         console.print("  Latencies and rates are in closed form: nothing was simulated")
         return
     run = SimulationSummary.of(prediction.simulation)
-    console.print(
+    _say(
+        console,
         f"  Simulated {run.num_requests:,} requests in {run.num_steps:,} steps: "
         f"KV cache {100 * run.kv_mean_fraction:.0f} % used on average, "
-        f"{100 * run.kv_max_fraction:.0f} % at most, {run.num_preemptions} preemptions"
+        f"{100 * run.kv_max_fraction:.0f} % at most, {run.num_preemptions} preemptions",
     )
     if run.num_refused:
         console.print(f"  REFUSED: {run.num_refused} requests are longer than the engine takes")
@@ -314,28 +332,31 @@ def _print_memory(console: Console, prediction: Prediction) -> None:
 
 
 def _print_steps(console: Console, prediction: Prediction) -> None:
-    table = _table("ms per step", *prediction.step_time_breakdown["decode"])
-    for step, families in prediction.step_time_breakdown.items():
-        table.add_row(step, *(f"{1e3 * seconds:.2f}" for seconds in families.values()))
+    families = prediction.step_time_breakdown["decode"]
+    titles = [SHORT_FAMILIES.get(name, name) for name in families]
+    table = _table("ms/step", *titles, gap=2 if len(titles) <= MANY_FAMILIES else 1)
+    for step, seconds in prediction.step_time_breakdown.items():
+        table.add_row(step, *(f"{1e3 * value:.2f}" for value in seconds.values()))
     console.print(table)
     for step, chains in prediction.fusion_savings.items():
         parts = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in chains.items())
-        console.print(f"  Fusion saves {1e3 * sum(chains.values()):.2f} ms a {step} step: {parts}")
+        saved_ms = 1e3 * sum(chains.values())
+        _say(console, f"  Fusion saves {saved_ms:.2f} ms a {step} step: {parts}")
 
 
 def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None:
     console.print("\nWhat changing one knob would do")
     for neighbour in neighbours:
-        console.print(f"  {neighbour.knob}={neighbour.value}: {neighbour.verdict}")
+        _say(console, f"  {neighbour.knob}={neighbour.value}: {neighbour.verdict}")
 
 
 def _print_scheduling(console: Console, found: Scheduling) -> None:
     console.print("\nScheduling: other orders of the waiting queue")
     share = f"two or more requests wait for {100 * found.contention:.1f} % of the time"
     if not found.matters:
-        console.print(f"  no difference: {share}, so nobody is overtaken")
+        _say(console, f"  no difference: {share}, so nobody is overtaken")
     elif found.was_too_long:
-        console.print(f"  {share}; --scheduling simulates what an order would do")
+        _say(console, f"  {share}; --scheduling simulates what an order would do")
     for one in found.alternatives:
         gains = ", ".join(
             f"{_metric_title(name)} {100 * (pair[1] / pair[0] - 1):+.1f} %"
@@ -343,7 +364,7 @@ def _print_scheduling(console: Console, found: Scheduling) -> None:
             if pair[0]
         )
         how = f"offered: {one.how}" if one.how else f"not offered by {found.engine}"
-        console.print(f"  {one.queue_order} ({one.requests}): {gains}; {how}")
+        _say(console, f"  {one.queue_order} ({one.requests}): {gains}; {how}")
 
 
 def _metric_title(metric: str) -> str:
@@ -400,8 +421,12 @@ def _short(config: EngineConfig) -> str:
     return " ".join([*parts, f"batch {config.max_batch_size}", f"tokens {config.max_num_tokens}"])
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def _say(console: Console, text: str) -> None:
+    console.print(folded(text, console.width))
+
+
+def _table(*columns: str, gap: int = 2) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table

@@ -297,14 +297,20 @@ def local_gpu() -> str:
     """Return the profile of this machine's GPU, or `cpu` where there is none.
 
     Raises:
-        ProfileError: A GPU without a profile.
+        ProfileError: A GPU without a profile, or of which NVML tells too little.
     """
     from planner.api import profile_of_device  # noqa: PLC0415
 
     identity = NvmlReader().identity()
     if not identity:
         return CPU
-    return profile_of_device(identity["gpu_name"], float(identity["gpu_memory_bytes"]))
+    name, memory_bytes = identity.get("gpu_name"), identity.get("gpu_memory_bytes")
+    if not name or not memory_bytes:
+        raise ProfileError(
+            "NVML does not tell name and memory of this machine's GPU",
+            hint="name its profile with --gpu, as in --gpu h100",
+        )
+    return profile_of_device(name, float(memory_bytes))
 
 
 def _configs(

@@ -282,22 +282,6 @@ def _checkpoint(config: EngineConfig, model: ModelSpec) -> str:
     return f'"$here"/{shlex.quote(folder)}'
 
 
-_GPTQ_PROGRAM = """calibration=${{CALIBRATION:?set CALIBRATION to a text file, one sample a line}}
-python3 - {source} "$calibration" "$checkpoint" <<'PYTHON'
-import sys
-
-from gptqmodel import GPTQModel, QuantizeConfig
-
-source, calibration, target = sys.argv[1:]
-with open(calibration, encoding="utf-8") as file:
-    samples = [line for line in file.read().splitlines() if line.strip()]
-model = GPTQModel.load(source, QuantizeConfig(bits=4, group_size=128))
-model.quantize(samples)
-model.save(target)
-PYTHON
-"""
-
-
 _PREAMBLE = """#!/usr/bin/env bash
 # {purpose}
 # Usage: {usage}
@@ -394,8 +378,6 @@ def _quantize_script(config: EngineConfig, model: ModelSpec) -> str:
         script += f"# Published already: CHECKPOINT={shlex.quote(published)} ./serve.sh\n"
     source = shlex.quote(model.hub_name)
     kv_format = config.kv_cache_dtype if config.kv_cache_dtype in ("fp8", "nvfp4") else "none"
-    if config.quantization == "w4a16_gptq":
-        return script + _GPTQ_PROGRAM.format(source=source)
     weights = MODELOPT_FORMATS.get(config.quantization, "")
     if not weights:
         if config.quantization != model.checkpoint_quantization:

@@ -30,6 +30,7 @@ NEIGHBOUR_KNOBS = (
     "enable_chunked_prefill",
     "capacity_scheduler_policy",
     "stream_interval",
+    "enable_piecewise_cuda_graph",
 )
 
 SHOWN_CHANGES = ("highest_rate_per_s", "ttft_ms.p99", "tpot_ms.mean", "output_tok_per_s_per_gpu")

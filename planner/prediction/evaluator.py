@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance, believed
 from cost_models.calibration import Calibration
-from cost_models.cuda_graphs import captured_batch_sizes
+from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.gpu import GpuSpec
@@ -283,8 +283,10 @@ class Evaluator:
     def memory(self, rows: Slice) -> MemoryPlan:
         """Return how every row divides the GPU's memory."""
         engine = self.calibration.engine
+        num_pieces = len(PIECE_TOKENS) if rows.base.enable_piecewise_cuda_graph else 0
         graphs = {
-            int(size): len(
+            int(size): num_pieces
+            + len(
                 captured_batch_sizes(
                     replace(rows.base, cuda_graph_max_batch_size=int(size)), engine
                 )
@@ -515,7 +517,6 @@ _SCHEDULED: Mapping[str, Any] = {
     "queue_order": "FIRST_COME_FIRST_SERVED",
     "enable_partial_reuse": True,
     "host_cache_size": 0,
-    "enable_piecewise_cuda_graph": False,
 }
 """Knobs that neither operators nor curves see, at one value."""
 

@@ -36,6 +36,8 @@ class SpeculativeClock(StepClock):
         self._passes = (clock(model.draft), clock(model.further_pass)) if model.draft else None
         knots = TOKEN_KNOTS[: TOKEN_KNOTS.searchsorted(max_num_tokens) + 1]
         self._joining_s = CurveTable(*refined_knots(model.joining_s, knots))
+        self._searched_token_s = float(model.search_s(1.0))
+        self._judged_sequence_s = float(model.judging_s(1.0))
         self._sequences_s = CurveTable(
             *refined_knots(lambda n: model.heads_s(n) + model.bare_host_s(n), knots)
         )
@@ -45,17 +47,18 @@ class SpeculativeClock(StepClock):
         verified = self._verify.mixed(step, added_s=added_s)
         running = step.decoding + step.prompts
         seconds = verified.seconds + self._sequences_s(running) + self._drafting_s(step, running)
+        seconds += self._judged_sequence_s * step.decoding
         if step.decoding:
             step_s = self.decode_span(step.decoding, step.decode_kv_len).seconds(1)
             seconds -= (self._speculation.tokens_per_step - 1) * step_s
         return replace(verified, seconds=seconds)
 
     def _drafting_s(self, step: MixedStep, running: int) -> float:
-        """Return the time of the draft's passes behind a step that prefills."""
-        if self._passes is None:
-            return 0.0
-        first, further = self._passes
+        """Return the time to draft behind a step that prefills: passes, or a search."""
         cached = step.decoding * step.decode_kv_len + step.prompts * step.past + step.tokens
+        if self._passes is None:
+            return self._searched_token_s * cached
+        first, further = self._passes
         further_s = further.decode_span(running, cached / running).seconds(1)
         rows = step.decoding * self._speculation.rows_per_sequence + step.tokens
         first_s = first.mixed(step).seconds + self._joining_s(rows)

@@ -138,6 +138,7 @@ def _print(workload: Workload, runs: list[Measured], design: list[Entry]) -> Non
 def _commands(
     design: list[Entry], records: list[dict[str, Any]], workloads: Mapping[Path, Workload]
 ) -> Iterator[str]:
+    gpu = records[0]["gpu"]
     for entry in design:
         left = [
             path
@@ -152,7 +153,7 @@ def _commands(
             settings = " ".join(f"--set {knob}={value}" for knob, value in entry.settings.items())
             files = " ".join(f"--workload {path}" for path in left)
             yield (
-                f"planner measure --backend vllm --gpu h200 --random-weights --repeats 1 "
+                f"planner measure --backend vllm --gpu {gpu} --random-weights --repeats 1 "
                 f"{files} {settings}"
             )
 

@@ -168,3 +168,26 @@ def test_vllm_captures_multiples_of_what_a_sequence_verifies() -> None:
     sizes = captured_batch_sizes(config, "vllm")
     assert sizes[:5] == (1, 2, 4, 6, 8)
     assert sizes[-1] == 128
+
+
+def test_searching_for_n_grams_grows_with_the_context() -> None:
+    ngram, draft = step_of("NGram"), step_of("DraftTarget")
+    short, long = (
+        StepBatch(decode_sequences=64.0, decode_kv_len=length) for length in (1_000.0, 100_000.0)
+    )
+    token_s = ngram.verify.calibration.step.ngram_token_s
+    assert token_s > 0
+    grown_s = ngram.iteration(long).by_family["draft"] - ngram.iteration(short).by_family["draft"]
+    assert grown_s == pytest.approx(64 * 99_000 * token_s)
+    # A draft model reads its own cache; nothing is searched.
+    assert draft.search_s(1e6) == 0
+    assert step_of("NGram", engine="trtllm").search_s(1e6) == 0
+
+
+def test_drafts_are_judged_over_the_whole_vocabulary() -> None:
+    step = step_of("NGram")
+    constants = step.verify.calibration.step
+    bytes_per_s = GPU.hbm_bytes_per_s * constants.elementwise_efficiency
+    read_bytes = 64 * 3 * MODEL.vocab_size * constants.judged_logit_bytes
+    assert step.judging_s(64.0) == pytest.approx(read_bytes / bytes_per_s)
+    assert step.judging_s(0.0) == 0

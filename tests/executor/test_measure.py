@@ -448,3 +448,11 @@ def test_a_killed_campaign_goes_on_where_it_stopped(
         read_until(process, "run 2")
         assert process.wait(60) == 0
     assert [run.status for run in RunStore(path).runs()] == ["ok"] * 3
+
+
+def test_requests_that_restrict_their_tokens_are_flagged(case: Case, store: RunStore) -> None:
+    wanted = replace(case.deployment, options={"request": '{"allowed_token_ids": [1, 2]}'})
+    result = measure(replace(case, deployment=wanted), tools(store))
+    assert all("token_mask" in record["flags"] for record in result.records)
+    free = measure(case, tools(store))
+    assert not any("token_mask" in record.get("flags", ()) for record in free.records)

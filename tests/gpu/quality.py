@@ -29,6 +29,7 @@ from executor.quantization.calibration import CalibrationSize
 from executor.quantization.quantize import QuantizeRequest, quantize
 from executor.quantization.schemes import SCHEMES
 from tests.small_model import (
+    TINY,
     Corpus,
     Shape,
     Training,
@@ -55,14 +56,7 @@ DRAFT = Shape(
     num_key_value_heads=4,
     vocab_size=8192,
 )
-SMALL = Shape(
-    hidden_size=128,
-    intermediate_size=256,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    vocab_size=512,
-)
+SMALL = replace(TINY, max_position_embeddings=TARGET.max_position_embeddings)
 """For a try on a CPU."""
 
 KV_CACHES = ("fp8", "int8", "nvfp4")

@@ -9,8 +9,11 @@ from typing import Any
 import click
 import pytest
 
+from cost_models.engine_profile_io import list_engines, load_engine
 from cost_models.errors import PlannerError
+from executor.quantization.schemes import SCHEMES
 from planner.cli.plan import plan_command
+from planner.cli.predict import predict_command
 from planner.cli.quality import quality_command, quantize_command
 
 
@@ -30,7 +33,17 @@ def test_the_list_tells_engine_and_gpus_of_every_scheme(
     assert run(quantize_command, "--list") == 0
     text = capsys.readouterr().out
     assert "fp8_block: fp8_block in the form fp8" in text
-    assert "trtllm on sm 90, 100, 103" in text
+    assert "trtllm        sm 90, 100, 103; tensorrt_llm/_torch/model_config.py" in text
+    assert "trtllm        no: the PyTorch backend of 1.2 loads no GPTQ checkpoint" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("engine", list_engines())
+def test_what_a_plan_may_recommend_is_what_the_engine_loads(engine: str) -> None:
+    rules = load_engine(engine).quantizations
+    for row in SCHEMES.values():
+        if row.quantization in rules and rules[row.quantization].searched:
+            assert (engine in row.loaded_by) is rules[row.quantization].deployable, row.name
 
 
 @pytest.mark.parametrize(
@@ -73,5 +86,20 @@ def test_data_that_cannot_be_judged_on_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_negative_limit_is_refused() -> None:
-    with pytest.raises(click.UsageError, match="--max-quality-loss -1"):
-        run(plan_command, "--gpu", "h100", "--workload", "chat", "--max-quality-loss", "-1")
+    for command in (plan_command, predict_command):
+        with pytest.raises(click.UsageError, match=r"-1\.0 is not in the range"):
+            run(command, "--gpu", "h100", "--workload", "chat", "--max-quality-loss", "-1")
+
+
+@pytest.mark.parametrize(("limit", "status", "state"), [("0.5", 1, "MISSED"), ("3", 0, "met")])
+def test_a_prediction_says_whether_it_keeps_the_limit_on_quality(
+    capsys: pytest.CaptureFixture[str], limit: str, status: int, state: str
+) -> None:
+    asked = ("--gpu", "h100", "--workload", "chat", "--max-quality-loss", limit)
+    settings = ("--set", "quantization=fp8", "--set", "max_num_tokens=2048")
+    assert run(predict_command, *asked, *settings) == status
+    assert f"limit on quality quality_loss_pct: {state}" in capsys.readouterr().out
+    assert run(predict_command, *asked, *settings, "--json") == status
+    found = json.loads(capsys.readouterr().out)
+    assert found["limits"]["quality_loss_pct"] == float(limit)
+    assert (found["slo_excess"]["quality_loss_pct"] > 0) is (status == 1)
