@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from planner.cli.options import JSON_OPTION, STORE_OPTION, duration_s, print_json
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("ladder")
@@ -65,6 +62,11 @@ if TYPE_CHECKING:
     help="For the measurements of each step: 90s, 20m or 1h.",
 )
 @click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
+@click.option(
+    "--predict-only",
+    is_flag=True,
+    help="Measure nothing, also where the engine and the GPU are here.",
+)
 @STORE_OPTION
 @JSON_OPTION
 def ladder_command(as_json: bool, **options: Any) -> int:

@@ -11,6 +11,15 @@ from rich.table import Table
 from cost_models.engine import EngineConfig
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
+from planner.words import (
+    FRONT_TITLE,
+    SCHEDULING_TITLE,
+    front_lines,
+    fusion_lines,
+    loss_words,
+    scheduling_lines,
+    speculation_words,
+)
 
 if TYPE_CHECKING:
     from planner.calibration.diff import CalibrationDiff
@@ -205,14 +214,8 @@ def _print_prediction_body(console: Console, prediction: Prediction) -> None:
 
 
 def _print_speculation(console: Console, prediction: Prediction) -> None:
-    found = prediction.speculation
-    if found is None:
-        return
-    chances = ", ".join(f"{chance:.2f}" for chance in found.acceptance.conditional)
-    console.print(
-        f"  Drafts: {found.tokens_per_step:.2f} tokens a step; right with {chances} by position "
-        f"in {100 * found.acceptance.draft_rate:.0f} % of the steps ({found.acceptance.source})"
-    )
+    if prediction.speculation is not None:
+        console.print(f"  {speculation_words(prediction.speculation)}")
 
 
 def _print_latencies(console: Console, prediction: Prediction) -> None:
@@ -244,32 +247,16 @@ def _print_rates(console: Console, prediction: Prediction) -> None:
 def _print_quality(console: Console, prediction: Prediction) -> None:
     """Print the expected loss with its interval and where it is from, if there is any."""
     quality = prediction.quality
-    if not quality.sources:
-        console.print(f"  {'Quality':9}{'':>10} as the published checkpoint")
-        return
-    low, high = quality.interval_90
-    console.print(
-        f"  {'Quality':9}{quality.loss_pct:>10.2f} % expected loss "
-        f"({low:.2f} to {high:.2f}, {quality.provenance})"
-    )
+    figure, _, words = loss_words(quality).partition(" ")
+    console.print(f"  {'Quality':9}{figure:>10} {words}")
     for source in quality.sources:
         console.print(f"{'':21} {source.split(':')[0]}")
 
 
 def _print_front(console: Console, front: Sequence[Candidate]) -> None:
-    """Print what each amount of quality buys: the ends of the Pareto front."""
-    console.print("\nPareto front by quality")
-    levels = sorted({c.quality.loss_pct for c in front})
-    for level in levels:
-        alike = [c for c in front if c.quality.loss_pct == level]
-        names = dict.fromkeys(
-            f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike
-        )
-        console.print(
-            f"  {level:5.2f} % loss: {', '.join(names)}: up to "
-            f"{max(c.tok_per_s_per_gpu for c in alike):.0f} tokens/s/GPU, or "
-            f"{max(c.tok_per_s_per_user for c in alike):.0f} tokens/s/user ({len(alike)})"
-        )
+    console.print(f"\n{FRONT_TITLE}")
+    for line in front_lines(front):
+        console.print(f"  {line}")
 
 
 def _print_simulation(console: Console, prediction: Prediction) -> None:
@@ -318,9 +305,8 @@ def _print_steps(console: Console, prediction: Prediction) -> None:
     for step, families in prediction.step_time_breakdown.items():
         table.add_row(step, *(f"{1e3 * seconds:.2f}" for seconds in families.values()))
     console.print(table)
-    for step, chains in prediction.fusion_savings.items():
-        parts = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in chains.items())
-        console.print(f"  Fusion saves {1e3 * sum(chains.values()):.2f} ms a {step} step: {parts}")
+    for line in fusion_lines(prediction.fusion_savings):
+        console.print(f"  {line}")
 
 
 def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None:
@@ -330,28 +316,9 @@ def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None
 
 
 def _print_scheduling(console: Console, found: Scheduling) -> None:
-    console.print("\nScheduling: other orders of the waiting queue")
-    share = f"two or more requests wait for {100 * found.contention:.1f} % of the time"
-    if not found.matters:
-        console.print(f"  no difference: {share}, so nobody is overtaken")
-    elif found.was_too_long:
-        console.print(f"  {share}; --scheduling simulates what an order would do")
-    for one in found.alternatives:
-        gains = ", ".join(
-            f"{_metric_title(name)} {100 * (pair[1] / pair[0] - 1):+.1f} %"
-            for name, pair in one.changes.items()
-            if pair[0]
-        )
-        how = f"offered: {one.how}" if one.how else f"not offered by {found.engine}"
-        console.print(f"  {one.queue_order} ({one.requests}): {gains}; {how}")
-
-
-def _metric_title(metric: str) -> str:
-    name, _, statistic = metric.partition(".")
-    titles = {f"{key}_ms": title for title, key in (("TTFT", "ttft"), ("E2E", "e2el"))}
-    if name not in titles:
-        return "goodput"
-    return f"{statistic.upper() if statistic != 'mean' else 'mean'} {titles[name]}"
+    console.print(f"\n{SCHEDULING_TITLE}")
+    for line in scheduling_lines(found):
+        console.print(f"  {line}")
 
 
 def print_calibration_diff(found: CalibrationDiff) -> None:
