@@ -17,6 +17,7 @@ from planner.knobs import TYPES
 from planner.plans.plan import Plan
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
+from planner.quality import QUALITY_LOSS, QualityLoss
 from planner.search.space import DRAFTS
 from planner.workloads.change import changed_workload
 
@@ -42,6 +43,7 @@ COMPARED: tuple[tuple[str, str, str, bool], ...] = (
     ("e2el_ms.p99", "P99 E2E", "ms", False),
     ("goodput_request_per_s", "goodput", "requests/s", True),
     ("usd_per_million_output_tokens", "cost", "USD/M output tokens", False),
+    (QUALITY_LOSS, "expected quality loss", "%", False),
     ("kv_cache_tokens", "KV cache", "tokens", True),
 )
 """(metric, what people call it, unit, whether more is better)."""
@@ -59,6 +61,8 @@ class Difference:
     is_better: bool | None
     """None where the two are the same."""
     is_over_slo: bool
+    note: str = ""
+    """How sure the value after the change is, where that is not a metric's interval."""
 
     @property
     def words(self) -> str:
@@ -66,9 +70,11 @@ class Difference:
         if self.is_better is None:
             text = f"{self.title}: no difference ({_plain(self.after)} {self.unit})"
         else:
-            share = f" ({100 * (self.after / self.before - 1):+.1f} %)" if self.before else ""
-            text = f"{self.title}: {_plain(self.before)} → {_plain(self.after)} {self.unit}{share}"
-        return f"{text}, over the SLO" if self.is_over_slo else text
+            text = f"{self.title}: {_plain(self.before)} → {_plain(self.after)} {self.unit}"
+            if self.before and self.unit != "%":
+                text += f" ({100 * (self.after / self.before - 1):+.1f} %)"
+        over = ", over the limit" if self.metric == QUALITY_LOSS else ", over the SLO"
+        return f"{text}{self.note}{over if self.is_over_slo else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,4 +280,13 @@ def _difference(
         after=after,
         is_better=None if same else (after > before) == more_is_better,
         is_over_slo=changed.slo_excess.get(metric, 0.0) > 0,
+        note=_loss_note(changed.quality) if metric == QUALITY_LOSS else "",
     )
+
+
+def _loss_note(quality: QualityLoss) -> str:
+    """Return the interval of a loss and where it is from; nothing where nothing is rounded."""
+    if not quality.sources:
+        return ""
+    low, high = quality.interval_90
+    return f" ({low:.2f} to {high:.2f}, {quality.provenance})"

@@ -61,6 +61,11 @@ from planner.cli.options import (
     help="For the measurements of each step: 90s, 20m or 1h.",
 )
 @click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
+@click.option(
+    "--predict-only",
+    is_flag=True,
+    help="Measure nothing, also where the engine and the GPU are here.",
+)
 @STORE_OPTION
 @JSON_OPTION
 def ladder_command(as_json: bool, **options: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +20,9 @@ WIDTH = 140
 NOTE_WIDTH = 80
 """Columns of what is said below it."""
 
-COLUMNS: tuple[tuple[str, str, float, str], ...] = (
+Column = tuple[str, str, float, str]
+
+COLUMNS: tuple[Column, ...] = (
     ("weights GiB", "weight_bytes_per_gpu", 1 / GIB, "{:.3g}"),
     ("KV tokens", "kv_cache_tokens", 1.0, "{:,.0f}"),
     ("TTFT ms", "ttft_ms.mean", 1.0, "{:.1f}"),
@@ -28,28 +32,43 @@ COLUMNS: tuple[tuple[str, str, float, str], ...] = (
 )
 """(title, metric, factor, format)."""
 
+FEW_COLUMNS = tuple(column for column in COLUMNS if column[0] in ("weights GiB", "E2E ms"))
+"""What a narrow screen has room for."""
+
 
 def print_ladder(ladder: Ladder) -> None:
     """Print every step, what stopped the ladder, and the step to stay on."""
     console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     console.print(f"{ladder.model} on {ladder.gpu}, workload {ladder.workload}\n")
+    console.print(steps_table(ladder))
+    console.print()
+    for line in ladder_lines(ladder):
+        console.print(folded(line, NOTE_WIDTH))
+
+
+def steps_table(ladder: Ladder, columns: Sequence[Column] = COLUMNS) -> Table:
+    """Return every step with some of its figures, its speed-up and its loss."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("step", no_wrap=True)
-    for title in (*(column[0] for column in COLUMNS), "speed-up", "loss %"):
+    for title in (*(column[0] for column in columns), "speed-up", "loss %"):
         table.add_column(title, justify="right", no_wrap=True)
     first = next((step for step in ladder.steps if WHOLE_REQUEST in step.figures), None)
     for step in ladder.steps:
-        table.add_row(_title(step), *_cells(step), _speed_up(step, first), _loss(step))
-    console.print(table)
-    console.print("\np predicted, m measured, r published for other models")
-    console.print("speed-up is of a whole request")
+        cells = _cells(step, columns)
+        table.add_row(_title(step), *cells, _speed_up(step, first), _loss(step))
+    return table
+
+
+def ladder_lines(ladder: Ladder) -> Iterator[str]:
+    """Yield what the letters mean, the notes of each step, and the step to stay on."""
+    yield "p predicted, m measured, r published for other models"
+    yield "speed-up is of a whole request"
     for step in ladder.steps:
-        for note in step.notes:
-            console.print(folded(f"  {step.rung.title}: {note}", NOTE_WIDTH))
+        yield from (f"  {step.rung.title}: {note}" for note in step.notes)
     if ladder.stopped_because:
-        console.print(f"Stopped: {ladder.stopped_because}")
+        yield f"Stopped: {ladder.stopped_because}"
     if ladder.best:
-        console.print(f"Stay on: {_title(ladder.best)} ({ladder.best.engine})")
+        yield f"Stay on: {_title(ladder.best)} ({ladder.best.engine})"
 
 
 def _title(step: Step) -> str:
@@ -59,9 +78,9 @@ def _title(step: Step) -> str:
     return f"{step.rung.title} ({step.config.quantization}{kv})"
 
 
-def _cells(step: Step) -> list[str]:
+def _cells(step: Step, columns: Sequence[Column]) -> list[str]:
     cells = []
-    for _, metric, factor, form in COLUMNS:
+    for _, metric, factor, form in columns:
         figure = step.figures.get(metric)
         cells.append(
             f"{form.format(figure.value * factor)} {MARKS[figure.origin]}" if figure else "–"

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
+from planner.words import NO_BREAK
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-
-NO_BREAK = "\u00a0"
 
 CALIBRATION_OPTION = click.option(
     "--calibration",

@@ -13,6 +13,15 @@ from planner.cli.options import folded
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
 from planner.quality.table import QUALITY_LOSS
+from planner.words import (
+    FRONT_TITLE,
+    SCHEDULING_TITLE,
+    front_lines,
+    fusion_lines,
+    loss_words,
+    scheduling_lines,
+    speculation_words,
+)
 
 if TYPE_CHECKING:
     from planner.calibration.diff import CalibrationDiff
@@ -220,15 +229,8 @@ def _print_prediction_body(console: Console, prediction: Prediction) -> None:
 
 
 def _print_speculation(console: Console, prediction: Prediction) -> None:
-    found = prediction.speculation
-    if found is None:
-        return
-    chances = ", ".join(f"{chance:.2f}" for chance in found.acceptance.conditional)
-    _say(
-        console,
-        f"  Drafts: {found.tokens_per_step:.2f} tokens a step; right with {chances} by position "
-        f"in {100 * found.acceptance.draft_rate:.0f} % of the steps ({found.acceptance.source})",
-    )
+    if prediction.speculation is not None:
+        _say(console, f"  {speculation_words(prediction.speculation)}")
 
 
 def _print_latencies(console: Console, prediction: Prediction) -> None:
@@ -260,33 +262,15 @@ def _print_rates(console: Console, prediction: Prediction) -> None:
 def _print_quality(console: Console, prediction: Prediction) -> None:
     """Print the expected loss with its interval and where it is from, if there is any."""
     quality = prediction.quality
-    if not quality.sources:
-        console.print(f"  {'Quality':9}{'':>10} as the published checkpoint")
-        return
-    low, high = quality.interval_90
-    console.print(
-        f"  {'Quality':9}{quality.loss_pct:>10.2f} % expected loss "
-        f"({low:.2f} to {high:.2f}, {quality.provenance})"
-    )
+    console.print(f"  {'Quality':9}{'':6}{loss_words(quality)}")
     for source in quality.sources:
         _say(console, f"{'':12}{source.split(':')[0]}")
 
 
 def _print_front(console: Console, front: Sequence[Candidate]) -> None:
-    """Print what each amount of quality buys: the ends of the Pareto front."""
-    console.print("\nPareto front by quality")
-    levels = sorted({c.quality.loss_pct for c in front})
-    for level in levels:
-        alike = [c for c in front if c.quality.loss_pct == level]
-        names = dict.fromkeys(
-            f"{c.config.quantization} kv {c.config.kv_cache_dtype}" for c in alike
-        )
-        _say(
-            console,
-            f"  {level:5.2f} % loss: {', '.join(names)}: up to "
-            f"{max(c.tok_per_s_per_gpu for c in alike):.0f} tokens/s/GPU, or "
-            f"{max(c.tok_per_s_per_user for c in alike):.0f} tokens/s/user ({len(alike)})",
-        )
+    console.print(f"\n{FRONT_TITLE}")
+    for line in front_lines(front):
+        _say(console, f"  {line}")
 
 
 def _print_simulation(console: Console, prediction: Prediction) -> None:
@@ -338,10 +322,8 @@ def _print_steps(console: Console, prediction: Prediction) -> None:
     for step, seconds in prediction.step_time_breakdown.items():
         table.add_row(step, *(f"{1e3 * value:.2f}" for value in seconds.values()))
     console.print(table)
-    for step, chains in prediction.fusion_savings.items():
-        parts = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in chains.items())
-        saved_ms = 1e3 * sum(chains.values())
-        _say(console, f"  Fusion saves {saved_ms:.2f} ms a {step} step: {parts}")
+    for line in fusion_lines(prediction.fusion_savings):
+        _say(console, f"  {line}")
 
 
 def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None:
@@ -351,28 +333,9 @@ def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None
 
 
 def _print_scheduling(console: Console, found: Scheduling) -> None:
-    console.print("\nScheduling: other orders of the waiting queue")
-    share = f"two or more requests wait for {100 * found.contention:.1f} % of the time"
-    if not found.matters:
-        _say(console, f"  no difference: {share}, so nobody is overtaken")
-    elif found.was_too_long:
-        _say(console, f"  {share}; --scheduling simulates what an order would do")
-    for one in found.alternatives:
-        gains = ", ".join(
-            f"{_metric_title(name)} {100 * (pair[1] / pair[0] - 1):+.1f} %"
-            for name, pair in one.changes.items()
-            if pair[0]
-        )
-        how = f"offered: {one.how}" if one.how else f"not offered by {found.engine}"
-        _say(console, f"  {one.queue_order} ({one.requests}): {gains}; {how}")
-
-
-def _metric_title(metric: str) -> str:
-    name, _, statistic = metric.partition(".")
-    titles = {f"{key}_ms": title for title, key in (("TTFT", "ttft"), ("E2E", "e2el"))}
-    if name not in titles:
-        return "goodput"
-    return f"{statistic.upper() if statistic != 'mean' else 'mean'} {titles[name]}"
+    console.print(f"\n{SCHEDULING_TITLE}")
+    for line in scheduling_lines(found):
+        _say(console, f"  {line}")
 
 
 def print_calibration_diff(found: CalibrationDiff) -> None:

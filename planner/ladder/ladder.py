@@ -64,6 +64,8 @@ class LadderRequest:
     time_budget_s: float = 600.0
     """For the measurements of one step."""
     seed: int = 0
+    predict_only: bool = False
+    """Measure nothing, also where the engine and the GPU are here."""
     progress: Callable[[str], None] | None = None
 
 
@@ -131,19 +133,24 @@ def fastest(steps: Iterable[Step]) -> Step | None:
     return min(usable, key=lambda step: step.value(WHOLE_REQUEST), default=None)
 
 
-def ladder(request: LadderRequest) -> Ladder:
+def ladder(request: LadderRequest, problem: Problem | None = None) -> Ladder:
     """Take a model down the ladder and return every step beside the others.
 
     A step is measured where its engine and the GPU are here, built where a checkpoint with weights
     and text to calibrate on are given, and predicted elsewhere. The KV cache is quantized on top
     of the best weights.
 
+    Args:
+        request: What to try, and how.
+        problem: What the request names, loaded already, perhaps under another load.
+
     Raises:
         PlannerError: Wrong input. A step that fails or does not fit is an answer.
     """
-    problem = load_problem(
-        gpu=request.gpu, workload=request.workload, model=request.model, engine=request.backend
-    )
+    if problem is None:
+        problem = load_problem(
+            gpu=request.gpu, workload=request.workload, model=request.model, engine=request.backend
+        )
     return _Climb(request, problem).run()
 
 
@@ -249,7 +256,7 @@ class _Climb:
 
     def _measured(self, step: Step) -> Step:
         """Return the step with what its engine did here, where it is here."""
-        if not step.is_usable or not self.bench.can_run(step.rung):
+        if self.request.predict_only or not step.is_usable or not self.bench.can_run(step.rung):
             return step
         self.say(f"measuring {step.rung.name}")
         measured, problem = self.bench.measured(step.rung, step.config, step.checkpoint)

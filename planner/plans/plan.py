@@ -233,7 +233,7 @@ def _rejection(gain: float, other: Candidate, prediction: Prediction) -> str:
     if broken:
         worst = max(broken, key=lambda name: prediction.slo_excess[name])
         if worst == QUALITY_LOSS:
-            return f"loses too much quality: {prediction.quality.loss_pct:.1f} % expected"
+            return _too_lossy(prediction)
         return f"misses the SLO: {worst} is {100 * prediction.slo_excess[worst]:.0f} % over"
     if prediction.refused_share > 0:
         return "refuses prompts longer than max_num_tokens"
@@ -304,6 +304,8 @@ def _verdict(base: Prediction, changed: Prediction) -> str:
     if not changed.fits:
         return f"does not fit: {float(changed.memory.shortfall_bytes) / 2**30:.1f} GiB short"
     broken = [name for name, excess in changed.slo_excess.items() if excess > 0]
+    if broken == [QUALITY_LOSS]:
+        return _too_lossy(changed)
     if broken:
         return f"misses {', '.join(broken)}"
     if changed.refused_share > 0:
@@ -314,6 +316,10 @@ def _verdict(base: Prediction, changed: Prediction) -> str:
         what, one, other = "tokens/s", base.value(name), changed.value(name)
     gain = other / one - 1
     return "no difference" if abs(gain) < 0.005 else f"{100 * gain:+.1f} % {what}"
+
+
+def _too_lossy(prediction: Prediction) -> str:
+    return f"loses too much quality: {prediction.quality.loss_pct:.1f} % expected"
 
 
 def _relaxations(nearest: Prediction, slo: Mapping[str, float]) -> tuple[Relaxation, ...]:

@@ -146,7 +146,7 @@ class PlannerApp(App[int]):
 
     def on_unmount(self) -> None:
         """Write the state, and end what goes on; a measurement ends its server by itself."""
-        abandon_work("search", "simulate", "calibrate")
+        abandon_work("search", "simulate", "calibrate", "ladder")
         save_state(self.state_file, replace(self.state, theme=self.theme))
 
     def switch_mode(self, mode: str) -> AwaitMount:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planner.validation.validate import Validation
@@ -29,11 +29,43 @@ def runs_file(source: str) -> str:
     path = Path(source).expanduser()
     if "://" not in source and not path.is_file():
         raise ProfileError(f"{source}: no such file")
-    if "://" not in source and path.suffix not in (".db", ".sqlite"):
+    if not is_store(source):
         return str(path)
     from planner.measuring.measure import export_runs  # noqa: PLC0415  SQLAlchemy
 
     return str(export_runs(source, tempfile.mkdtemp(prefix="planner-runs-")))
+
+
+def is_store(source: str) -> bool:
+    """Return whether runs come from a store and not from a file of JSON lines."""
+    return "://" in source or Path(source).suffix in (".db", ".sqlite")
+
+
+def run_and_store(source: str, run_id: str) -> tuple[str, str]:
+    """Return a run as `planner diagnose` takes it, and its store if it has one."""
+    if is_store(source):
+        return run_id, source
+    # What could not be read is called by its line.
+    return f"{Path(source).expanduser()}:{run_id.removeprefix('line ')}", ""
+
+
+def failed_runs(source: str) -> list[tuple[str, str]]:
+    """Return the runs of a store that did not end well, with why; files name theirs themselves."""
+    if not is_store(source):
+        return []
+    from planner.measuring.measure import list_runs  # noqa: PLC0415  SQLAlchemy
+
+    records = [run.record for run in list_runs(source)]
+    return [
+        (str(record["run_id"]), _why_failed(record))
+        for record in records
+        if (record.get("status") or "ok") != "ok"
+    ]
+
+
+def _why_failed(record: Mapping[str, Any]) -> str:
+    said = str(record.get("error") or "").strip().splitlines()
+    return f"{record['status']}: {said[0]}" if said else str(record["status"])
 
 
 def fit(path: str, *, engine: str, out: str, progress: Progress) -> list[str]:
@@ -51,7 +83,7 @@ def validated(
     from planner.measuring.runs import read_runs  # noqa: PLC0415
     from planner.validation.validate import Validation, predict_run  # noqa: PLC0415
 
-    rows, skipped = [], []
+    rows, skipped = [], failed_runs(path)
     runs = list(read_runs(runs_file(path)))
     for done, (run, run_id, reason) in enumerate(runs):
         progress(done, len(runs))

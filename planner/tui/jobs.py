@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.tui.question import Checked, Question, check
+from planner.tui.question import Checked, Question, check, read_loss_limit, read_slo
 from planner.tui.text import short_config
 from planner.tui.worker import Link, interrupt_when
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from executor.case import Measurement
     from executor.observe import Observation
     from planner.api import Problem
+    from planner.ladder.ladder import Ladder
     from planner.measuring.cases import MeasureRequest
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
@@ -140,6 +141,52 @@ def newest_log_tail(folder: Path, since_s: float) -> str:
     return tail(max(written)[1].read_text("utf-8", "replace"))
 
 
+def predict_ladder(link: Link, question: Question, calibration: str) -> Ladder:
+    """Predict a question's model step by step down in precision; reports each step in words."""
+    from cost_models.errors import ConfigError  # noqa: PLC0415
+    from planner.ladder.ladder import LadderRequest, ladder  # noqa: PLC0415
+
+    checked = _checked(question, calibration, _modified_s(calibration))
+    if checked.problem is None or checked.request is None:
+        raise ConfigError("; ".join(checked.errors.values()))
+    asked = checked.request
+    request = LadderRequest(
+        gpu=asked.gpu,
+        model=asked.model,
+        workload=asked.workload,
+        backend=asked.engine,
+        max_quality_loss_pct=asked.max_quality_loss_pct,
+        predict_only=True,
+        progress=link.report,
+    )
+    return ladder(request, checked.problem)
+
+
+def diagnose(link: Link, source: str, run_id: str, question: Question) -> list[str]:
+    """Return in words what is wrong with one run of a file or a store, and why.
+
+    Args:
+        link: Nothing is reported.
+        source: As `validate` takes it.
+        run_id: As `validate` names it.
+        question: Its stated limits are those that the run had to keep.
+    """
+    from planner.api import diagnose as diagnosing  # noqa: PLC0415
+    from planner.tui.calibrating import run_and_store  # noqa: PLC0415
+    from planner.words import diagnosis_lines  # noqa: PLC0415
+
+    del link
+    run, store = run_and_store(source, run_id)
+    found = diagnosing(
+        run,
+        store=store,
+        slo=read_slo(question.slo),
+        max_quality_loss_pct=read_loss_limit(question.max_quality_loss),
+    )
+    same = [one for one in found if one.run_id == run_id] or found  # ids may begin alike
+    return list(diagnosis_lines(same[0]))
+
+
 def validate(link: Link, path: str, calibrations: Mapping[str, str]) -> Validation:
     """Predict every run of a file, each engine's under its calibration; reports (done, in all)."""
     from planner.tui.calibrating import validated  # noqa: PLC0415
@@ -167,6 +214,7 @@ def defaults(problem: Problem) -> dict[str, str]:
         "isl": f"{load.isl.mean:.0f}",
         "osl": f"{load.osl.mean:.0f}",
         "slo": " ".join(f"{name}={limit:g}" for name, limit in problem.slo.items()) or "none",
+        "max_quality_loss": "no limit",
         "objective": work.objective,
     }
 

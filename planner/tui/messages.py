@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from executor.case import Measurement
     from executor.observe import Observation
     from planner.api import PlanRequest, Problem
+    from planner.ladder.ladder import Ladder
     from planner.measuring.measure import BackendState
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
@@ -169,6 +170,28 @@ class RunsValidated(Message):
 
     path: str
     validation: Validation
+
+
+@dataclass
+class RunDiagnosed(Message):
+    """One run was looked into."""
+
+    run_id: str
+    lines: tuple[str, ...]
+
+
+@dataclass
+class LadderClimbs(Message):
+    """A ladder goes on."""
+
+    step: str
+
+
+@dataclass
+class LadderPredicted(Message):
+    """Every step of a ladder was predicted."""
+
+    ladder: Ladder
 
 
 @dataclass

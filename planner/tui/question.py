@@ -30,6 +30,8 @@ class Question:
     """Mean output tokens."""
     slo: str = ""
     """Limits as `metric=milliseconds`, parted by blanks."""
+    max_quality_loss: str = ""
+    """Percent that the precisions may be expected to lose; empty is no limit."""
     objective: str = ""
 
 
@@ -77,7 +79,8 @@ def _readers(question: Question) -> dict[str, Callable[[], Any]]:
         "rate": lambda: _number(q.rate),
         "isl": lambda: _number(q.isl),
         "osl": lambda: _number(q.osl),
-        "slo": lambda: _slo(q.slo),
+        "slo": lambda: read_slo(q.slo),
+        "max_quality_loss": lambda: read_loss_limit(q.max_quality_loss),
         "objective": lambda: _objective(q.objective),
     }
 
@@ -95,6 +98,7 @@ def _loaded(question: Question, values: dict[str, Any], calibration: str) -> Che
         slo=values["slo"],
         objective=question.objective,
         calibration=calibration,
+        max_quality_loss_pct=values["max_quality_loss"],
     )
     at = "gpu" if question.gpu == "auto" else "model"
     try:
@@ -104,6 +108,7 @@ def _loaded(question: Question, values: dict[str, Any], calibration: str) -> Che
             model=request.model,
             slo=request.slo,
             calibration=calibration,
+            max_quality_loss_pct=request.max_quality_loss_pct,
         )
         for at, name in (("rate", "rate_per_s"), ("isl", "isl"), ("osl", "osl")):
             problem = changed_load(problem, **{name: values[at]})
@@ -164,7 +169,24 @@ def _objective(text: str) -> str:
     return text
 
 
-def _slo(text: str) -> dict[str, float]:
+def read_loss_limit(text: str) -> float | None:
+    """Return a limit on the loss of quality in percent, or None for an empty field.
+
+    Raises:
+        ConfigError: It is no number, or below 0.
+    """
+    value = _number(text)
+    if value is not None and value < 0:
+        raise ConfigError(f"{text!r} is below 0", hint="percent, or empty for no limit")
+    return value
+
+
+def read_slo(text: str) -> dict[str, float]:
+    """Return limits as `check_slo` does, from `metric=limit` parted by blanks or commas.
+
+    Raises:
+        ConfigError: A limit cannot be read, or its metric is unknown.
+    """
     from planner.knobs import parse_assignments  # noqa: PLC0415
     from planner.workloads.workload import check_slo  # noqa: PLC0415
 

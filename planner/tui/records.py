@@ -37,6 +37,8 @@ class Record:
     """What is set against another record: knobs, load, and metrics as measured, else predicted."""
     content: Mapping[str, Any]
     """The whole record, as JSON values."""
+    is_run: bool = True
+    """Whether it was measured; else it is a plan."""
 
 
 def record_of_run(row: Row) -> Record:
@@ -55,6 +57,18 @@ def record_of_run(row: Row) -> Record:
             **{name: number(run.measured[name]) for name in row.scored()},
         },
         content=content,
+    )
+
+
+def record_of_skipped(run_id: str, reason: str) -> Record:
+    """Return a run that cannot be set beside a prediction: it failed, or cannot be read."""
+    return Record(
+        name=run_id,
+        cells=(*("–" for _ in OVERVIEW), "not predicted", ""),
+        columns=("why",),
+        lines=(("not predicted", reason),),
+        compared={},
+        content={"run_id": run_id, "not_predicted": reason},
     )
 
 
@@ -80,6 +94,7 @@ def record_of_plan(path: Path) -> Record:
         lines=(*metrics, *knobs),
         compared={line[0]: line[1] for line in (*knobs, *metrics)},
         content=content,
+        is_run=False,
     )
 
 

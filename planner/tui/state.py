@@ -63,8 +63,9 @@ def save_state(path: Path, state: State) -> str:
 def _state(data: Any) -> State:
     if not isinstance(data, Mapping) or data.get("schema_version") != SCHEMA_VERSION:
         raise ValueError("not a state of this version")
-    names = [item.name for item in fields(Question)]
     asked, form = data["question"], dict(data.get("measuring", {}))
+    # A field that a later version added keeps its default.
+    names = [item.name for item in fields(Question) if item.name in asked]
     return State(
         question=Question(**{name: _text(asked, name) for name in names}),
         screen=_text(data, "screen"),

@@ -126,7 +126,7 @@ _workers: dict[str, Worker] = {}
 
 
 def worker(name: str) -> Worker:
-    """Return the worker of a kind of work: `search`, `simulate`, `measure` or `calibrate`."""
+    """Return the worker of a kind of work, for example `search` or `measure`."""
     return _workers.setdefault(name, Worker())
 
 

@@ -28,6 +28,7 @@ from planner.tui.messages import (
 from planner.tui.question import Question
 from planner.tui.screens.base import PlannerScreen
 from planner.tui.screens.export import ExportScreen
+from planner.tui.screens.ladder import LadderScreen
 from planner.tui.text import in_short, short_config
 from planner.tui.widgets.field import Field
 from planner.tui.worker import worker
@@ -54,6 +55,7 @@ LABELS = {
     "isl": "ISL mean",
     "osl": "OSL mean",
     "slo": "SLO ms",
+    "max_quality_loss": "Loss ≤ %",
     "objective": "Objective",
 }
 
@@ -73,12 +75,16 @@ class PlanScreen(PlannerScreen):
         "Say what is served on what; every change searches again. A field left empty takes the "
         "workload's value, which it shows dimmed. PgDn and PgUp go through the answer. ★ is the "
         "recommendation; with the plot in focus, ← and → (or a click) move ◆ along the Pareto "
-        "front and the tables follow."
+        "front and the tables follow; + stands on it only for losing less quality. Loss ≤ % "
+        "limits what precisions may be expected to lose. Ctrl+L sets the precisions side by side. "
+        "Ctrl+S writes the files, quantize.sh among them where the checkpoint is not published in "
+        "the recommended precision (planner quantize makes one too)."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("escape", "stop", "Stop"),
         Binding("ctrl+r", "restart", "Search"),
         Binding("ctrl+g", "front", "Plot"),
+        Binding("ctrl+l", "ladder", "Ladder"),
         Binding("ctrl+s", "export", "Export"),
         Binding("pagedown", "scroll_results(1)", "Results down", show=False),
         Binding("pageup", "scroll_results(-1)", "Results up", show=False),
@@ -188,6 +194,13 @@ class PlanScreen(PlannerScreen):
         else:
             self.app.push_screen(ExportScreen(self.session))
 
+    def action_ladder(self) -> None:
+        """Predict the model step by step down in precision."""
+        if self.session is None:
+            self.notify("There is no plan yet whose model could be taken.", severity="warning")
+        else:
+            self.app.push_screen(LadderScreen(self.session.question, self.session.calibration))
+
     @work(thread=True, exclusive=True, group="search", exit_on_error=False)
     def search(self, question: Question, stop: threading.Event) -> None:
         """Let another process check the form and search, and report as it goes."""
@@ -278,7 +291,7 @@ class PlanScreen(PlannerScreen):
             f"{state}: {found.num_evaluated:,} tried in {found.wall_s:.1f} s, "
             f"{len(found.fastest)} on the front"
         )
-        self.query_one(FrontPlot).show(found.fastest, found.best)
+        self.query_one(FrontPlot).show(found)
         self.query_one("#reasons", Static).update(reasons_view(plan))
         self._show_prediction(plan.recommended)
 

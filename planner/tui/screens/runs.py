@@ -8,18 +8,28 @@ from rich.columns import Columns
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import DataTable, Static
+from textual.worker import get_current_worker
 
 from cost_models.errors import PlannerError
-from planner.tui.messages import RunsValidated
-from planner.tui.records import OVERVIEW, Record, differing, record_of_plan, record_of_run
+from planner.tui.messages import RunDiagnosed, RunsValidated, WorkerFailed
+from planner.tui.question import Question
+from planner.tui.records import (
+    OVERVIEW,
+    Record,
+    differing,
+    record_of_plan,
+    record_of_run,
+    record_of_skipped,
+)
 from planner.tui.screens.record import ExportRecordsScreen, RecordScreen
 from planner.tui.screens.runs_base import RunsFileScreen
 from planner.tui.widgets.text_input import TextInput
+from planner.tui.worker import worker
 
 
 class RunsScreen(RunsFileScreen):
@@ -30,11 +40,13 @@ class RunsScreen(RunsFileScreen):
         "Name a file of measured runs (JSON lines), a store (planner-runs.db) or a plan.json and "
         "press Enter; a plan is added to what is listed. Cells of runs read predicted / measured. "
         "c keeps the highlighted line beside the next ones and shows in what they differ: knobs, "
-        "load and measured figures (a plan's predicted ones); Enter opens the whole record; "
+        "load and measured figures (a plan's predicted ones); d says what is wrong with a run and "
+        "why, with what to turn; the limits are the Plan screen's; Enter opens the whole record; "
         "Ctrl+S exports what is shown."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("c", "compare", "Keep beside"),
+        Binding("d", "diagnose", "Diagnose"),
         Binding("slash", "file", "File"),
         Binding("ctrl+s", "export", "Export"),
     ]
@@ -79,10 +91,11 @@ class RunsScreen(RunsFileScreen):
 
     def show_validation(self, event: RunsValidated) -> None:
         """Fill the table."""
-        self.records = [record_of_run(row) for row in event.validation.rows]
+        rows, skipped = event.validation.rows, event.validation.skipped
+        self.records = [record_of_run(row) for row in rows]
+        self.records += [record_of_skipped(*one) for one in skipped]
         self.kept = None
-        skipped = event.validation.skipped
-        words = f"{len(self.records)} runs, predicted / measured"
+        words = f"{len(rows)} runs, predicted / measured"
         if skipped:
             words += f"; {len(skipped)} skipped, first {skipped[0][0]}: {skipped[0][1]}"
         self.say(words)
@@ -112,6 +125,38 @@ class RunsScreen(RunsFileScreen):
         record = self._record()
         self.kept = None if record is self.kept else record
         self.show_record()
+
+    def action_diagnose(self) -> None:
+        """Find out what is wrong with the highlighted run."""
+        record, shown = self._record(), self.planner_app.validation
+        if record is None or shown is None or not record.is_run:
+            self.notify("Only a measured run can be diagnosed.", severity="warning")
+            return
+        self.query_one("#run", Static).update(Text(f"Diagnosing {record.name} …"))
+        self.diagnose(shown.path, record.name, self.planner_app.state.question)
+
+    @work(thread=True, exclusive=True, group="diagnosis", exit_on_error=False)
+    def diagnose(self, source: str, run_id: str, question: Question) -> None:
+        """Let another process look into a run."""
+        from planner.tui import jobs  # noqa: PLC0415  first paint
+
+        cancelled = get_current_worker()
+        try:
+            lines = worker("calibrate").run(jobs.diagnose, source, run_id, question)
+            if not cancelled.is_cancelled:
+                self.post_message(RunDiagnosed(run_id, tuple(lines)))
+        except Exception as error:  # noqa: BLE001  the worker's edge
+            if not cancelled.is_cancelled:
+                self.post_message(WorkerFailed("The diagnosis", str(error) or repr(error)))
+
+    @on(RunDiagnosed)
+    def show_diagnosis(self, event: RunDiagnosed) -> None:
+        """Show what was found, unless the highlight has moved on."""
+        record = self._record()
+        if record is not None and record.name == event.run_id:
+            heading, *rest = event.lines
+            words = Text.assemble((f"Diagnosis of {heading}\n", "bold"), "\n".join(rest))
+            self.query_one("#run", Static).update(words)
 
     def action_file(self) -> None:
         """Go to the file."""

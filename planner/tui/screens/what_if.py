@@ -28,6 +28,7 @@ from planner.tui.messages import (
 )
 from planner.tui.screens.base import PlannerScreen
 from planner.tui.screens.export import ExportScreen
+from planner.tui.screens.ladder import LadderScreen
 from planner.tui.screens.value import ValueScreen
 from planner.tui.text import number
 from planner.tui.widgets.knob_list import KnobList, spelled
@@ -55,12 +56,14 @@ class WhatIfScreen(PlannerScreen):
         "the recommendation's. Every change is predicted at once in closed form and compared "
         "with the recommendation; when you pause, it is simulated request by request. The curve "
         "shows the highlighted knob, m changes its metric; v goes on to the curve and to the "
-        "simulated run: KV blocks used, wasted and shared, each step, and the queue."
+        "simulated run: KV blocks used, wasted and shared, each step, and the queue. Ctrl+L sets "
+        "the precisions side by side."
     )
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("m", "metric", "Metric"),
         Binding("v", "view", "View"),
         Binding("ctrl+r", "reset_all", "Reset all"),
+        Binding("ctrl+l", "ladder", "Ladder"),
         Binding("ctrl+s", "export", "Export"),
     ]
 
@@ -179,6 +182,13 @@ class WhatIfScreen(PlannerScreen):
             self.notify("There is nothing to export yet.", severity="warning")
         else:
             self.make_plan(self.shown, self.answer)
+
+    def action_ladder(self) -> None:
+        """Predict the model step by step down in precision."""
+        if self.shown is None:
+            self.notify("There is no plan yet whose model could be taken.", severity="warning")
+        else:
+            self.app.push_screen(LadderScreen(self.shown.question, self.shown.calibration))
 
     @work(thread=True, exclusive=True, group="answer", exit_on_error=False)
     def predict_change(self, session: Session, settings: Mapping[str, str], knob: str) -> None:

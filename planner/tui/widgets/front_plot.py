@@ -1,8 +1,7 @@
-"""The Pareto front as a plot, with a cursor that moves along it."""
+"""The Pareto front as a plot, with a cursor that moves along its fastest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.binding import Binding
@@ -10,12 +9,15 @@ from textual.events import Click
 from textual.message import Message
 from textual_plot import HiResMode
 
-from planner.search.study import Candidate
+from planner.search.study import Candidate, SearchResult
 from planner.tui.widgets.plot import Plot, limits
 
 
 class FrontPlot(Plot, inherit_bindings=False):
-    """Tokens/s per GPU against the speed that one user sees."""
+    """Tokens/s per GPU against the speed that one user sees.
+
+    The line joins what nothing beats in both; `+` stands on the front only for its quality.
+    """
 
     BINDINGS = [  # noqa: RUF012  Textual's form
         Binding("left", "move(-1)", "Slower per user"),
@@ -32,6 +34,8 @@ class FrontPlot(Plot, inherit_bindings=False):
     def __init__(self) -> None:
         super().__init__(id="front", allow_pan_and_zoom=False)
         self.candidates: tuple[Candidate, ...] = ()
+        self.for_quality: tuple[Candidate, ...] = ()
+        """Slower than the line, and losing less than what lies above them."""
         self.recommended: Candidate | None = None
         self.cursor: int | None = None
         self.display = False  # there is nothing to see before a search has ended
@@ -41,10 +45,12 @@ class FrontPlot(Plot, inherit_bindings=False):
         super().on_mount()
         self.set_xlabel("tokens/s per user")
 
-    def show(self, candidates: Sequence[Candidate], recommended: Candidate) -> None:
-        """Show a front; the cursor returns to the recommendation."""
-        self.candidates = tuple(sorted(candidates, key=lambda c: c.tok_per_s_per_user))
-        self.recommended, self.cursor = recommended, None
+    def show(self, found: SearchResult) -> None:
+        """Show the front of a search; the cursor returns to the recommendation."""
+        fastest = found.fastest
+        self.candidates = tuple(sorted(fastest, key=lambda c: c.tok_per_s_per_user))
+        self.for_quality = tuple(c for c in found.pareto if c not in fastest)
+        self.recommended, self.cursor = found.best, None
         self.display = bool(self.candidates)
         self._draw()
 
@@ -93,9 +99,12 @@ class FrontPlot(Plot, inherit_bindings=False):
             return
         colours = self.app.theme_variables
         x, y = (list(axis) for axis in zip(*map(_at, self.candidates), strict=True))
-        shown = [_at(c) for c in (*self.candidates, self.recommended) if c is not None]
+        drawn = (*self.candidates, *self.for_quality, self.recommended)
+        shown = [_at(c) for c in drawn if c is not None]
         self.set_xlimits(*limits([at[0] for at in shown]))
         self.set_ylimits(*limits([at[1] for at in shown]))
+        for candidate in self.for_quality:
+            self._mark(candidate, "+", colours["secondary"])
         self.plot(x, y, line_style=colours["secondary"], hires_mode=HiResMode.BRAILLE)
         self.scatter(x, y, marker="•", marker_style=colours["primary"])
         if self.recommended is not None:
@@ -111,7 +120,8 @@ class FrontPlot(Plot, inherit_bindings=False):
     def _title(self) -> str:
         """Return what the cursor stands on: a small screen shows plot or tables, not both."""
         if self.cursor is None:
-            return "tokens/s per GPU, every slot taken"
+            loses_less = "; + loses less" if self.for_quality else ""
+            return f"tok/s per GPU, every slot taken{loses_less}"
         at = self.candidates[self.cursor]
         return f"◆ {at.tok_per_s_per_gpu:,.0f} tok/s/GPU, {at.tok_per_s_per_user:,.0f} per user"
 

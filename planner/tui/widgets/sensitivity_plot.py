@@ -64,7 +64,7 @@ class SensitivityPlot(Plot, inherit_bindings=False):
         x, y = [i for i, _, _ in known], [value for _, _, value in known]
         low, high = min(y), max(y)
         room = (high - low) * 0.1 or abs(high) * 0.1 or 1.0
-        self.set_ylimits(max(low - room, 0.0), high + room)
+        self.set_ylimits(min(max(low - room, 0.0), low), high + room)
         self.plot(x, y, line_style=colours["secondary"], hires_mode=HiResMode.BRAILLE)
         for index, point, value in known:
             marker, colour = "•", "primary"

@@ -11,6 +11,15 @@ from planner.cli.report import LATENCIES, RATES
 from planner.plans.plan import Plan
 from planner.prediction.predict import Prediction
 from planner.tui.text import bound, milliseconds, number, short_split
+from planner.words import (
+    FRONT_TITLE,
+    SCHEDULING_TITLE,
+    front_lines,
+    fusion_lines,
+    loss_words,
+    scheduling_lines,
+    speculation_words,
+)
 
 SHOWN_STATISTICS = ("p50", "p90", "p99")
 
@@ -60,9 +69,11 @@ def slo_lines(prediction: Prediction) -> Text:
     """Return each limit of the SLO, met or missed, by how much."""
     text = Text()
     for name, excess in prediction.slo_excess.items():
-        limit = prediction.value(name) / (1 + excess) if excess > -1 else 0.0
+        # Of a metric that is 0, the excess does not tell the limit.
+        value = prediction.value(name)
+        limit = f" ≤ {number(value / (1 + excess))}" if excess > -1 and value > 0 else ""
         state, sign = ("met by", "✓") if excess <= 0 else ("MISSED by", "✗")
-        words = f"{sign} {name} ≤ {number(limit)}: {state} {100 * abs(excess):.0f} %\n"
+        words = f"{sign} {name}{limit}: {state} {100 * abs(excess):.0f} %\n"
         text.append(words, style="" if excess <= 0 else "bold")
     return text
 
@@ -92,14 +103,31 @@ def prediction_view(prediction: Prediction) -> Group:
         Text(),
         slo_lines(prediction),
         rate_table(prediction),
+        quality_lines(prediction),
         Text(),
         Text(f"Binding limit: {prediction.binding_limit}", style="bold"),
+        *technique_lines(prediction),
         Text(f"{source}, {provenance}; intervals hold 90 %", style="dim"),
     )
 
 
+def quality_lines(prediction: Prediction) -> Text:
+    """Return the expected loss with its interval, and who published or measured it."""
+    quality = prediction.quality
+    text = Text(f"Quality: {loss_words(quality)}")
+    for source in quality.sources:
+        text.append(f"\n  {source.split(':')[0]}", style="dim")
+    return text
+
+
+def technique_lines(prediction: Prediction) -> list[Text]:
+    """Return what drafts yield, if there are any, and what fused kernels save."""
+    lines = [speculation_words(prediction.speculation)] if prediction.speculation else []
+    return [Text(line) for line in (*lines, *fusion_lines(prediction.fusion_savings))]
+
+
 def reasons_view(plan: Plan) -> Group:
-    """Return why not the others, what a knob would do, and what would make it feasible."""
+    """Return what would make a plan feasible, why not the others, and what a change would do."""
     lines: list[Text] = []
     for relaxation in plan.relaxations:
         lines.append(
@@ -115,6 +143,11 @@ def reasons_view(plan: Plan) -> Group:
         lines.append(Text(f"    {alternative.rejected_because}", style="dim"))
     lines.append(Text("\nChanging one knob", style="bold"))
     lines += [Text(f"• {n.knob}={n.value}: {n.verdict}") for n in plan.neighbours]
+    if plan.search.pareto:
+        lines.append(Text(f"\n{FRONT_TITLE}", style="bold"))
+        lines += [Text(f"• {line.strip()}") for line in front_lines(plan.search.pareto)]
+    lines.append(Text(f"\n{SCHEDULING_TITLE}", style="bold"))
+    lines += [Text(f"• {line}") for line in scheduling_lines(plan.scheduling)]
     return Group(*lines)
 
 
