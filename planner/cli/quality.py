@@ -194,7 +194,7 @@ def _loading_line(row: Scheme, engine: str) -> str:
         said = f"sm {sm}; {source}" if sm else source
     return textwrap.fill(
         said,
-        80,
+        WIDTH,
         initial_indent=f"  {engine:14}",
         subsequent_indent=" " * 16,
         break_on_hyphens=False,
