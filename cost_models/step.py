@@ -204,6 +204,8 @@ class StepModel:
 
     def _piece_padded(self, rows: FloatArray, prefill_tokens: FloatArray) -> FloatArray:
         """Pad steps with prompts to the captured numbers of tokens, if there are any."""
+        if not self.config.enable_piecewise_cuda_graph:
+            return rows
         slot = np.searchsorted(PIECE_TOKENS, np.minimum(rows, PIECE_TOKENS[-1]) - 1e-9)
         return np.where(self._in_pieces(rows, prefill_tokens), np.take(PIECE_TOKENS, slot), rows)
 

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.options import JSON_OPTION, at_least, print_json
+from planner.cli.options import JSON_OPTION, at_least, folded, print_json
 
 if TYPE_CHECKING:
     from executor.quality.judge import QualityReport
     from executor.quantization.schemes import Scheme
+
+WIDTH = 80
+"""Columns of what is printed."""
+
+MIB, GIB = 2**20, 2**30
 
 DEVICE_OPTION = click.option(
     "--device", default="auto", show_default=True, help="cuda, cpu, or auto."
@@ -69,9 +74,12 @@ def quantize_command(lists: bool, as_json: bool, **options: Any) -> int:
         print_json(made.to_json())
         return 0
     click.echo(
-        f"{made.folder}: {made.scheme.name}, KV cache {made.kv_cache_dtype}, "
-        f"{made.bytes_before / 2**30:.2f} -> {made.bytes_after / 2**30:.2f} GiB, "
-        f"calibrated on {made.calibration_tokens:,} tokens in {made.wall_s:.0f} s"
+        folded(
+            f"{made.folder}: {made.scheme.name}, KV cache {made.kv_cache_dtype}, "
+            f"{_size(made.bytes_before)} -> {_size(made.bytes_after)}, "
+            f"calibrated on {made.calibration_tokens:,} tokens in {made.wall_s:.0f} s",
+            WIDTH,
+        )
     )
     click.echo(f"loaded by {', '.join(made.scheme.loaded_by)}")
     return 0
@@ -136,11 +144,19 @@ def quality_command(as_json: bool, install: str, **options: Any) -> int:
     return 0
 
 
+def _size(num_bytes: float) -> str:
+    """Return a checkpoint's size in the unit in which it shows."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / MIB:.2f} MiB"
+
+
 def _print_report(report: QualityReport) -> None:
     click.echo(
-        f"{report.model} ({report.quantization}, KV cache {report.kv_cache_dtype}) against "
-        f"{report.against}: {report.num_documents} documents, {report.num_tokens:,} tokens, "
-        f"{report.num_generations} generations, {report.wall_s:.0f} s"
+        folded(
+            f"{report.model} ({report.quantization}, KV cache {report.kv_cache_dtype}) against "
+            f"{report.against}: {report.num_documents} documents, {report.num_tokens:,} tokens, "
+            f"{report.num_generations} generations, {report.wall_s:.0f} s",
+            WIDTH,
+        )
     )
     for name, one in report.estimates.items():
         click.echo(f"  {name:22}{one.value:12.5g}  ({one.low:.5g} to {one.high:.5g})")
@@ -178,7 +194,7 @@ def _loading_line(row: Scheme, engine: str) -> str:
         said = f"sm {sm}; {source}" if sm else source
     return textwrap.fill(
         said,
-        80,
+        WIDTH,
         initial_indent=f"  {engine:14}",
         subsequent_indent=" " * 16,
         break_on_hyphens=False,

@@ -63,9 +63,10 @@ def print_plan(plan: Plan, *, gpu: str, workload: str, engine: str) -> None:
     console = _console()
     best = plan.recommended
     if plan.status == "feasible":
-        console.print(f"Recommended for {workload} on {gpu} (objective: {plan.objective})\n")
+        _say(console, f"Recommended for {workload} on {gpu} (objective: {plan.objective})")
     else:
-        console.print(f"No configuration for {workload} on {gpu} meets every limit; the nearest:\n")
+        _say(console, f"No configuration for {workload} on {gpu} meets every limit; the nearest:")
+    console.print()
     _print_config(console, best.config, engine=engine)
     _print_prediction_body(console, best)
     if plan.risk:

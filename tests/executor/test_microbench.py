@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cost_models.errors import MeasurementError
 from cost_models.tables import read_table
-from executor.microbench.collectives import RankGroup
+from executor.microbench.collectives import RankGroup, RankGroups
 from executor.microbench.points import Abilities, Point, Schedule, Speed, calibration_points
 from executor.microbench.run import CPU_SPEED, FAMILIES, MAKERS, microbench, write_tables
 from executor.microbench.techniques import TECHNIQUES, technique_points
@@ -198,3 +198,32 @@ def test_triton_kernels_compute_what_torch_does() -> None:
 def test_compiled_kernels_compute_what_torch_does() -> None:
     result = subprocess.run([*CHECKS[:-1], "cuda"], cwd=ROOT, check=False)
     assert result.returncode == 0
+
+
+def test_every_group_of_ranks_is_ended_even_where_one_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+
+    class Group:
+        def __init__(self, num_ranks: int, _device: str) -> None:
+            self.num_ranks = num_ranks
+
+        def __enter__(self) -> Group:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            ended.append(self.num_ranks)
+            if self.num_ranks == 4:
+                raise OSError("a rank does not end")
+
+        def start(self) -> None:
+            """Every rank answers."""
+
+        def allreduce_s(self, elements: int) -> float:
+            return float(elements)
+
+    monkeypatch.setattr("executor.microbench.collectives.RankGroup", Group)
+    with pytest.raises(OSError, match="a rank does not end"), RankGroups("cpu") as groups:
+        assert groups.allreduce_s(2, 10) == groups.allreduce_s(4, 10) == groups.allreduce_s(2, 10)
+    assert sorted(ended) == [2, 4]
