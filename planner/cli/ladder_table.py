@@ -46,9 +46,9 @@ def print_ladder(ladder: Ladder) -> None:
         console.print(folded(line, NOTE_WIDTH))
 
 
-def steps_table(ladder: Ladder, columns: Sequence[Column] = COLUMNS) -> Table:
-    """Return every step with some of its figures, its speed-up and its loss."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def steps_table(ladder: Ladder, columns: Sequence[Column] = COLUMNS, *, gap: int = 2) -> Table:
+    """Return every step with some of its figures, its speed-up and its loss; gaps in columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
     table.add_column("step", no_wrap=True)
     for title in (*(column[0] for column in columns), "speed-up", "loss %"):
         table.add_column(title, justify="right", no_wrap=True)

@@ -22,6 +22,10 @@ OVERVIEW = (
 """(title, metric) of the table."""
 
 
+NOTHING_MEASURED = (("nothing to compare: d says why",),)
+"""Instead of metrics, of a run that failed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One line of the table, with everything behind it."""
@@ -50,7 +54,7 @@ def record_of_run(row: Row) -> Record:
         name=run.run_id,
         cells=(*(_pair(row, metric) for _, metric in OVERVIEW), run.model, run.gpu),
         columns=("predicted", "measured", "error", "90 %"),
-        lines=tuple(_run_line(row, metric) for metric in row.scored()),
+        lines=tuple(_run_line(row, metric) for metric in row.scored()) or NOTHING_MEASURED,
         compared={
             **{name: str(value) for name, value in run.config.items()},
             **{name: str(value) for name, value in run.workload.items()},

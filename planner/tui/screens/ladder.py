@@ -31,10 +31,11 @@ class LadderScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Lay out the dialog."""
-        with Vertical(classes="dialog record"):
+        with Vertical(id="ladder", classes="dialog"):
             yield Static("The ladder, predicted; Esc closes", classes="title")
             with VerticalScroll():
                 yield Static("Predicting …", id="steps")
+                yield Static("", id="steps-words", markup=False)
 
     def on_mount(self) -> None:
         """Let the arrow keys scroll, and begin."""
@@ -79,10 +80,10 @@ class LadderScreen(ModalScreen[None]):
         self.is_done, found = True, event.ladder
         columns = COLUMNS if self.app.size.width >= WIDE else FEW_COLUMNS
         heading = Text(f"{found.model} on {found.gpu}, workload {found.workload}\n", style="bold")
-        lines = Text("\n" + "\n".join(ladder_lines(found)))
-        self.query_one("#steps", Static).update(
-            Group(heading, steps_table(found, columns), lines, _how_to_build(found.model))
-        )
+        table = steps_table(found, columns, gap=1)
+        self.query_one("#steps", Static).update(Group(heading, table))
+        words = "\n".join(("", *ladder_lines(found), "", _how_to_build(found.model)))
+        self.query_one("#steps-words", Static).update(words)
 
     @on(WorkerFailed)
     def show_failure(self, event: WorkerFailed) -> None:
@@ -101,10 +102,9 @@ class LadderScreen(ModalScreen[None]):
         self.query_one("#steps", Static).update(Text(words))
 
 
-def _how_to_build(model: str) -> Text:
+def _how_to_build(model: str) -> str:
     """Return the commands that build and measure what is only predicted here."""
-    return Text(
-        f"\nBuilt, measured and judged: planner ladder --model DIR (weights of {model}) "
-        "--calibration-data FILE --data FILE --out DIR; one step alone: planner quantize",
-        style="dim",
+    return (
+        f"Built, measured and judged: planner ladder --model DIR (weights of {model}) "
+        "--calibration-data FILE --data FILE --out DIR; one step alone: planner quantize"
     )

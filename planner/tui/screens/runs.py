@@ -16,7 +16,7 @@ from textual.widgets import DataTable, Static
 from textual.worker import get_current_worker
 
 from cost_models.errors import PlannerError
-from planner.tui.messages import RunDiagnosed, RunsValidated, WorkerFailed
+from planner.tui.messages import RunDiagnosed, RunsValidated
 from planner.tui.question import Question
 from planner.tui.records import (
     OVERVIEW,
@@ -145,9 +145,12 @@ class RunsScreen(RunsFileScreen):
             lines = worker("calibrate").run(jobs.diagnose, source, run_id, question)
             if not cancelled.is_cancelled:
                 self.post_message(RunDiagnosed(run_id, tuple(lines)))
-        except Exception as error:  # noqa: BLE001  the worker's edge
+        except Exception as error:  # noqa: BLE001  the worker's edge: words in the pane
             if not cancelled.is_cancelled:
-                self.post_message(WorkerFailed("The diagnosis", str(error) or repr(error)))
+                reason = f"✗ {str(error) or repr(error)}"
+                words = "Stopped." if self._is_stopped else reason
+                self._is_stopped = False
+                self.post_message(RunDiagnosed(run_id, (run_id, words)))
 
     @on(RunDiagnosed)
     def show_diagnosis(self, event: RunDiagnosed) -> None:

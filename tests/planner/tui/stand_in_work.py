@@ -23,13 +23,15 @@ from executor.machine import GpuSample
 from executor.observe import LoadSeen, Observation
 from planner import what_if as use_case
 from planner.api import PlanRequest, Problem
+from planner.ladder.ladder import Figure, Ladder, Origin, Step
+from planner.ladder.rungs import RUNGS
 from planner.measuring import measure
 from planner.measuring.measure import BackendState
 from planner.measuring.runs import MeasuredRun
 from planner.plans.plan import Alternative, Neighbour, Plan
 from planner.plans.scheduling import Scheduling
 from planner.prediction.predict import Metric, Prediction
-from planner.quality import QualityLoss
+from planner.quality import QualityLoss, Source
 from planner.search.study import Candidate, SearchResult
 from planner.simulator.timeline import DECODE, MIXED, Timeline
 from planner.tui.catalogue import Catalogue, Entry, LocalGpus
@@ -51,13 +53,19 @@ LOCAL = LocalGpus(words="✗ NVML finds no NVIDIA GPU on this machine")
 
 DEFAULTS = {
     "model": "a-model-8b", "rate": "8", "isl": "1200", "osl": "200",
-    "slo": "ttft_ms.p99=1000 tpot_ms.p99=50", "objective": "goodput",
+    "slo": "ttft_ms.p99=1000 tpot_ms.p99=50", "max_quality_loss": "no limit",
+    "objective": "goodput",
 }  # fmt: skip
 
 CONFIG = EngineConfig(
     quantization="fp8", kv_cache_dtype="fp8", max_batch_size=256, max_num_tokens=2048,
     max_seq_len=8192,
 )  # fmt: skip
+
+
+LOSS = QualityLoss(
+    loss_pct=0.9, spread_pct=0.8, provenance=Source.PUBLISHED, sources=("A paper: table 1",)
+)
 
 
 def answer_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +95,8 @@ def _run(
         "simulate": _simulate,
         "measure": _measure,
         "validate": lambda _heard, *_: validation(1.0),
+        "diagnose": lambda _heard, _source, run_id, _question: _diagnosis(run_id),
+        "predict_ladder": lambda _heard, *_: _ladder(),
         "recalibrate": lambda _heard, *_: (["tpot: 1.02 ± 0.01 (6 runs)"], validation(0.97)),
     }
     return answers[function.__name__](heard, *arguments)
@@ -119,6 +129,10 @@ def _search(heard: Callable[[Any], None], *_: Any) -> tuple[Checked, Plan]:
 def plan() -> Plan:
     """A recommendation with all that stands around it."""
     front = tuple(_candidate(batch, 1000 + 60 * batch**0.8, 4000 / batch**0.6) for batch in BATCHES)
+    exact = tuple(
+        replace(_candidate(batch, 900 + 30 * batch**0.8, 3000 / batch**0.6), quality=QualityLoss())
+        for batch in BATCHES[::2]
+    )
     best = front[3]
     return Plan(
         status="feasible",
@@ -136,7 +150,11 @@ def plan() -> Plan:
         relaxations=(),
         scheduling=Scheduling(contention=0.0),
         search=SearchResult(
-            candidates=(best, *front), pareto=front, num_evaluated=1234, wall_s=1.5, seed=0
+            candidates=(best, *front),
+            pareto=(*front, *exact),
+            num_evaluated=1234,
+            wall_s=1.5,
+            seed=0,
         ),
     )
 
@@ -145,7 +163,7 @@ def _candidate(batch: int, per_gpu: float, per_user: float) -> Candidate:
     return Candidate(
         config=replace(CONFIG, max_batch_size=batch), score=per_gpu, raw_score=per_gpu,
         violation=0.0, tok_per_s_per_gpu=per_gpu, tok_per_s_per_user=per_user,
-        quality=QualityLoss(),
+        quality=LOSS,
     )  # fmt: skip
 
 
@@ -168,7 +186,8 @@ def prediction(config: EngineConfig, *, slower: float = 1.0) -> Prediction:
         metrics={name: _metric(value) for name, value in values.items()},
         memory=_memory(),
         step_time_breakdown={},
-        fusion_savings={},
+        fusion_savings={"decode": {"norms+residual": 5.1e-4, "SwiGLU": 4e-5, "attention": 1.3e-4}},
+        quality=LOSS if config.quantization == "fp8" else QualityLoss(),
         slo_excess={name: values[name] / limit - 1 for name, limit in limits.items()},
         highest_rate_per_s=rate,
         refused_share=0.0,
@@ -260,6 +279,33 @@ def _measure(heard: Callable[[Any], None], *_: Any) -> list[SimpleNamespace]:
 def _record(number: str, tpot_ms: float) -> dict[str, Any]:
     measured = {"tpot_ms": {"mean": tpot_ms}, "ttft_ms": {"mean": 45.0}, "request_per_s": 7.9}
     return {"run_id": f"a-{number}", "gpu": "h100_sxm", "status": "ok", "measured": measured}
+
+
+def _diagnosis(run_id: str) -> list[str]:
+    return [
+        f"{run_id}: ok", "  ! ttft_ms.mean 49 is 1.2 times its prediction",
+        "1. The KV cache is full for 30 % of the time [kv_exhausted]", "   - 12 preemptions",
+        "   > free_gpu_memory_fraction 0.8 → 0.9", "     ttft_ms.mean 49 → 44",
+    ]  # fmt: skip
+
+
+def _ladder() -> Ladder:
+    """Two steps, the coarser over the limit."""
+    steps = []
+    for rung, config, share in ((RUNGS[1], replace(CONFIG, quantization="bf16"), 1.0),
+                                (RUNGS[2], CONFIG, 0.6)):  # fmt: skip
+        values = {"weight_bytes_per_gpu": 15 * GIB * share, "kv_cache_tokens": 400_000.0,
+                  "ttft_ms.mean": 70 * share, "tpot_ms.mean": 10 * share,
+                  "e2el_ms.mean": 2300 * share, "output_tok_per_s": 1700.0}  # fmt: skip
+        figures = {n: Figure(value=v, origin=Origin.PREDICTED) for n, v in values.items()}
+        is_coarse = config is CONFIG
+        steps.append(
+            Step(rung=rung, config=config, engine="trtllm", figures=figures,
+                 loss=LOSS if is_coarse else QualityLoss(), over_limit=is_coarse,
+                 is_usable=not is_coarse)
+        )  # fmt: skip
+    return Ladder(model="a-model-8b", gpu="h100_sxm", workload="chat", steps=tuple(steps),
+                  stopped_because="FP8 loses more than 0.5 %")  # fmt: skip
 
 
 def validation(share: float) -> Validation:

@@ -92,13 +92,25 @@ async def calibrate(pilot: Pilot[int]) -> None:
     await sees(pilot, "Before and after")
 
 
+async def diagnosis(pilot: Pilot[int]) -> None:
+    await _open_runs(pilot, "f6")
+    await pilot.press("d")
+    await sees(pilot, "Diagnosis of run-1", "free_gpu_memory_fraction")
+
+
+async def ladder(pilot: Pilot[int]) -> None:
+    await pilot.press("ctrl+l")
+    await sees(pilot, "Stay on: BF16", "OVER")
+
+
 async def keys(pilot: Pilot[int]) -> None:
     await pilot.press("f3", "question_mark")
     await sees(pilot, "Keys of this screen")
 
 
 SCREENS = (
-    plan, plan_cursor, gpu_list, what_if, kv_blocks, profiles, measure, runs, calibrate, keys,
+    plan, plan_cursor, gpu_list, what_if, kv_blocks, profiles, measure, runs, calibrate,
+    diagnosis, ladder, keys,
 )  # fmt: skip
 
 
