@@ -231,15 +231,13 @@ class StepModel:
         step = self.calibration.step
         sizes = captured_batch_sizes(self.config, self.calibration.engine)
         captured = min(step.piecewise_max_tokens, sizes[-1] if sizes else 0)
-        per_layer = np.where(
-            (tokens > 0) & (tokens + sequences <= captured),
-            step.piecewise_layer_s,
-            step.eager_layer_s,
-        )
+        eager_layer_s = step.eager_layer_s
+        if self.kv_table == "fp8":
+            eager_layer_s += step.eager_layer_fp8_cache_s
+        in_pieces = (tokens > 0) & (tokens + sequences <= captured)
+        per_layer = np.where(in_pieces, step.piecewise_layer_s, eager_layer_s)
         if self.config.tensor_parallel_size > 1:
             per_layer = per_layer + step.eager_layer_tp_s
-        if self.kv_table == "fp8":
-            per_layer = per_layer + step.eager_layer_fp8_cache_s
         floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
         return np.where(self._is_eager(sequences, tokens), floor_s, step.host_floor_s)
 

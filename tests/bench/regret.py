@@ -187,7 +187,7 @@ def _print_ranking(runs: list[Measured], chosen: Measured, best: Measured) -> No
     click.echo(
         f"  today's choice among the measured: {share:.1f} % of the best,"
         f" {'misses the SLO' if chosen.missed else 'meets the SLO'};"
-        f" rank correlation {ranks.statistic:.2f} (p {ranks.pvalue:.3f}, {len(runs)} configurations)"
+        f" rank correlation {ranks.statistic:.2f} (p {ranks.pvalue:.3f}, n {len(runs)})"
     )
 
 
