@@ -34,7 +34,10 @@ class StepLog:
     stream_delay_s: ShareArray
     """How much later than that they were streamed: the front end was busy."""
     steps_at_once: ShareArray
-    """Steps whose tokens a client got in one chunk, on average: the front end was busy."""
+    """Steps whose tokens a client got in one chunk, on average: the front end was busy.
+
+    Counted where several steps make a row.
+    """
     used_units: ShareArray
     """KV blocks (or bytes) that running sequences hold at the start."""
     reserved_units: ShareArray
