@@ -49,6 +49,13 @@ class HostFit:
     slowness: float
     relative_error: float
 
+    def line(self) -> str:
+        """Say it with its error."""
+        return (
+            f"the host takes {self.slowness:.2f} times as long as that of the shipped constants, "
+            f"+- {100 * self.relative_error:.0f} %"
+        )
+
 
 def on_host(calibration: Calibration, slowness: float) -> Calibration:
     """Return a calibration whose host takes so many times as long for all that it does."""

@@ -45,6 +45,7 @@ def test_three_runs_tell_how_slow_the_host_is() -> None:
         known = {name: predicted[name] for name in METRIC_LOG_SD}
         measured.append(replace(run, measured=known))
     fit = fit_host(measured)
+    assert f"{fit.slowness:.2f} times as long" in fit.line()
     assert fit.slowness == pytest.approx(SLOWNESS, rel=0.03)
     assert fit.relative_error < 0.05
 
