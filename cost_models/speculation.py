@@ -194,11 +194,6 @@ class SpeculativeStep:
         bare_s = step.synchronous_host_s + step.synchronous_host_per_sequence_s * running
         return bare_s if self.speculation.is_synchronous else np.zeros(np.shape(running))
 
-    @property
-    def host_floor_s(self) -> float:
-        """Host time from the plan of a step to its first kernel."""
-        return self.verify.host_floor_s
-
     def launch_floor_s(self, sequences: ArrayLike, prefill_tokens: ArrayLike) -> FloatArray:
         """Return the host time to launch the target's kernels."""
         return self.verify.launch_floor_s(sequences, prefill_tokens)

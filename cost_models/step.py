@@ -224,11 +224,6 @@ class StepModel:
         per_layer = step.layer_gap_s + step.tp_gap_s * doublings
         families.add("gaps", np.asarray(self.model.num_layers * per_layer))
 
-    @property
-    def host_floor_s(self) -> float:
-        """Host time from the plan of a step to its first kernel."""
-        return self.calibration.step.host_floor_s
-
     def launch_floor_s(self, sequences: ArrayLike, prefill_tokens: ArrayLike) -> FloatArray:
         """Return the host time to launch an eager step's kernels, or to replay a graph."""
         sequences = np.asarray(sequences, np.float64)

@@ -80,7 +80,6 @@ class Windows:
             np.where(mixed, floor_s, 0.0)[self.rows],
             np.where(mixed, cost.by_family["launch"], 0.0)[self.rows],
             mixed[self.rows],
-            model.host_floor_s,
         )
         line = np.arange(len(self))
         took_s = output_s[line, LEAD_STEPS + self.steps - 1] - output_s[line, LEAD_STEPS - 1]
@@ -88,27 +87,17 @@ class Windows:
 
 
 def _loop(
-    step_s: FloatArray,
-    floor_s: FloatArray,
-    launch_s: FloatArray,
-    mixed: NDArray[np.bool_],
-    lead_s: float,
+    step_s: FloatArray, floor_s: FloatArray, launch_s: FloatArray, mixed: NDArray[np.bool_]
 ) -> FloatArray:
-    """Return when each step's tokens leave, by the rules of the simulator.
-
-    `Engine.mixed_timing` and `Engine.decode_timing`.
-    """
+    """Return when each step's tokens leave, by the simulator's rules (`Engine.mixed_timing`)."""
     output_s = np.zeros(step_s.shape)
     end_s, scheduled_s = np.zeros(len(step_s)), -step_s[:, 0]
     for column in range(step_s.shape[1]):
-        launched_s = scheduled_s + lead_s
-        out_s = np.where(
-            mixed[:, column], np.maximum(end_s, launched_s + floor_s[:, column]), end_s
-        )
+        out_s = np.maximum(end_s, scheduled_s + floor_s[:, column])
         if column:
             output_s[:, column - 1] = out_s
-        start_s = np.maximum(end_s, launched_s)
-        hidden_s = np.minimum(launch_s[:, column], start_s - launched_s)
+        start_s = np.maximum(end_s, scheduled_s)
+        hidden_s = np.minimum(launch_s[:, column], start_s - scheduled_s)
         end_s = start_s + step_s[:, column] - hidden_s
         scheduled_s = np.where(mixed[:, column], out_s, start_s)
     output_s[:, -1] = end_s
@@ -116,14 +105,12 @@ def _loop(
 
 
 def windows_of(steps: ObservedSteps) -> Windows | None:
-    """Return the windows of a run's steps, evenly chosen of each kind; None where there are none.
-
-    Long ones tell what steps take on average, those around a single step with prompts its launch.
-    """
-    chosen = [*_evenly(list(_spans(steps))), *_evenly(list(_lone_mixed(steps)))]
-    if not chosen:
+    """Return the windows of a run's steps, evenly chosen; None where there are none."""
+    spans = list(_spans(steps))
+    if not spans:
         return None
-    starts, ends = np.array(chosen).T
+    chosen = np.unique(np.linspace(0, len(spans) - 1, WINDOWS_OF_A_RUN).round().astype(int))
+    starts, ends = np.array([spans[row] for row in chosen]).T
     longest = int((ends - starts).max()) + LEAD_STEPS + 1
     rows = starts[:, None] - LEAD_STEPS + np.arange(longest)
     rows, inverse = np.unique(np.minimum(rows, ends[:, None]), return_inverse=True)
@@ -139,26 +126,6 @@ def windows_of(steps: ObservedSteps) -> Windows | None:
         steps=ends - starts,
         took_s=steps.output_s[ends - 1] - steps.output_s[starts - 1],
     )
-
-
-def _evenly(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    rows = np.linspace(0, len(spans) - 1, min(WINDOWS_OF_A_RUN, len(spans))).round().astype(int)
-    return [spans[row] for row in rows]
-
-
-def _lone_mixed(steps: ObservedSteps) -> Iterator[tuple[int, int]]:
-    """Yield the three steps around each that has prompts while its neighbours only decode.
-
-    Its launch delays the output of the step before, so that counts too; the one behind it shows
-    when the engine is back in step.
-    """
-    mixed = steps.prompt_tokens > 0
-    unsure = steps.overfull | (steps.held_back > HELD_BACK) | (steps.merged > MERGED)
-    usable = (steps.decoding > 0) & ~unsure
-    for row in (np.flatnonzero(mixed[LEAD_STEPS + 1 : -LEAD_STEPS - 1]) + LEAD_STEPS + 1).tolist():
-        around = slice(row - LEAD_STEPS - 1, row + LEAD_STEPS + 1)
-        if usable[around].all() and mixed[around].sum() == 1:
-            yield row - 1, row + 2
 
 
 def _spans(steps: ObservedSteps) -> Iterator[tuple[int, int]]:

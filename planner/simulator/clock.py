@@ -33,10 +33,6 @@ APART = ("attention_decode", "attention_prefill", "launch", "host")
 class StepCostModel(Protocol):
     """What the simulator needs of a step model."""
 
-    @property
-    def host_floor_s(self) -> float:
-        """Host time from the plan of a step to its first kernel, hidden while the GPU is busy."""
-
     def cost(self, batch: StepBatch) -> StepCost:
         """Return the time of a step by operator family."""
 
@@ -138,7 +134,6 @@ class StepClock:
         rows_per_sequence: float = 1.0,
     ) -> None:
         self.model = model
-        self.host_floor_s = model.host_floor_s
         self._rows_per_sequence = rows_per_sequence
         self._max_rows = max_batch_size
         self._max_tokens = max_num_tokens

@@ -290,11 +290,11 @@ class Engine:
     def mixed_timing(self, step: MixedStep, *, added_s: float = 0.0) -> StepTiming:
         """Return when the next step runs if it is this one."""
         time = self.clock.mixed(step, added_s=added_s)
-        output_s, launched_s = self._end_s, self._launched_s
+        output_s = self._end_s
         if self._overlap:
-            output_s = max(output_s, launched_s + time.floor_s)
-        start_s = max(self._end_s, launched_s)
-        hidden_s = min(time.launch_s, start_s - launched_s)
+            output_s = max(output_s, self._scheduled_s + time.floor_s)
+        start_s = max(self._end_s, self._scheduled_s)
+        hidden_s = min(time.launch_s, start_s - self._scheduled_s)
         onboard_s = self.kv.take_onboarded() * self.limits.onboard_block_s
         end_s = start_s + time.seconds - hidden_s + onboard_s
         scheduled_s = output_s if self._overlap else end_s
@@ -346,7 +346,7 @@ class Engine:
 
     def decode_timing(self, span: DecodeSpan, steps: int) -> StepTiming:
         """Return when the next steps run if they only decode."""
-        start_s = max(self._end_s, self._launched_s)
+        start_s = max(self._end_s, self._scheduled_s)
         took_s = first_s = span.seconds(steps)
         until_last_s = 0.0
         if steps > 1:
@@ -354,14 +354,6 @@ class Engine:
         end_s = start_s + took_s
         scheduled_s = start_s + until_last_s if self._overlap else end_s
         return StepTiming(self._end_s, start_s, end_s, scheduled_s, first_s, until_last_s)
-
-    @property
-    def _launched_s(self) -> float:
-        """When the first kernel of the next step can start, as far as the host is concerned.
-
-        Behind a long launch the host has no lead: the GPU waits while the next step is prepared.
-        """
-        return self._scheduled_s + (self.clock.host_floor_s if self._overlap else 0.0)
 
     def take_decode_steps(self, steps: int, timing: StepTiming) -> None:
         """Take decode steps, no more than nothing interrupts."""
@@ -402,7 +394,7 @@ class Engine:
         event_s = self.next_event_s()
         if event_s < math.inf and steps > 1:
             lag = 1 if self._overlap else 0
-            wait = span.steps_until(event_s - max(self._end_s, self._launched_s))
+            wait = span.steps_until(event_s - max(self._end_s, self._scheduled_s))
             steps = min(steps, wait + lag)
         return max(steps, 1)
 

@@ -31,7 +31,6 @@ class LinearStep:
     cached_token_s = 4e-8
     pair_s = 1e-9
     floor_s = 0.0
-    host_floor_s = 0.0
 
     def cost(self, batch: StepBatch) -> StepCost:
         sequences, kv_len, prompts, tokens, past = (
