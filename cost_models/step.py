@@ -239,7 +239,8 @@ class StepModel:
         if self.config.tensor_parallel_size > 1:
             per_layer = per_layer + step.eager_layer_tp_s
         floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
-        return np.where(self._is_eager(sequences, tokens), floor_s, step.host_floor_s)
+        hidden_s = step.host_floor_s + step.host_floor_per_sequence_s * sequences
+        return np.where(self._is_eager(sequences, tokens), floor_s, hidden_s)
 
     def launch_s(self, gpu_s: Seconds, floor_s: Seconds) -> Seconds:
         """Return what launching its kernels adds to the GPU time of a step."""

@@ -97,6 +97,8 @@ class StepConstants:
     """
     host_floor_s: float = 0.0
     """Per step: what the host does while the GPU computes; it shows where the GPU is faster."""
+    host_floor_per_sequence_s: float = 0.0
+    """The same per decoding sequence: the scheduler goes through all that run, one by one."""
     synchronous_host_s: float = 0.0
     """Per step: scheduling, sampling and bookkeeping that a scheme which is not scheduled ahead
     leaves bare, since the next step waits for the drafts of this one."""

@@ -64,6 +64,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "fp8_gemm_row_excess": _step(0.12, 0.7, 1e-3, 1.0),
     "fp8_wide_gemm_s": _step(5e-6, 0.5, 5e-7, 3e-5),
     "host_floor_s": _step(2e-3, 0.5, 1e-4, 1e-2),
+    "host_floor_per_sequence_s": _step(2e-5, 0.7, 1e-6, 2e-4),
     "synchronous_host_s": _step(3e-3, 0.7, 5e-5, 2e-2),
     "synchronous_host_per_sequence_s": _step(1e-4, 0.7, 5e-7, 1e-3),
     "draft_pass_s": _step(1e-3, 0.7, 1e-5, 1e-2),
