@@ -23,8 +23,9 @@ FloatArray = NDArray[np.float64]
 
 STEP_WORK = (
     "host_s", "host_per_sequence_s", "host_floor_s", "host_floor_per_sequence_s", "eager_layer_s",
-    "eager_layer_tp_s", "eager_sequence_s", "eager_layer_fp8_cache_s", "piecewise_layer_s", "piecewise_decode_layer_s",
-    "synchronous_host_s", "synchronous_host_per_sequence_s", "draft_pass_s", "draft_layer_s",
+    "eager_layer_tp_s", "eager_sequence_s", "eager_layer_fp8_cache_s", "piecewise_layer_s",
+    "piecewise_decode_layer_s", "synchronous_host_s", "synchronous_host_per_sequence_s",
+    "draft_pass_s", "draft_layer_s",
 )  # fmt: skip
 """Constants of a step that the host's speed stretches."""
 
