@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontEndConstants:
@@ -34,6 +37,15 @@ class FrontEndConstants:
     """
     streamed_token_s: float = 0.0
     """Serial work for one streamed token."""
+    streamed_chunk_s: float = 0.0
+    """Serial work for one chunk that is written to a client, on top of that for its tokens."""
+    merged_streams: int = 0
+    """Streams up to which tokens that wait for the loop leave in one chunk.
+
+    vLLM takes 128 outputs between two turns of its loop. A step of no more is taken together with
+    all steps that wait, so a loop that falls behind writes fewer chunks; of a larger step each
+    part waits for a turn of its own, and every token is a chunk.
+    """
     jitter_s: float = 0.0
     """Standard deviation of a step's time that does not grow with it."""
     jitter_fraction: float = 0.0
@@ -47,8 +59,20 @@ class FrontEndConstants:
 
     def with_tokens_per_chunk(self, tokens_per_chunk: float) -> FrontEndConstants:
         """Return the same where tokens are streamed several at a time."""
-        return replace(self, streamed_token_s=self.streamed_token_s / tokens_per_chunk)
+        return replace(
+            self,
+            streamed_token_s=self.streamed_token_s / tokens_per_chunk,
+            streamed_chunk_s=self.streamed_chunk_s / tokens_per_chunk,
+        )
 
-    def seconds_per_request(self, isl: float, osl: float) -> float:
-        """Serial front-end time that one request takes in all."""
-        return self.request_s + isl * self.prompt_token_s + osl * self.streamed_token_s
+    def least_request_s(self, isl: float, osl: float, streams: ArrayLike) -> NDArray[np.float64]:
+        """Return the serial front-end time of a request where nothing else limits the rate.
+
+        Args:
+            isl: Prompt tokens.
+            osl: Output tokens.
+            streams: Requests that are served at a time; as few as may be merged write few chunks.
+        """
+        merged = np.asarray(streams) <= self.merged_streams
+        token_s = self.streamed_token_s + np.where(merged, 0.0, self.streamed_chunk_s)
+        return np.asarray(self.request_s + isl * self.prompt_token_s + osl * token_s)

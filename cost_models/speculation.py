@@ -232,7 +232,8 @@ def speculative_step(
     """Return the step costs of a target under speculation."""
     if speculation.is_synchronous:
         # The host's work is bare here (`SpeculativeStep.bare_host_s`): nothing hides it.
-        calibration = replace(calibration, step=replace(calibration.step, host_floor_s=0.0))
+        bare = replace(calibration.step, host_floor_s=0.0, host_floor_per_sequence_s=0.0)
+        calibration = replace(calibration, step=bare)
     verify = StepModel(
         model=model,
         config=config,
@@ -266,6 +267,7 @@ def _draft_step(draft: Draft, verify: StepModel) -> StepModel:
         host_s=calibration.step.draft_pass_s if has_own_model else 0.0,
         host_per_sequence_s=0.0,
         host_floor_s=0.0,
+        host_floor_per_sequence_s=0.0,
         eager_layer_s=calibration.step.draft_layer_s if has_own_model else 0.0,
         eager_layer_tp_s=0.0,
         eager_layer_fp8_cache_s=0.0,

@@ -245,19 +245,18 @@ class StepModel:
         step = self.calibration.step
         sizes = captured_batch_sizes(self.config, self.calibration.engine)
         captured = min(step.piecewise_max_tokens, sizes[-1] if sizes else 0)
-        per_layer = np.where(
-            (tokens > 0) & (tokens + sequences <= captured),
-            step.piecewise_layer_s,
-            step.eager_layer_s,
-        )
+        eager_layer_s = step.eager_layer_s
+        if self.kv_table == "fp8":
+            eager_layer_s += step.eager_layer_fp8_cache_s
+        in_pieces = (tokens > 0) & (tokens + sequences <= captured)
+        per_layer = np.where(in_pieces, step.piecewise_layer_s, eager_layer_s)
         if self.config.tensor_parallel_size > 1:
             per_layer = per_layer + step.eager_layer_tp_s
-        if self.kv_table == "fp8":
-            per_layer = per_layer + step.eager_layer_fp8_cache_s
         stays = self._in_pieces(tokens + self.rows_per_sequence * sequences, tokens)
         per_layer = per_layer * np.where(stays, step.pieces_launch_share, 1.0)
         floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
-        return np.where(self._is_eager(sequences, tokens), floor_s, step.host_floor_s)
+        hidden_s = step.host_floor_s + step.host_floor_per_sequence_s * sequences
+        return np.where(self._is_eager(sequences, tokens), floor_s, hidden_s)
 
     def launch_s(self, gpu_s: Seconds, floor_s: Seconds) -> Seconds:
         """Return what launching its kernels adds to the GPU time of a step."""

@@ -43,7 +43,10 @@ class StepConstants:
     eager_sequence_s: float = 0.0
     """Host time per decoding sequence of an eager step, on top of the launch."""
     eager_layer_fp8_cache_s: float = 0.0
-    """Per layer of an eager step: launching what an FP8 cache needs in addition."""
+    """Per layer of an eager step: launching what an FP8 cache needs in addition.
+
+    Steps that are captured piece by piece do not feel it: the query is quantized inside a piece.
+    """
     piecewise_layer_s: float = 0.0
     """Per layer: launching a step whose layers are captured in graphs piece by piece."""
     piecewise_max_tokens: int = 0
@@ -100,6 +103,8 @@ class StepConstants:
     """
     host_floor_s: float = 0.0
     """Per step: what the host does while the GPU computes; it shows where the GPU is faster."""
+    host_floor_per_sequence_s: float = 0.0
+    """The same per decoding sequence: the scheduler goes through all that run, one by one."""
     synchronous_host_s: float = 0.0
     """Per step: scheduling, sampling and bookkeeping that a scheme which is not scheduled ahead
     leaves bare, since the next step waits for the drafts of this one."""

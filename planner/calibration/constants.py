@@ -64,6 +64,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "fp8_gemm_row_excess": _step(0.12, 0.7, 1e-3, 1.0),
     "fp8_wide_gemm_s": _step(5e-6, 0.5, 5e-7, 3e-5),
     "host_floor_s": _step(2e-3, 0.5, 1e-4, 1e-2),
+    "host_floor_per_sequence_s": _step(2e-5, 0.7, 1e-6, 2e-4),
     "synchronous_host_s": _step(3e-3, 0.7, 5e-5, 2e-2),
     "synchronous_host_per_sequence_s": _step(1e-4, 0.7, 5e-7, 1e-3),
     "draft_pass_s": _step(1e-3, 0.7, 1e-5, 1e-2),
@@ -77,6 +78,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "active_stream_s": _front_end(2.5e-4, 0.5, 1e-5, 2e-3),
     "first_token_s": _front_end(1.6e-3, 0.5, 1e-4, 5e-2),
     "streamed_token_s": _front_end(3e-5, 0.5, 1e-6, 3e-4),
+    "streamed_chunk_s": _front_end(3e-5, 0.5, 1e-6, 3e-4),
     "jitter_s": _front_end(2.5e-4, 0.7, 1e-5, 3e-3),
     "jitter_fraction": _front_end(0.03, 0.7, 2e-3, 0.2),
 }
@@ -88,7 +90,8 @@ LOOP: Mapping[str, Constant] = {
     "prompt_token_s": _front_end(8e-7, 0.5, 1e-8, 2e-5),
     "active_stream_s": _front_end(2e-4, 0.7, 1e-6, 2e-3),
     "first_token_s": _front_end(6e-3, 0.7, 1e-4, 5e-2),
-    "streamed_token_s": _front_end(6e-5, 0.4, 1e-6, 3e-4),
+    "streamed_token_s": _front_end(2.5e-5, 0.5, 1e-6, 3e-4),
+    "streamed_chunk_s": _front_end(4e-5, 0.4, 1e-6, 3e-4),
 }
 """Priors where requests pass the front end together: it works on all of them meanwhile, so what
 one waits is no measure of what it costs."""

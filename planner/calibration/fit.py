@@ -114,15 +114,19 @@ class Fit:
 
 
 def fit_constants(
-    runs: Sequence[MeasuredRun], *, seen: Sequence[SeenRun | None] | None = None
+    runs: Sequence[MeasuredRun],
+    *,
+    seen: Sequence[SeenRun | None] | None = None,
+    table: Mapping[str, Constant] | None = None,
 ) -> Fit:
     """Return the constants nearest to the runs, held by a prior where runs say nothing.
 
     Args:
         runs: Of one engine.
         seen: `seen_runs` of them, where they are at hand: reading takes longer than fitting.
+        table: What is fitted; the others stay as shipped. All that the engine's form has, if None.
     """
-    table = fitted_constants(read_engine_file(runs[0].engine))
+    table = table or fitted_constants(read_engine_file(runs[0].engine))
     steps = fit_steps([run for run in seen or seen_runs(runs) if run is not None], table)
     free = _left_to_runs(table, steps)
     names = list(free)

@@ -26,6 +26,7 @@ from planner.calibration.fit import (
     seen_runs,
     weight,
 )
+from planner.calibration.host import fit_host, on_host
 from planner.calibration.intervals import fold_intervals, left_out_coverage, residual_intervals
 from planner.calibration.memory import fit_memory
 from planner.calibration.solver import OUTLIER
@@ -50,9 +51,7 @@ def calibrate_runs(
         ProfileError: The files hold no run of that engine that can be used.
     """
     names = ", ".join(Path(path).name for path in paths)
-    runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
-    if not runs:
-        raise ProfileError(f"{names}: no usable run of engine {engine!r}")
+    runs = _runs_of(paths, engine)
     fit, left_out = fitted_and_left_out(runs, progress=progress)
     shipped = load_calibration(load_gpu(runs[0].gpu), engine)
     memory = fit_memory(runs, shipped)
@@ -80,6 +79,38 @@ def calibrate_runs(
         *_left_out_errors(left_out),
         *_coverage_lines(left_out),
     ]
+
+
+def calibrate_host(paths: Sequence[str], *, engine: str, out: str) -> list[str]:
+    """Fit how slow the host of some runs is; write what is known of the engine on such a host.
+
+    All else stays as shipped, so a few runs are enough.
+
+    Raises:
+        ProfileError: The files hold no run of that engine that can be used.
+    """
+    runs = _runs_of(paths, engine)
+    fit = fit_host(runs)
+    names = ", ".join(Path(path).name for path in paths)
+    slower = replace(
+        on_host(load_calibration(load_gpu(runs[0].gpu), engine), fit.slowness),
+        sources=(f"host of {len(runs)} runs of {names}",),
+    )
+    content = engine_constants_to_json(slower) | {
+        "versions": read_engine_file(engine)["versions"],
+        "relative_errors": {"host_slowness": round(fit.relative_error, 4)},
+        "data": _data(runs),
+    }
+    write_text(Path(out), json.dumps(content, indent=1) + "\n")
+    return [fit.line(), *_flagged_lines(runs)]
+
+
+def _runs_of(paths: Sequence[str], engine: str) -> list[MeasuredRun]:
+    runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
+    if not runs:
+        names = ", ".join(Path(path).name for path in paths)
+        raise ProfileError(f"{names}: no usable run of engine {engine!r}")
+    return runs
 
 
 def _laid_over(

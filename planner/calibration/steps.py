@@ -47,6 +47,9 @@ BUSY_SPREAD = 0.55
 HELD_BACK = 0.02
 """Share of the sequences whose token comes with the next one from which the same holds."""
 
+MERGED = 0.05
+"""Share of the tokens that come with another from which steps are not counted right."""
+
 MOST_BUSY = 0.3
 """Share of such steps from which a window says nothing of the engine."""
 
@@ -141,6 +144,7 @@ def _spans(steps: ObservedSteps) -> Iterator[tuple[int, int]]:
             end - start >= WINDOW_STEPS
             and serving[whole].all()
             and not steps.overfull[whole].any()
+            and steps.merged[whole].mean() < MERGED
             and (busy | held_back)[start:end].mean() < MOST_BUSY
         ):
             yield start, end

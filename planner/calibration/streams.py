@@ -44,6 +44,11 @@ class ObservedSteps:
     """Mean past of equal chunks that attend to as many pairs as the step's."""
     held_back: FloatArray
     """Share of the decoding sequences that got no token: it came with their next one."""
+    merged: FloatArray
+    """Mean share of their tokens that came in one chunk with another.
+
+    Steps whose tokens all come together look like one step: of such a run they cannot be counted.
+    """
     overfull: NDArray[np.bool_]
     """Prompts ended in it that began in steps which nobody saw."""
 
@@ -86,6 +91,7 @@ def observed_steps(requests: Sequence[Mapping[str, Any]], max_num_tokens: int) -
     decoding, cached = _decoding(streams, first, last, count)
     prompts, tokens, attended = _prefilled(streams, first, output_s, max_num_tokens - decoding)
     served = np.bincount(steps) - np.bincount(first, minlength=count)
+    merged = np.array([1.0 - len(stream.token_s) / stream.osl for stream in streams])
     return ObservedSteps(
         output_s=output_s,
         spread_s=end_s - begin_s,
@@ -97,6 +103,7 @@ def observed_steps(requests: Sequence[Mapping[str, Any]], max_num_tokens: int) -
             attended / np.maximum(tokens, 1.0) - tokens / (2 * np.maximum(prompts, 1.0)), 0.0
         ),
         held_back=1.0 - served / np.maximum(decoding, 1.0),
+        merged=np.bincount(steps, merged[owners[order]]) / np.bincount(steps),
         overfull=tokens > max_num_tokens - decoding + 0.5,
     )
 

@@ -84,8 +84,10 @@ class _Lane:
         self.curve, self.load, self.front_end = curve, load, front_end
         self.lanes, self.slots = lanes, slots
         self.decode_tokens = max(load.osl.mean - 1, 0.0)
-        serial_s = front_end.seconds_per_request(load.isl.mean, load.osl.mean)
-        self.front_end_rate = np.inf if serial_s == 0 else 1.0 / serial_s
+        streams = np.minimum(slots, load.concurrency or np.inf)
+        serial_s = front_end.least_request_s(load.isl.mean, load.osl.mean, streams)
+        endless = np.full_like(serial_s, np.inf)
+        self.front_end_rate = np.divide(1.0, serial_s, out=endless, where=serial_s > 0)
         self.arrival_work_s = front_end.request_s + load.isl.mean * front_end.prompt_token_s
 
     def open_loop(self) -> Estimate:

@@ -357,11 +357,13 @@ class Engine:
     def take_decode_steps(self, steps: int, timing: StepTiming) -> None:
         """Take decode steps, no more than nothing interrupts."""
         self._send(timing.output_s)
+        at_once = 1.0
         if steps > 1:
             first_end_s = timing.start_s + timing.first_s
             last_start_s = timing.start_s + timing.until_last_s
-            self.front_end.stream(first_end_s, last_start_s, steps - 1, self.decoding)
+            at_once = self.front_end.stream(first_end_s, last_start_s, steps - 1, self.decoding)
         self._record(timing, steps)
+        self.steps.merge_last(at_once)
         self._grow(steps)
         self._pass(timing)
         self._end_step()

@@ -21,6 +21,8 @@ class FrontEnd:
         "_reading",
         "_stream_s",
         "_streaming",
+        "_turn_s",
+        "_written_s",
         "streams",
     )
 
@@ -32,7 +34,11 @@ class FrontEnd:
         """When which request is with the engine."""
         self._accepted_s = 0.0
         self._streaming = 0.0
-        self._stream_s = constants.streamed_token_s
+        """When the loop has streamed all that it was given."""
+        self._turn_s = 0.0
+        """When it took, or will take, what it streams last: what comes until then joins that."""
+        self._stream_s = constants.streamed_token_s + constants.streamed_chunk_s
+        self._written_s = constants.streamed_chunk_s or constants.streamed_token_s
         self.streams = 0
         """Requests that delay a new one."""
 
@@ -103,20 +109,49 @@ class FrontEnd:
         """A request's last token leaves."""
         self.streams -= 1
 
-    def stream(self, first_s: float, last_s: float, steps: int, tokens: int) -> None:
+    def stream(self, first_s: float, last_s: float, steps: int, tokens: int) -> float:
         """Pass on the tokens of steps that end between `first_s` and `last_s`.
+
+        Returns:
+            The steps whose tokens a client gets at once, on average.
+
 
         Each step's tokens wait for the loop: D ← max(D, end) + work. Over steps that grow
         longer, the last D follows from the first and the last end alone.
         """
-        if self._stream_s:
-            work_s = tokens * self._stream_s
-            waited = max(self._streaming, first_s) + steps * work_s
-            self._streaming = max(waited, last_s + work_s)
+        work_s = tokens * self._stream_s
+        if not work_s:
+            return 1.0
+        if tokens <= self._constants.merged_streams:
+            return steps / max(self._turns(first_s, last_s, steps, tokens), 1)
+        waited = max(self._streaming, first_s) + steps * work_s
+        self._streaming = max(waited, last_s + work_s)
+        self._turn_s = self._streaming - work_s
+        return 1.0
+
+    def _turns(self, first_s: float, last_s: float, steps: int, tokens: int) -> int:
+        """Pass on tokens of which all that wait leave in one chunk; return how many turns began."""
+        token_s = tokens * self._constants.streamed_token_s
+        work_s = tokens * self._stream_s
+        apart_s = (last_s - first_s) / max(steps - 1, 1)
+        turns = 0
+        for step in range(steps):
+            end_s = first_s + step * apart_s
+            if end_s <= self._turn_s:
+                self._streaming += token_s
+                continue
+            if end_s >= self._streaming and apart_s >= work_s:
+                # It has caught up, and keeps up with what is left.
+                self._turn_s, self._streaming = last_s, last_s + work_s
+                return turns + steps - step
+            self._turn_s = max(self._streaming, end_s)
+            self._streaming = self._turn_s + work_s
+            turns += 1
+        return turns
 
     def deliver(self, output_s: float, tokens: int) -> float:
         """Pass on one step's tokens; return when they have left the loop, on average."""
         if not self._stream_s:
             return output_s
         self.stream(output_s, output_s, 1, tokens)
-        return self._streaming - tokens * self._stream_s / 2
+        return self._streaming - tokens * self._written_s / 2

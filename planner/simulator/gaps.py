@@ -91,18 +91,24 @@ def gap_histogram(log: StepLog, pauses_s: FloatArray, *, since_s: float = 0.0) -
 
     A step's gap reaches from the output of the step before to its own; an output that the
     host delays makes one gap longer and the next one shorter. A front end that falls behind
-    makes all gaps of a row longer, one that catches up shorter.
+    makes all gaps of a row longer, one that catches up shorter. Where tokens of several steps come
+    at once, there are fewer gaps, and longer ones.
     """
     histogram = GapHistogram()
     histogram.add(pauses_s, 1.0)
     for first in range(0, len(log.steps), ROWS_AT_ONCE):
-        for gaps, weights in _gaps(log, slice(first, first + ROWS_AT_ONCE), since_s):
-            histogram.add(gaps, weights)
+        rows = slice(first, first + ROWS_AT_ONCE)
+        for kind, gaps, weights in _gaps(log, rows, since_s):
+            at_once = np.asarray(log.steps_at_once[rows], np.float64)[kind]
+            at_once = at_once.reshape(-1, *[1] * (gaps.ndim - 1))
+            histogram.add(gaps * at_once, weights / at_once)
     return histogram
 
 
-def _gaps(log: StepLog, rows: slice, since_s: float) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Yield gaps and weights of first steps, last steps and those between."""
+def _gaps(
+    log: StepLog, rows: slice, since_s: float
+) -> Iterator[tuple[NDArray[np.bool_], FloatArray, FloatArray]]:
+    """Yield which rows, gaps and weights of first steps, last steps and those between."""
     steps = log.steps[rows]
     weights = np.where(log.end_s[rows] >= since_s, log.decoding[rows], 0).astype(np.float64)
     first, last = (np.array(c[rows], np.float64) for c in (log.first_step_s, log.last_step_s))
@@ -111,14 +117,14 @@ def _gaps(log: StepLog, rows: slice, since_s: float) -> Iterator[tuple[FloatArra
     lag = _falling_behind_s(log, rows) / steps
     first, last = first + lag, last + lag
     several = steps > 1
-    yield first + lead + np.where(several, 0.0, delay), weights
-    yield (last + delay)[several], weights[several]
+    yield np.ones_like(several), first + lead + np.where(several, 0.0, delay), weights
+    yield several, (last + delay)[several], weights[several]
     many = steps > 2
     inner = (steps[many] - 2).astype(np.float64)
     position = (np.arange(INNER_POINTS) + 0.5) / INNER_POINTS
     share = (0.5 + position * inner[:, None]) / (inner[:, None] + 1)
     line = first[many, None] + share * (last - first)[many, None]
-    yield line, (weights[many] * inner / INNER_POINTS)[:, None]
+    yield many, line, (weights[many] * inner / INNER_POINTS)[:, None]
 
 
 def _falling_behind_s(log: StepLog, rows: slice) -> FloatArray:

@@ -33,6 +33,11 @@ class StepLog:
     """How much later than the last step's end its tokens left: the host was launching."""
     stream_delay_s: ShareArray
     """How much later than that they were streamed: the front end was busy."""
+    steps_at_once: ShareArray
+    """Steps whose tokens a client got in one chunk, on average: the front end was busy.
+
+    Counted where several steps make a row.
+    """
     used_units: ShareArray
     """KV blocks (or bytes) that running sequences hold at the start."""
     reserved_units: ShareArray
@@ -46,7 +51,7 @@ class StepLog:
 
 
 class StepRecorder:
-    """Grows a `StepLog` row by row, 64 bytes each."""
+    """Grows a `StepLog` row by row, 68 bytes each."""
 
     __slots__ = ("_counts", "_shares", "_times")
 
@@ -72,21 +77,25 @@ class StepRecorder:
         """
         self._times.extend(span_s)
         self._counts.extend(counts)
-        self._shares.extend((*ends_s, 0.0, 0.0, *units))
+        self._shares.extend((*ends_s, 0.0, 0.0, 1.0, *units))
 
     def delay_last(self, delay_s: float) -> None:
         """Note that the tokens of the last row's last step left late."""
-        self._shares[-4] = delay_s
+        self._shares[-5] = delay_s
 
     def stream_last(self, delay_s: float) -> None:
         """Note that the front end was late with the tokens of the last row's last step."""
-        self._shares[-3] = delay_s
+        self._shares[-4] = delay_s
+
+    def merge_last(self, steps_at_once: float) -> None:
+        """Note how many of the last row's steps a client saw at once."""
+        self._shares[-3] = steps_at_once
 
     def log(self) -> StepLog:
         """Return the rows so far."""
         times = np.frombuffer(self._times, np.float64).reshape(-1, 2)
         counts = np.frombuffer(self._counts, np.int32).reshape(-1, 6)
-        shares = np.frombuffer(self._shares, np.float32).reshape(-1, 6)
+        shares = np.frombuffer(self._shares, np.float32).reshape(-1, 7)
         return StepLog(
             start_s=times[:, 0],
             end_s=times[:, 1],
@@ -100,6 +109,7 @@ class StepRecorder:
             last_step_s=shares[:, 1],
             output_delay_s=shares[:, 2],
             stream_delay_s=shares[:, 3],
-            used_units=shares[:, 4],
-            reserved_units=shares[:, 5],
+            steps_at_once=shares[:, 4],
+            used_units=shares[:, 5],
+            reserved_units=shares[:, 6],
         )

@@ -4,6 +4,11 @@ The folder holds workloads with an SLO, a design (the engine's default, the plan
 each workload, configurations spread over the space) and the runs measured so far, every
 configuration under every workload. For each workload: goodput and SLO of the first choice, of the
 default and of the best measured, and what a random search finds with as many runs on average.
+
+The first choice was fixed before the runs, by the constants of its day. Beside it stands what the
+calibration in force would choose among the measured configurations (each simulated under the
+workload file, and compared as a plan compares its finalists), what that choice costs, and the rank
+correlation of predicted and measured goodput. `--calibration FILE` asks another calibration.
 `--missing` prints the commands that measure the rest.
 """
 
@@ -14,13 +19,20 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from scipy.stats import spearmanr
 
-from planner.measuring.runs import flat_metrics
+from planner.api import Problem, load_problem
+from planner.measuring.runs import as_run, flat_metrics, parse_run
+from planner.plans.decide import Finalist
+from planner.prediction.predict import predict_config
+from planner.prediction.simulation import workload_demand
+from planner.search.study import evaluated
 from planner.tuning.pool import measured_goodput_per_s
 from planner.workloads.workload import Workload, load_workload
 from tests.bench import run_bench
@@ -44,10 +56,16 @@ class Measured:
 
     entry: Entry
     goodput_per_s: float
-    predicted_request_per_s: float
     request_per_s: float
     missed: tuple[str, ...]
     """Limits of the SLO that the run broke, with what it measured."""
+    predicted: Finalist
+    """What the calibration in force makes of it."""
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What is best among the measured: the SLO first."""
+        return not self.missed, self.goodput_per_s
 
 
 def main() -> None:
@@ -55,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--calibration", default="")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     design = [Entry(**entry) for entry in json.loads((folder / "design.json").read_text())]
@@ -64,32 +83,52 @@ def main() -> None:
     if arguments.missing:
         click.echo("\n".join(_commands(design, records, workloads)))
         return
-    for workload in workloads.values():
-        runs = list(_measured(workload, design, records, folder))
+    for path, workload in workloads.items():
+        ours = [r for r in records if r["status"] == "ok" and _is_of(r, workload)]
+        runs = list(_measured(ours, design, path, arguments.calibration))
         _print(workload, runs, design)
 
 
 def _measured(
-    workload: Workload, design: list[Entry], records: list[dict[str, Any]], folder: Path
+    records: list[dict[str, Any]], design: list[Entry], workload: Path, calibration: str
 ) -> Iterator[Measured]:
+    """Yield the runs of one workload, each beside what is predicted of its configuration."""
     for record in records:
         entry = _entry_of(record, design)
-        if entry is None or record["status"] != "ok" or not _is_of(record, workload):
+        if entry is None:
             continue
-        with gzip.open(folder / record["workload"]["requests_file"], "rt") as lines:
+        problem = load_problem(
+            gpu=record["gpu"],
+            workload=str(workload),
+            engine=record["engine"],
+            calibration=calibration,
+        )
+        with gzip.open(workload.parent / record["workload"]["requests_file"], "rt") as lines:
             requests = [json.loads(line) for line in lines]
         values = flat_metrics(record["measured"])
         yield Measured(
             entry=entry,
-            goodput_per_s=measured_goodput_per_s(requests, workload.slo),
-            predicted_request_per_s=record["predicted"]["request_per_s"]["value"],
+            goodput_per_s=measured_goodput_per_s(requests, problem.slo),
             request_per_s=values["request_per_s"],
             missed=tuple(
                 f"{name} {values[name]:.0f}"
-                for name, limit in workload.slo.items()
+                for name, limit in problem.slo.items()
                 if values.get(name, 0.0) > limit
             ),
+            predicted=_predicted(record, problem, workload.parent),
         )
+
+
+def _predicted(record: dict[str, Any], problem: Problem, folder: Path) -> Finalist:
+    """Return a configuration as the plan of its workload would see it: it knows no run."""
+    run = parse_run(record, folder)
+    config = as_run(run.engine_config(), run.engine)
+    objective, evaluator = problem.workload.objective, problem.evaluator
+    return Finalist(
+        candidate=evaluated(config, evaluator, objective),
+        prediction=predict_config(evaluator, config, workload_demand(problem.workload)),
+        objective=objective,
+    )
 
 
 def _entry_of(record: Mapping[str, Any], design: list[Entry]) -> Entry | None:
@@ -116,17 +155,43 @@ def _print(workload: Workload, runs: list[Measured], design: list[Entry]) -> Non
     )
     if not runs:
         return
-    best = max(runs, key=lambda run: (not run.missed, run.goodput_per_s))
+    best = max(runs, key=lambda run: run.rank)
+    chosen = reduce(lambda a, b: b if b.predicted.beats(a.predicted) else a, runs)
     for run in sorted(runs, key=lambda run: -run.goodput_per_s):
-        role = "first choice" if run.entry.first_choice_of == workload.name else ""
-        role = role or ("default" if run.entry.name == "default" else "")
-        knobs = " ".join(str(value) for value in list(run.entry.settings.values())[:5])
-        click.echo(
-            f"  {run.goodput_per_s:7.2f} requests/s within the SLO,"
-            f" {100 * run.goodput_per_s / best.goodput_per_s:5.1f} % of the best;"
-            f" {run.request_per_s:6.2f}/s in all, predicted {run.predicted_request_per_s:6.2f};"
-            f" {knobs}; {role} {'MISSES ' + ', '.join(run.missed) if run.missed else ''}"
-        )
+        roles = [
+            *(["first choice"] if run.entry.first_choice_of == workload.name else []),
+            *(["default"] if run.entry.name == "default" else []),
+            *(["today's choice"] if run is chosen else []),
+        ]
+        click.echo(_line(run, best, roles))
+    _print_ranking(runs, chosen, best)
+    _print_random_search(runs)
+
+
+def _line(run: Measured, best: Measured, roles: list[str]) -> str:
+    knobs = " ".join(str(value) for value in list(run.entry.settings.values())[:5])
+    return (
+        f"  {run.goodput_per_s:7.2f} requests/s within the SLO,"
+        f" {100 * run.goodput_per_s / best.goodput_per_s:5.1f} % of the best;"
+        f" {run.request_per_s:6.2f}/s in all; predicted {run.predicted.value:6.2f} within the SLO"
+        f"{'' if run.predicted.prediction.feasible else ', which it misses'};"
+        f" {knobs}; {', '.join(roles)} {'MISSES ' + ', '.join(run.missed) if run.missed else ''}"
+    )
+
+
+def _print_ranking(runs: list[Measured], chosen: Measured, best: Measured) -> None:
+    """Say what today's choice among the measured costs, and how well all are ranked."""
+    share = 100 * chosen.goodput_per_s / best.goodput_per_s
+    goodputs = [[run.predicted.value, run.goodput_per_s] for run in runs]
+    ranks = spearmanr(goodputs)
+    click.echo(
+        f"  today's choice among the measured: {share:.1f} % of the best,"
+        f" {'misses the SLO' if chosen.missed else 'meets the SLO'};"
+        f" rank correlation {ranks.statistic:.2f} (p {ranks.pvalue:.3f}, n {len(runs)})"
+    )
+
+
+def _print_random_search(runs: list[Measured]) -> None:
     goodput = np.array([0.0 if run.missed else run.goodput_per_s for run in runs])
     rng = np.random.default_rng(0)
     for count in (n for n in RANDOM_RUNS if n < len(runs)):
@@ -138,7 +203,6 @@ def _print(workload: Workload, runs: list[Measured], design: list[Entry]) -> Non
 def _commands(
     design: list[Entry], records: list[dict[str, Any]], workloads: Mapping[Path, Workload]
 ) -> Iterator[str]:
-    gpu = records[0]["gpu"]
     for entry in design:
         left = [
             path
@@ -153,8 +217,8 @@ def _commands(
             settings = " ".join(f"--set {knob}={value}" for knob, value in entry.settings.items())
             files = " ".join(f"--workload {path}" for path in left)
             yield (
-                f"planner measure --backend vllm --gpu {gpu} --random-weights --repeats 1 "
-                f"{files} {settings}"
+                f"planner measure --backend vllm --gpu {records[0]['gpu']} --random-weights "
+                f"--repeats 1 {files} {settings}"
             )
 
 

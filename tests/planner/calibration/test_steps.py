@@ -39,7 +39,7 @@ def served(evaluator: Evaluator, demand: Any) -> SimulationResult:
 def evaluator() -> Evaluator:
     gpu = load_gpu("h200")
     calibration = load_calibration(gpu, "vllm")
-    quiet = replace(calibration.front_end, streamed_token_s=0.0)
+    quiet = replace(calibration.front_end, streamed_token_s=0.0, streamed_chunk_s=0.0)
     workload = load_workload("chat")
     return Evaluator(
         model=load_model("llama-3.1-8b"), gpu=gpu, load=workload.load(), slo={},
@@ -86,3 +86,15 @@ def test_the_steps_tell_what_is_slow(evaluator: Evaluator, requests: list[dict[s
     before = np.abs(seen.misses({})).mean()
     assert np.abs(seen.misses(fit.values)).mean() < before / 5
     assert "attention_decode_fp8_bytes_per_flop" not in fit.values
+
+
+def test_where_tokens_come_together_steps_are_not_counted(requests: list[dict[str, Any]]) -> None:
+    """Of two steps whose tokens leave in one chunk a client sees one, twice as long."""
+    merged = [
+        row | {"itl_ms": np.add.reduceat(row["itl_ms"], range(0, len(row["itl_ms"]), 2)).tolist()}
+        for row in requests
+        if row["itl_ms"]
+    ]
+    steps = observed_steps(merged, CONFIG.max_num_tokens)
+    assert steps.merged.mean() == pytest.approx(0.5, abs=0.05)
+    assert windows_of(steps) is None

@@ -97,6 +97,9 @@ front_ends = st.sampled_from(
             accepts_together=True,
             read_tokens=64,
         ),
+        FrontEndConstants(
+            streamed_token_s=2e-4, streamed_chunk_s=6e-4, merged_streams=8, accepts_together=True
+        ),
     ]
 )
 clocks = st.sampled_from([CLOCK, SLOW_LAUNCH_CLOCK])
@@ -118,7 +121,8 @@ def test_skipping_steps_changes_nothing(workload, limits, front_end, clock) -> N
     np.testing.assert_array_equal(fast.requests.preemptions, exact.requests.preemptions)
     np.testing.assert_array_equal(fast.requests.refused, exact.requests.refused)
     assert fast.num_steps == exact.num_steps
-    if fast.served.size:
+    # How many steps a client sees at once is counted over several steps only.
+    if fast.served.size and not front_end.merged_streams:
         assert fast.metrics.itl_s.mean == pytest.approx(
             exact.metrics.itl_s.mean, rel=1e-5, nan_ok=True
         )
