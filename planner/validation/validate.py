@@ -49,6 +49,8 @@ class Row:
     predicted: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     front_end_share: float
+    regime: str = ""
+    """Kind of load, as predicted: `planner.prediction.intervals.load_regime`."""
 
     def drifts(self) -> list[Drift]:
         """Metrics far outside their interval; none where the front end hides the GPU."""
@@ -229,6 +231,7 @@ def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
         predicted={name: metric.value for name, metric in metrics.items()},
         intervals={name: metric.interval_90 for name, metric in metrics.items()},
         front_end_share=0.0 if capacity else prediction.front_end_share,
+        regime=run.protocol if capacity else prediction.regime,
     )
 
 
