@@ -193,18 +193,27 @@ class Checked:
     seconds: Mapping[str, float]
     """Wall time by stage."""
 
+    def of_fold(self, name: str) -> list[Row]:
+        """Return the rows that were left out together."""
+        return [row for row, own in zip(self.left_out, self.folds, strict=True) if own == name]
+
 
 def fitted_and_left_out(
     runs: Sequence[MeasuredRun],
     *,
     priors: Mapping[str, Constant] | None = None,
+    folds: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
-    """Fit on all runs, and predict each model's runs with constants fitted on the others'.
+    """Fit on all runs, and predict each fold's with constants fitted on the others'.
 
-    With one model, its tensor-parallel sizes, then parts of its runs, are left out in turn.
+    Args:
+        runs: Of one engine.
+        priors: By constant; round figures where none are given.
+        folds: What each run is left out together with; `folds_of` where none are given.
+        progress: Called with (fits done, in all).
     """
-    folds = folds_of(runs)
+    folds = folds or folds_of(runs)
     names = sorted(set(folds)) if len(set(folds)) > 1 else []
     show = progress or _silent
     show(0, len(names) + 1)

@@ -41,6 +41,16 @@ CAPACITY_METRICS = (
 )
 
 
+JUDGED = frozenset(
+    {
+        "tpot_ms.mean", "tpot_ms.p99", "output_tok_per_s", "output_tok_per_s_per_gpu",
+        "e2el_ms.p50", "e2el_ms.p99", "ttft_ms.mean", "ttft_ms.p50", "ttft_ms.p99", "itl_ms.p99",
+        "kv_cache_tokens",
+    }
+)  # fmt: skip
+"""Metrics whose errors and intervals are shown for each kind of load."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One run: what was predicted beside what was measured, by metric."""
@@ -123,6 +133,20 @@ class Validation:
             )
         return groups
 
+    @property
+    def loads(self) -> list[tuple[str, int, Mapping[str, MetricError]]]:
+        """Kind of load, number of runs, and errors of the metrics that intervals are judged by."""
+        kinds = sorted({row.regime for row in self.rows})
+        by_kind = {kind: [row for row in self.rows if row.regime == kind] for kind in kinds}
+        return [
+            (
+                kind,
+                len(rows),
+                {name: e for name, e in errors_by_metric(rows).items() if name in JUDGED},
+            )
+            for kind, rows in by_kind.items()
+        ]
+
     def drift_lines(self, source: str, *, calibration: str = "") -> list[str]:
         """Say which runs the calibration in force no longer explains, by engine.
 
@@ -163,6 +187,10 @@ class Validation:
                     "metrics": _errors_to_json(group.metrics),
                 }
                 for group in self.groups
+            ],
+            "loads": [
+                {"load": kind, "n": count, "metrics": _errors_to_json(errors)}
+                for kind, count, errors in self.loads
             ],
             "rows": [
                 {

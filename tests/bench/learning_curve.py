@@ -1,14 +1,15 @@
 """How much measured runs teach: `python -m tests.bench.learning_curve RUNS.jsonl ... --out FILE`.
 
-Holds out a part of the runs before anything is fitted: every third one in order of model, precision
-and load (`--splits 3` each third in turn), or with `--by-model` each model in turn. Predicts what was
-held out with what is known before (0 runs), then with constants fitted on more and more of the others
-(those that differ most), per metric and kind of load, beside the bootstrap error of the measurement.
+Holds out a part of the runs before anything is fitted: every third one in order of model,
+precision and load (`--splits 3` each third in turn), or with `--by-model` each model in turn.
+Predicts what was held out with what is known before (0 runs), then with constants fitted on more
+and more of the others (those that differ most), per metric and kind of load, beside the bootstrap
+error of the measurement itself.
 
-What is known before: `--before shipped` the shipped constants, which must not rest on any of the runs;
-`--before RUNS.jsonl` constants fitted on other runs, as a profile shipped without these would hold;
-nothing: the round priors of every constant. `--microbench DIR` adds the operators of the GPU's own
-micro-benchmarks. The intervals' coverage is given for what was held out.
+What is known before: `--before shipped` the shipped constants, which must not rest on any of the
+runs; `--before RUNS.jsonl` constants fitted on other runs, as a profile that never saw these would
+hold; nothing: the round priors of every constant. `--microbench DIR` adds the operators of the
+GPU's own micro-benchmarks. How often intervals of 90 % held what was held out is said beside.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Nothing of the user's own may teach.
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="planner-curve-")
-    runs = _read(arguments.runs, arguments.engine)
+    runs = read_serving_runs(arguments.runs, arguments.engine)
     priors, before = _known_before(arguments.before, runs)
     splits = list(_splits(runs, by_model=arguments.by_model, count=arguments.splits))
     values = {name: constant.prior for name, constant in priors.items()}
@@ -101,7 +103,7 @@ def _command(arguments: argparse.Namespace) -> str:
     return " ".join([*words, "--out", arguments.out])
 
 
-def _read(paths: Sequence[str], engine: str) -> list[MeasuredRun]:
+def read_serving_runs(paths: Sequence[str], engine: str) -> list[MeasuredRun]:
     """Return the serving runs of an engine without drafts."""
     return [
         run
@@ -126,7 +128,7 @@ def _known_before(before: Sequence[str], runs: Sequence[MeasuredRun]) -> tuple[P
     if list(before) == ["shipped"]:
         _check_unseen(file["data"]["runs"], runs)
         return shipped_priors(file), "shipped constants"
-    others = _read(before, runs[0].engine)
+    others = read_serving_runs(before, runs[0].engine)
     _check_unseen([run.run_id for run in others], runs)
     fit = fit_constants(others)
     errors = {**file, "relative_errors": fit.relative_errors}
@@ -154,11 +156,15 @@ def _splits(runs: Sequence[MeasuredRun], *, by_model: bool, count: int) -> Itera
 def _learned(split: Split, size: int, priors: Priors) -> list[Row]:
     fitted, held = split
     values = fit_constants(most_different(fitted, size), priors=priors).values
-    return [_row(run, values) for run in held]
+    taught = tuple({load_gpu(run.gpu).name for run in fitted})
+    return [_row(run, values, taught) for run in held]
 
 
-def _row(run: MeasuredRun, values: Mapping[str, float]) -> Row:
-    return predict_run_with(run, calibrated(run, values))
+def _row(run: MeasuredRun, values: Mapping[str, float], taught: tuple[str, ...] = ()) -> Row:
+    """Predict a run; its GPU's host is borrowed unless its own runs `taught` the constants."""
+    calibration = calibrated(run, values)
+    seen = (*calibration.seen_gpus, *taught)
+    return predict_run_with(run, replace(calibration, seen_gpus=seen))
 
 
 def _point(
