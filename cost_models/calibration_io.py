@@ -154,6 +154,15 @@ def read_calibration_file(path: Path) -> dict[str, Any]:
     return dict(data)
 
 
+def calibration_gpus(path: Path) -> tuple[str, ...]:
+    """Return the GPUs whose machines taught a file its constants; none where it does not say.
+
+    Raises:
+        ProfileError: Not a calibration file.
+    """
+    return _seen_gpus(read_calibration_file(path))
+
+
 def calibrated_gpus() -> list[str]:
     """Names of the GPUs that have fitted operators."""
     return sorted(

@@ -68,6 +68,8 @@ def _fit_operators(operators: str, gpu: str, candidate: Path) -> str:
 
 
 def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
+    from cost_models.calibration_io import calibration_gpus  # noqa: PLC0415
+    from planner.calibration.own import constants_name  # noqa: PLC0415
     from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
 
     paths, engine = list(given["runs"]), str(given["engine"])
@@ -80,7 +82,7 @@ def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
         lines = calibrate_runs(paths, engine=engine, out=str(candidate), progress=progress)
     for line in lines:
         click.echo(line)
-    return engine
+    return constants_name(engine, calibration_gpus(candidate))
 
 
 def _keep(candidate: Path, *, name: str, out: str, install: bool) -> None:

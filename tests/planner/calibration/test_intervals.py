@@ -114,8 +114,9 @@ def test_open_loops_near_capacity_have_an_interval_of_their_own() -> None:
     near = rows([-0.4, 0.4] * 5, protocol="open_loop_near_capacity")
     found = residual_intervals([*rows([-0.01, 0.01] * 5, protocol="open_loop"), *near])
     assert found["open_loop_near_capacity/tpot_ms.mean"].log_q95 > 0.4
-    assert find_interval(found, "tpot_ms.mean", "open_loop_near_capacity") == (
-        found["open_loop_near_capacity/tpot_ms.mean"]
+    assert (
+        find_interval(found, "tpot_ms.mean", "open_loop_near_capacity")
+        == (found["open_loop_near_capacity/tpot_ms.mean"])
     )
 
 
