@@ -33,6 +33,7 @@ from cost_models.operators.gemm import GemmParams
 from cost_models.operators.grid import ResidualGrid
 from cost_models.operators.mla import MlaBmmParams, MlaDecodeParams, MlaPrefillParams
 from cost_models.operators.moe import MoeParams
+from cost_models.profile_io import load_gpu
 from cost_models.step_constants import StepConstants
 
 SCHEMA_VERSION = 1
@@ -104,6 +105,7 @@ def load_calibration(
         intervals=_intervals(shared["intervals"]),
         borrowed=borrowed,
         seen_versions=_seen_versions(shared),
+        seen_gpus=_seen_gpus(shared),
         sources=tuple(shared["sources"]),
     )
     for path in own:
@@ -150,6 +152,15 @@ def read_calibration_file(path: Path) -> dict[str, Any]:
             f"{path}: schema_version is {version!r}", hint=f"this version reads {SCHEMA_VERSION}"
         )
     return dict(data)
+
+
+def calibration_gpus(path: Path) -> tuple[str, ...]:
+    """Return the GPUs whose machines taught a file its constants; none where it does not say.
+
+    Raises:
+        ProfileError: Not a calibration file.
+    """
+    return _seen_gpus(read_calibration_file(path))
 
 
 def calibrated_gpus() -> list[str]:
@@ -241,6 +252,7 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
         intervals={**calibration.intervals, **_intervals(data.get("intervals", {}))},
         provenance=Provenance.CALIBRATED,
         seen_versions=_seen_versions(data) or calibration.seen_versions,
+        seen_gpus=_seen_gpus(data) or calibration.seen_gpus,
         acceptances={**calibration.acceptances, **_acceptances(data.get("acceptances", {}))},
         sources=(*calibration.sources, str(path)),
     )
@@ -248,6 +260,11 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
 
 def _seen_versions(data: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(data.get("data", {}).get("engine_versions", ()))
+
+
+def _seen_gpus(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of their profiles: runs spell them as their users do."""
+    return tuple(sorted({load_gpu(name).name for name in data.get("data", {}).get("gpus", ())}))
 
 
 def _intervals(data: Mapping[str, Mapping[str, float]]) -> dict[str, ErrorQuantiles]:

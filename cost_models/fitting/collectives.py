@@ -68,11 +68,11 @@ def fit_nccl(table: Table, gpu: GpuSpec) -> dict[str, OperatorFit[NcclParams]]:
     """Return the fitted NCCL collectives by `collective/dtype`.
 
     Args:
-        table: Columns collective, dtype, num_gpus, message_bytes, latency_us,
-            nccl_version of one system.
+        table: Columns collective, dtype, num_gpus, message_bytes, latency_us and, where it is
+            known, nccl_version of one system.
         gpu: The system's datasheet.
     """
-    version = table["nccl_version"][0]
+    version = f", NCCL {table['nccl_version'][0]}" if "nccl_version" in table else ""
     fits: dict[str, OperatorFit[NcclParams]] = {}
     keys = set(zip(table["collective"].tolist(), table["dtype"].tolist(), strict=True))
     for collective, dtype in sorted(keys):
@@ -85,7 +85,7 @@ def fit_nccl(table: Table, gpu: GpuSpec) -> dict[str, OperatorFit[NcclParams]]:
             ),
             lambda constants, passes=passes: NcclParams(passes=passes, **constants),
             NCCL_BOUNDS,
-            source=f"{collective} on {gpu.name}, NCCL {version}",
+            source=f"{collective} on {gpu.name}{version}",
         )
     return fits
 

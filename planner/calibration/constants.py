@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from cost_models.calibration import Calibration
+from cost_models.calibration import (
+    HOST_FRONT_END_CONSTANTS,
+    HOST_LOG_SD,
+    HOST_STEP_CONSTANTS,
+    Calibration,
+)
 
 
 class Part(StrEnum):
@@ -100,6 +106,32 @@ one waits is no measure of what it costs."""
 LAUNCHES = ("eager_layer_s", "eager_layer_fp8_cache_s", "eager_sequence_s", "piecewise_layer_s")
 """Constants that steps seen by clients tell, but whole runs better: what hides a launch is what
 the engine does meanwhile."""
+
+
+KERNEL_LOG_SD = 0.1
+"""How far constants of kernels differ between GPUs: their operators are each GPU's own."""
+
+
+def shipped_priors(
+    engine_file: Mapping[str, Any], values: Mapping[str, float] | None = None
+) -> dict[str, Constant]:
+    """Return priors for a machine that no run has shown: what others were found to be.
+
+    Args:
+        engine_file: A shipped file of constants, with their errors.
+        values: Found constants, if other than the file's.
+    """
+    found = values or {**engine_file["step"], **engine_file["front_end"]}
+    found = {**engine_file["step"]["family_scale"], **found}
+    errors = engine_file.get("relative_errors", {})
+    host = {*HOST_STEP_CONSTANTS, *HOST_FRONT_END_CONSTANTS}
+    priors = {}
+    for name, constant in fitted_constants(engine_file).items():
+        between = HOST_LOG_SD if name in host else KERNEL_LOG_SD
+        log_sd = min(math.hypot(errors.get(name, constant.log_sd), between), constant.log_sd)
+        middle = min(max(float(found[name]), constant.low), constant.high)
+        priors[name] = replace(constant, prior=middle, log_sd=log_sd)
+    return priors
 
 
 def fitted_constants(engine_file: Mapping[str, Any]) -> dict[str, Constant]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
@@ -20,10 +22,18 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.calibration_io import read_engine_file
 from cost_models.profile_io import load_gpu
-from planner.calibration.constants import LAUNCHES, Constant, fitted_constants, with_constants
+from planner.calibration.constants import (
+    CONSTANTS,
+    LAUNCHES,
+    Constant,
+    Part,
+    fitted_constants,
+    with_constants,
+)
 from planner.calibration.own import own_operators
 from planner.calibration.solver import solve_costly
 from planner.calibration.steps import SeenRun, StepFit, fit_steps
+from planner.calibration.unknowns import Slopes, Unknowns
 from planner.measuring.runs import MeasuredRun
 from planner.validation.validate import FRONT_END_LIMITED, calibration_from, predict_run_with
 
@@ -114,47 +124,119 @@ class Fit:
 
 
 def fit_constants(
-    runs: Sequence[MeasuredRun],
-    *,
-    seen: Sequence[SeenRun | None] | None = None,
-    table: Mapping[str, Constant] | None = None,
+    runs: Sequence[MeasuredRun], *, priors: Mapping[str, Constant] | None = None
 ) -> Fit:
     """Return the constants nearest to the runs, held by a prior where runs say nothing.
 
     Args:
         runs: Of one engine.
-        seen: `seen_runs` of them, where they are at hand: reading takes longer than fitting.
-        table: What is fitted; the others stay as shipped. All that the engine's form has, if None.
+        priors: By constant; round figures where none are given.
     """
-    table = table or fitted_constants(read_engine_file(runs[0].engine))
-    steps = fit_steps([run for run in seen or seen_runs(runs) if run is not None], table)
-    free = _left_to_runs(table, steps)
-    names = list(free)
-    prior, low, high = np.log([[c.prior, c.low, c.high] for c in free.values()]).T
-    log_sd = np.array([c.log_sd for c in free.values()])
+    with Fitter(runs, priors=priors) as fitter:
+        return fitter.whole()
 
-    def values_at(z: FloatArray) -> dict[str, float]:
-        return {
-            **steps.values,
-            **dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True)),
-        }
 
-    with _Workers(most_different(runs, MOST_RUNS)) as workers:
+class Fitter:
+    """Fits constants on runs, and on what is left when some are left out.
+
+    Reading the steps of runs and simulating each with every constant moved is what takes time. Both
+    are done once: a part is fitted from the slopes of the whole, and by its own runs' misses alone.
+
+    Args:
+        runs: Of one engine.
+        priors: By constant; round figures where none are given.
+    """
+
+    def __init__(
+        self, runs: Sequence[MeasuredRun], *, priors: Mapping[str, Constant] | None = None
+    ) -> None:
+        self.runs = tuple(runs)
+        self.table = priors or fitted_constants(read_engine_file(runs[0].engine))
+        self.seconds: dict[str, float] = {}
+        """Wall time by stage."""
+        with self._timed("reading the steps of runs"):
+            self._seen = seen_runs(self.runs)
+        self._simulated = frozenset(most_different_rows(self.runs, MOST_RUNS))
+        self._workers = _Workers(self.runs)
+        self._steps: StepFit | None = None
+        self._slopes: Slopes | None = None
+
+    def __enter__(self) -> Fitter:
+        """Return itself; processes start with the first simulation."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._workers.close()
+
+    def whole(self) -> Fit:
+        """Fit on all runs."""
+        with self._timed("fitting steps"):
+            self._steps = fit_steps([run for run in self._seen if run is not None], self.table)
+        with self._timed("fitting whole runs"):
+            return self._fit(self._steps, range(len(self.runs)))
+
+    def without(self, left_out: Collection[int]) -> Fit:
+        """Fit on all runs but some, named by their number; after `whole`."""
+        rows = [row for row in range(len(self.runs)) if row not in left_out]
+        with self._timed("fitting with runs left out"):
+            seen = [run for row in rows if (run := self._seen[row]) is not None]
+            return self._fit(fit_steps(seen, self.table, whole=self._steps), rows)
+
+    def _fit(self, steps: StepFit, rows: Sequence[int]) -> Fit:
+        """Fit what steps do not tell on whole runs."""
+        rows = [row for row in rows if row in self._simulated]
+        unknowns = Unknowns.of(_left_to_runs(self.table, steps))
+        start = np.zeros(len(unknowns.names))
+
+        def missed(z: FloatArray) -> list[FloatArray]:
+            return self._workers.misses({**steps.values, **unknowns.values(z)}, rows)
+
+        if self._slopes is None:
+            self._slopes = self._measured_slopes(steps, unknowns, rows)
+        keys = [str(row) for row in rows]
         fit = solve_costly(
-            lambda z: np.concatenate([workers.misses(values_at(z)), z]),
-            np.zeros(prior.size),
-            bounds=((low - prior) / log_sd, (high - prior) / log_sd),
+            lambda z: np.concatenate([*missed(z), z]),
+            start,
+            bounds=unknowns.bounds,
             steps=STEPS,
+            jac=self._slopes.jacobian(unknowns, keys, missed(start)),
         )
-    # The prior is part of the residuals, so 1 is its own standard deviation.
-    deviations = np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
-    errors = {**steps.log_sds, **dict(zip(names, (log_sd * deviations).tolist(), strict=True))}
-    values = values_at(fit.x)
-    return Fit(
-        values={name: values[name] for name in table},
-        relative_errors={name: errors[name] for name in table},
-        not_told=tuple(name for name, c in table.items() if errors[name] > NOT_TOLD * c.log_sd),
-    )
+        errors = {**steps.log_sds, **unknowns.relative_errors(fit.jac)}
+        values = {**steps.values, **unknowns.values(fit.x)}
+        return Fit(
+            values={name: values[name] for name in self.table},
+            relative_errors={name: errors[name] for name in self.table},
+            not_told=tuple(
+                name for name, c in self.table.items() if errors[name] > NOT_TOLD * c.log_sd
+            ),
+        )
+
+    def _measured_slopes(self, steps: StepFit, unknowns: Unknowns, rows: Sequence[int]) -> Slopes:
+        start = np.zeros(len(unknowns.names))
+        base = self._workers.misses({**steps.values, **unknowns.values(start)}, rows)
+
+        def moved(z: FloatArray, name: str) -> list[FloatArray]:
+            """Simulate the runs that a constant may reach; the others stay where they were."""
+            reached = [row for row in rows if self._may_reach(name, row)]
+            values = {**steps.values, **unknowns.values(z)}
+            found = dict(zip(reached, self._workers.misses(values, reached), strict=True))
+            return [found.get(row, own) for row, own in zip(rows, base, strict=True)]
+
+        return Slopes.measured(
+            moved, unknowns, run_ids=[str(row) for row in rows], start=start, base=base
+        )
+
+    def _may_reach(self, name: str, row: int) -> bool:
+        """Whether a constant may change a run: none of a step does that changes no step seen."""
+        of_step = CONSTANTS[name].part is not Part.FRONT_END and name not in LAUNCHES
+        return not of_step or self._seen[row] is None
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started_s = time.monotonic()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started_s
 
 
 def seen_runs(runs: Sequence[MeasuredRun]) -> list[SeenRun | None]:
@@ -185,34 +267,29 @@ class _Workers:
 
     def __init__(self, runs: Sequence[MeasuredRun]) -> None:
         count = min(len(runs), os.cpu_count() or 1)
-        self._shares = [list(runs[share::count]) for share in range(count)]
         self._pools = [
             ProcessPoolExecutor(
                 1,
                 mp_context=get_context("spawn"),
                 initializer=_receive_runs,
-                initargs=(share,),
+                initargs=(list(runs[share::count]),),
             )
-            for share in self._shares
+            for share in range(count)
         ]
 
-    def __enter__(self) -> _Workers:
-        """Return itself; the processes start with the first task."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """End the processes."""
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
 
-    def misses(self, values: Mapping[str, float]) -> FloatArray:
-        """Return the misses of all runs under these constants, always in the same order."""
+    def misses(self, values: Mapping[str, float], rows: Sequence[int]) -> list[FloatArray]:
+        """Return the misses of some runs, named by their number, under these constants."""
+        count = len(self._pools)
         tasks = [
-            pool.submit(_misses_of_task, row, dict(values))
-            for pool, share in zip(self._pools, self._shares, strict=True)
-            for row in range(len(share))
+            self._pools[row % count].submit(_misses_of_task, row // count, dict(values))
+            for row in rows
         ]
-        return np.concatenate([task.result() for task in tasks])
+        return [np.array(task.result()) for task in tasks]
 
 
 _worker_runs: list[MeasuredRun] = []
@@ -230,9 +307,14 @@ def _misses_of_task(row: int, values: Mapping[str, float]) -> list[float]:
 
 def most_different(runs: Sequence[MeasuredRun], count: int) -> list[MeasuredRun]:
     """Return up to `count` runs, evenly spread over model, split and load."""
-    ordered = sorted(runs, key=_load_key)
-    rows = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
-    return [ordered[row] for row in rows]
+    return [runs[row] for row in most_different_rows(runs, count)]
+
+
+def most_different_rows(runs: Sequence[MeasuredRun], count: int) -> list[int]:
+    """Return the same by their numbers."""
+    ordered = sorted(range(len(runs)), key=lambda row: _load_key(runs[row]))
+    picks = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
+    return [ordered[pick] for pick in np.unique(picks)]
 
 
 def _load_key(run: MeasuredRun) -> tuple[str, str, int, float, float]:

@@ -1,11 +1,14 @@
 """The user's own calibrations: kept in the configuration folder and laid over the shipped ones.
 
-`<folder>/<engine>.json` holds an engine's constants, `<folder>/gpus/<gpu>.json` the operators of
-a GPU. Both are in force wherever no other calibration is named.
+`<folder>/<engine>.json` holds an engine's constants, `<folder>/gpus/<gpu>-<engine>.json` those
+fitted on the machines of one GPU, which the constants of a host belong to, and
+`<folder>/gpus/<gpu>.json` the operators of a GPU. All are in force wherever no other calibration is
+named, what is nearer to the GPU over what is farther.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from planner.files import config_folder
@@ -30,10 +33,22 @@ def own_operators(gpu: str, folder: Path | None = None) -> tuple[str, ...]:
     return (str(path),) if path.is_file() else ()
 
 
-def own_constants(engine: str, folder: Path | None = None) -> tuple[str, ...]:
-    """Return the user's file of an engine's constants, if there is one."""
-    path = (folder or own_folder()) / f"{engine}.json"
-    return (str(path),) if path.is_file() else ()
+def own_constants(engine: str, gpu: str, folder: Path | None = None) -> tuple[str, ...]:
+    """Return the user's files of an engine's constants: of all GPUs, then of this one.
+
+    Args:
+        engine: `trtllm` or `vllm`.
+        gpu: Profile name.
+        folder: Other than `own_folder`.
+    """
+    names = (engine, constants_name(engine, [gpu]))
+    paths = [(folder or own_folder()) / f"{name}.json" for name in names]
+    return tuple(str(path) for path in paths if path.is_file())
+
+
+def constants_name(engine: str, gpus: Collection[str]) -> str:
+    """Return the name under which constants fitted on these GPUs' machines are put in force."""
+    return f"gpus/{next(iter(gpus))}-{engine}" if len(gpus) == 1 else engine
 
 
 def files_in_force(asked: str, *, gpu: str, engine: str) -> tuple[str, ...]:
@@ -46,7 +61,7 @@ def files_in_force(asked: str, *, gpu: str, engine: str) -> tuple[str, ...]:
     """
     if asked == SHIPPED:
         return ()
-    return own_operators(gpu) + ((asked,) if asked else own_constants(engine))
+    return own_operators(gpu) + ((asked,) if asked else own_constants(engine, gpu))
 
 
 def put_in_force(candidate: Path, *, name: str, folder: Path | None = None) -> Path:
@@ -54,7 +69,7 @@ def put_in_force(candidate: Path, *, name: str, folder: Path | None = None) -> P
 
     Args:
         candidate: The file; gone afterwards.
-        name: `<engine>`, or `gpus/<gpu>` for operators.
+        name: `constants_name` of constants, or `gpus/<gpu>` for operators.
         folder: Other than `own_folder`.
     """
     from planner.files import write_text  # noqa: PLC0415  first paint of the interface

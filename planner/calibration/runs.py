@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,31 @@ from cost_models.calibration_io import (
 )
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
-from planner.calibration.constants import with_constants
+from planner.calibration.constants import (
+    Constant,
+    fitted_constants,
+    shipped_priors,
+    with_constants,
+)
 from planner.calibration.fit import (
     FLAGGED_WEIGHT,
     Fit,
+    Fitter,
     calibrated,
-    fit_constants,
     misses,
-    seen_runs,
+    most_different_rows,
     weight,
 )
-from planner.calibration.host import fit_host, on_host
-from planner.calibration.intervals import fold_intervals, left_out_coverage, residual_intervals
+from planner.calibration.intervals import fold_intervals, left_out_coverage
 from planner.calibration.memory import fit_memory
 from planner.calibration.solver import OUTLIER
 from planner.calibration.text import text_rates
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import Row, Validation, predict_run_with
+
+MOST_FOLDS = 5
+"""Parts of the runs of one model that are left out in turn."""
 
 
 def calibrate_runs(
@@ -51,14 +58,18 @@ def calibrate_runs(
         ProfileError: The files hold no run of that engine that can be used.
     """
     names = ", ".join(Path(path).name for path in paths)
-    runs = _runs_of(paths, engine)
-    fit, left_out = fitted_and_left_out(runs, progress=progress)
+    runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
+    if not runs:
+        raise ProfileError(f"{names}: no usable run of engine {engine!r}")
+    priors, prior_line = priors_for(runs)
+    checked = fitted_and_left_out(runs, priors=priors, progress=progress)
+    fit = checked.fit
     shipped = load_calibration(load_gpu(runs[0].gpu), engine)
     memory = fit_memory(runs, shipped)
     fitted = replace(
         with_constants(shipped, fit.values),
         memory=memory.constants,
-        intervals=_laid_over(shipped.intervals, _intervals(left_out)),
+        intervals=_laid_over(shipped.intervals, _intervals(checked)),
         sources=(f"{len(runs)} runs of {names}",),
     )
     rates = text_rates(runs)
@@ -71,46 +82,32 @@ def calibrate_runs(
     }
     write_text(Path(out), json.dumps(content, indent=1) + "\n")
     return [
+        prior_line,
         *fit.lines(),
         *memory.lines(),
         *rates.lines(),
         *_flagged_lines(runs),
         *_outlier_lines(runs, fit),
-        *_left_out_errors(left_out),
-        *_coverage_lines(left_out),
+        *_left_out_errors(checked.left_out),
+        *_coverage_lines(checked),
+        *(f"{stage}: {seconds:.0f} s" for stage, seconds in checked.seconds.items()),
     ]
 
 
-def calibrate_host(paths: Sequence[str], *, engine: str, out: str) -> list[str]:
-    """Fit how slow the host of some runs is; write what is known of the engine on such a host.
+def priors_for(runs: Sequence[MeasuredRun]) -> tuple[Mapping[str, Constant], str]:
+    """Return the priors of a fit on these runs, and say them.
 
-    All else stays as shipped, so a few runs are enough.
-
-    Raises:
-        ProfileError: The files hold no run of that engine that can be used.
+    The shipped constants, as far as another machine's tell of this one; round figures where the
+    shipped ones rest on some of these runs, which must not teach twice.
     """
-    runs = _runs_of(paths, engine)
-    fit = fit_host(runs)
-    names = ", ".join(Path(path).name for path in paths)
-    slower = replace(
-        on_host(load_calibration(load_gpu(runs[0].gpu), engine), fit.slowness),
-        sources=(f"host of {len(runs)} runs of {names}",),
-    )
-    content = engine_constants_to_json(slower) | {
-        "versions": read_engine_file(engine)["versions"],
-        "relative_errors": {"host_slowness": round(fit.relative_error, 4)},
-        "data": _data(runs),
-    }
-    write_text(Path(out), json.dumps(content, indent=1) + "\n")
-    return [fit.line(), *_flagged_lines(runs)]
-
-
-def _runs_of(paths: Sequence[str], engine: str) -> list[MeasuredRun]:
-    runs = [run for path in paths for run in _usable_runs(path) if run.engine == engine]
-    if not runs:
-        names = ", ".join(Path(path).name for path in paths)
-        raise ProfileError(f"{names}: no usable run of engine {engine!r}")
-    return runs
+    file = read_engine_file(runs[0].engine)
+    if {run.run_id for run in runs}.intersection(file.get("data", {}).get("runs", ())):
+        return fitted_constants(
+            file
+        ), "priors: round figures (the shipped constants know these runs)"
+    return shipped_priors(
+        file
+    ), "priors: the shipped constants, as far as they tell of your machine"
 
 
 def _laid_over(
@@ -161,15 +158,13 @@ def _flagged_lines(runs: Sequence[MeasuredRun]) -> list[str]:
     ]
 
 
-def _intervals(left_out: Sequence[Row]) -> dict[str, ErrorQuantiles]:
-    folds = _folds([row.run for row in left_out])
-    return fold_intervals(left_out, folds) if len(set(folds)) > 1 else residual_intervals(left_out)
+def _intervals(checked: Checked) -> dict[str, ErrorQuantiles]:
+    return fold_intervals(checked.left_out, checked.folds)
 
 
-def _coverage_lines(left_out: Sequence[Row]) -> list[str]:
+def _coverage_lines(checked: Checked) -> list[str]:
     """Say how often intervals from other models' runs held a measurement."""
-    folds = _folds([row.run for row in left_out])
-    coverage = left_out_coverage(left_out, folds) if len(set(folds)) > 1 else {}
+    coverage = left_out_coverage(checked.left_out, checked.folds)
     return [
         f"{name}: {100 * share:.0f} % of {count} measurements inside the 90 % interval of others"
         for name, (count, share) in coverage.items()
@@ -187,45 +182,76 @@ def _left_out_errors(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """Constants fitted on all runs, and the predictions of what was left out in turn."""
+
+    fit: Fit
+    left_out: tuple[Row, ...]
+    folds: tuple[str, ...]
+    """What each of them was left out together with."""
+    seconds: Mapping[str, float]
+    """Wall time by stage."""
+
+    def of_fold(self, name: str) -> list[Row]:
+        """Return the rows that were left out together."""
+        return [row for row, own in zip(self.left_out, self.folds, strict=True) if own == name]
+
+
 def fitted_and_left_out(
-    runs: Sequence[MeasuredRun], *, progress: Callable[[int, int], None] | None = None
-) -> tuple[Fit, list[Row]]:
-    """Fit on all runs, and predict each model's runs with constants fitted on the others'.
+    runs: Sequence[MeasuredRun],
+    *,
+    priors: Mapping[str, Constant] | None = None,
+    folds: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Checked:
+    """Fit on all runs, and predict each fold's with constants fitted on the others'.
 
-    With one model, its tensor-parallel sizes, then its runs, are left out in turn.
-
-    Returns:
-        The constants fitted on all, and the predictions of what was left out.
+    Args:
+        runs: Of one engine.
+        priors: By constant; round figures where none are given.
+        folds: What each run is left out together with; `folds_of` where none are given.
+        progress: Called with (fits done, in all).
     """
-    folds = _folds(runs)
-    names = sorted(set(folds))
+    folds = folds or folds_of(runs)
+    names = sorted(set(folds)) if len(set(folds)) > 1 else []
     show = progress or _silent
     show(0, len(names) + 1)
-    seen = seen_runs(runs)
-    fit = fit_constants(runs, seen=seen)
-    left_out, without = [], []
-    for done, name in enumerate(names, 1):
-        show(done, len(names) + 1)
-        rest = [run for run, own in zip(runs, folds, strict=True) if own != name]
-        if rest:
-            shown = [one for one, own in zip(seen, folds, strict=True) if own != name]
-            values = fit_constants(rest, seen=shown).values
+    left_out: list[Row] = []
+    own_folds: list[str] = []
+    without: list[Mapping[str, float]] = []
+    with Fitter(runs, priors=priors) as fitter:
+        fit = fitter.whole()
+        for done, name in enumerate(names, 1):
+            show(done, len(names) + 1)
+            rows = [row for row, own in enumerate(folds) if own == name]
+            values = fitter.without(rows).values
             without.append(values)
-            left = [run for run, own in zip(runs, folds, strict=True) if own == name]
-            left_out += [predict_run_with(run, calibrated(run, values)) for run in left]
-    return fit.with_jackknife(without), left_out
+            own_folds += [name] * len(rows)
+            left_out += [predict_run_with(runs[r], calibrated(runs[r], values)) for r in rows]
+    return Checked(
+        fit=fit.with_jackknife(without),
+        left_out=tuple(left_out),
+        folds=tuple(own_folds),
+        seconds=fitter.seconds,
+    )
 
 
 def _silent(done: int, in_all: int) -> None:
     """Nobody watches."""
 
 
-def _folds(runs: Sequence[MeasuredRun]) -> list[str]:
+def folds_of(runs: Sequence[MeasuredRun]) -> list[str]:
+    """Return what each run is left out together with: alike runs would tell of each other."""
     models = [load_model(run.model).name for run in runs]
     if len(set(models)) > 1:
         return models
     sizes = [str(run.config.get("tensor_parallel_size", 1)) for run in runs]
-    return sizes if len(set(sizes)) > 1 else [run.run_id for run in runs]
+    if len(set(sizes)) > 1:
+        return sizes
+    count = min(len(runs), MOST_FOLDS)
+    order = most_different_rows(runs, len(runs))
+    return [f"part {order.index(row) % count}" for row in range(len(runs))]
 
 
 def _usable_runs(path: str) -> Iterator[MeasuredRun]:

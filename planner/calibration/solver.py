@@ -70,8 +70,8 @@ DAMPINGS = (0.0, 1.0, 5.0, 25.0)
 LONGEST_STEP = 2.0
 """Standard deviations of the prior that one step moves a constant at most."""
 
-DIFFERENCE = 0.15
-"""Change of a constant by which a costly residual's derivative is taken."""
+SETTLED = 0.005
+"""Share of the loss below which a step's gain is not worth the next one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,6 +80,7 @@ class Solution:
 
     x: FloatArray
     jac: FloatArray
+    loss: float
 
 
 def solve_costly(
@@ -88,46 +89,40 @@ def solve_costly(
     *,
     bounds: tuple[FloatArray, FloatArray],
     steps: int,
+    jac: FloatArray,
+    settled: float = SETTLED,
 ) -> Solution:
     """Minimise the same loss where a call takes seconds.
 
-    Gauss and Newton's steps with a single Jacobian by differences, which Broyden's rule then
-    keeps up to date with what each step showed (Math. Comp. 19, 1965).
+    Gauss and Newton's steps with a Jacobian that is taken once; Broyden's rule then keeps it up to
+    date with what each step showed (Math. Comp. 19, 1965).
 
     Args:
         residuals: Misses over expected errors, the priors' own among them.
         start: Where to begin.
         bounds: Lowest and highest.
         steps: Most of them.
+        jac: Derivatives near the start. They only show the way: a step counts by what the
+            residuals are behind it.
+        settled: Share of the loss that a step must gain for another one to follow.
     """
     x, missed = start, residuals(start)
-    jac = _differences(residuals, x, missed, bounds[1])
     for _ in range(steps):
         for damping in DAMPINGS:
             moved = _stepped(x, missed, jac, damping=damping, bounds=bounds)
             found = residuals(moved)
-            if _loss(found) < _loss(missed):
+            gain = 1.0 - _loss(found) / max(_loss(missed), 1e-12)
+            if gain > 0:
                 break
         else:
             break
         move = moved - x
         jac = jac + np.outer(found - missed - jac @ move, move) / max(float(move @ move), 1e-12)
         x, missed = moved, found
-    return Solution(x=x, jac=jac * np.sqrt(_weights(missed))[:, None])
-
-
-def _differences(
-    residuals: Callable[[FloatArray], FloatArray],
-    x: FloatArray,
-    missed: FloatArray,
-    high: FloatArray,
-) -> FloatArray:
-    columns = []
-    for row in range(x.size):
-        shifted = x.copy()
-        shifted[row] += DIFFERENCE if x[row] + DIFFERENCE < high[row] else -DIFFERENCE
-        columns.append((residuals(shifted) - missed) / (shifted[row] - x[row]))
-    return np.array(columns).T
+        if gain < settled:
+            break
+    weighted = jac * np.sqrt(_weights(missed))[:, None]
+    return Solution(x=x, jac=weighted, loss=_loss(missed))
 
 
 def _stepped(

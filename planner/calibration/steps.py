@@ -6,6 +6,7 @@ Windows of some steps are, timed as the step loop of an engine that runs ahead w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.step import StepBatch, StepModel
 from planner.calibration.constants import Constant, Part, with_constants
-from planner.calibration.solver import solve, told
+from planner.calibration.solver import Solution, solve_costly, told
 from planner.calibration.streams import ObservedSteps, observed_steps
+from planner.calibration.unknowns import Slopes, Unknowns
 from planner.measuring.runs import MeasuredRun, read_streams
 from planner.validation.validate import run_evaluator
 
@@ -31,6 +33,16 @@ LEAD_STEPS = 2
 """Steps before a window, from which the loop's lead over the GPU follows."""
 
 EVALUATIONS = 6
+"""Most steps of a solution."""
+
+SETTLED = 5e-4
+"""Share of the loss that a step must gain for another one to follow."""
+
+ROUNDS = 5
+"""Most solutions, each with slopes of its own."""
+
+ROUND_GAIN = 0.01
+"""Share of the loss that a round must gain for another one to follow."""
 
 WINDOWS_OF_A_RUN = 24
 """Most of them; more say little new."""
@@ -164,7 +176,7 @@ def _end(serving: NDArray[np.bool_], plain: NDArray[np.bool_], start: int) -> in
     return end
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepFit:
     """Constants of a step as the windows tell them."""
 
@@ -172,6 +184,8 @@ class StepFit:
     """Those that the windows tell; the others are not named."""
     log_sds: Mapping[str, float]
     """Standard error of each as a share of it."""
+    slopes: Slopes
+    """Of each run's windows, where the fit ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -209,37 +223,81 @@ class SeenRun:
         return np.asarray(error / (WINDOW_LOG_SD * np.sqrt(alike)))
 
 
-def fit_steps(seen: Sequence[SeenRun], table: Mapping[str, Constant]) -> StepFit:
+def fit_steps(
+    seen: Sequence[SeenRun], table: Mapping[str, Constant], *, whole: StepFit | None = None
+) -> StepFit:
     """Return the constants of a step nearest to the windows, held by their priors.
 
     Args:
         seen: Runs that show their steps.
         table: The constants of the engine's form; those of the front end are left alone.
+        whole: A fit on these runs and others, whose slopes show the way.
     """
-    if not seen:
-        return StepFit(values={}, log_sds={})
-    names = [name for name, constant in table.items() if constant.part is not Part.FRONT_END]
-    prior, low, high = np.log([[table[n].prior, table[n].low, table[n].high] for n in names]).T
-    log_sd = np.array([table[name].log_sd for name in names])
-    z = np.zeros(len(names))
-
-    def misses(z: FloatArray) -> FloatArray:
-        values = dict(zip(names, np.exp(prior + log_sd * z).tolist(), strict=True))
-        return np.concatenate([run.misses(values) for run in seen])
-
-    free = told(misses, z)
-
-    def residuals(moved: FloatArray) -> FloatArray:
-        z[free] = moved
-        return np.concatenate([misses(z), moved])
-
-    bounds = ((low - prior)[free] / log_sd[free], (high - prior)[free] / log_sd[free])
-    fit = solve(residuals, z[free], bounds=bounds, evaluations=EVALUATIONS)
-    z[free] = fit.x
-    kept = [name for name, is_free in zip(names, free, strict=True) if is_free]
-    values = np.exp(prior + log_sd * z)[free]
-    spread = log_sd[free] * np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
+    told_of = _told(seen, table)
+    if not told_of:
+        return StepFit(values={}, log_sds={}, slopes=Slopes(by_run={}))
+    unknowns = Unknowns.of(told_of)
+    if whole is None:
+        fit, slopes = _solved_in_rounds(seen, unknowns)
+    else:
+        start = unknowns.at({**_priors(table), **whole.values})
+        fit, slopes = _solved(seen, unknowns, start, whole.slopes), whole.slopes
     return StepFit(
-        values=dict(zip(kept, values.tolist(), strict=True)),
-        log_sds=dict(zip(kept, spread.tolist(), strict=True)),
+        values=unknowns.values(fit.x), log_sds=unknowns.relative_errors(fit.jac), slopes=slopes
+    )
+
+
+def _solved_in_rounds(seen: Sequence[SeenRun], unknowns: Unknowns) -> tuple[Solution, Slopes]:
+    """Take slopes anew where each solution ended: what hides a launch is another thing there."""
+    z, loss = np.zeros(len(unknowns.names)), math.inf
+    for _ in range(ROUNDS):
+        slopes = _slopes(seen, unknowns, z)
+        fit = _solved(seen, unknowns, z, slopes)
+        z, gained = fit.x, loss - fit.loss
+        loss = fit.loss
+        if gained < ROUND_GAIN * loss:
+            break
+    return fit, slopes
+
+
+def _told(seen: Sequence[SeenRun], table: Mapping[str, Constant]) -> dict[str, Constant]:
+    """Return the constants of a step that change the time of any window."""
+    found = {name: c for name, c in table.items() if c.part is not Part.FRONT_END}
+    if not seen:
+        return {}
+    unknowns = Unknowns.of(found)
+    told_of = told(
+        lambda z: np.concatenate(_misses(seen, unknowns, z)), np.zeros(len(unknowns.names))
+    )
+    return {name: found[name] for name, is_told in zip(found, told_of, strict=True) if is_told}
+
+
+def _priors(table: Mapping[str, Constant]) -> dict[str, float]:
+    return {name: constant.prior for name, constant in table.items()}
+
+
+def _misses(seen: Sequence[SeenRun], unknowns: Unknowns, z: FloatArray) -> list[FloatArray]:
+    values = unknowns.values(z)
+    return [run.misses(values) for run in seen]
+
+
+def _slopes(seen: Sequence[SeenRun], unknowns: Unknowns, z: FloatArray) -> Slopes:
+    return Slopes.measured(
+        lambda moved, _: _misses(seen, unknowns, moved),
+        unknowns,
+        run_ids=[run.run_id for run in seen],
+        start=z,
+        base=_misses(seen, unknowns, z),
+    )
+
+
+def _solved(seen: Sequence[SeenRun], unknowns: Unknowns, z: FloatArray, slopes: Slopes) -> Solution:
+    run_ids = [run.run_id for run in seen]
+    return solve_costly(
+        lambda z: np.concatenate([*_misses(seen, unknowns, z), z]),
+        z,
+        bounds=unknowns.bounds,
+        steps=EVALUATIONS,
+        jac=slopes.jacobian(unknowns, run_ids, _misses(seen, unknowns, z)),
+        settled=SETTLED,
     )

@@ -35,11 +35,6 @@ from planner.cli.options import progress_bar
     help="Store of planner measure, in place of --runs or beside it; repeatable.",
 )
 @click.option("--engine", default="trtllm", show_default=True, help="Whose runs are fitted.")
-@click.option(
-    "--host-only",
-    is_flag=True,
-    help="From a few --runs: fit only how slow the machine's host is, and keep all else.",
-)
 @click.option("--out", default="", metavar="FILE", help="Calibration file to write.")
 @click.option(
     "--install",
@@ -50,8 +45,6 @@ def calibrate_command(out: str, install: bool, gpu: str, operators: str, **given
     """Fit a calibration file from operator tables or measured runs."""
     if bool(operators) == bool(given["runs"] or given["store"]):
         raise click.UsageError("give --microbench DIR with --gpu, or --runs FILE, or --store URL")
-    if operators and given["host_only"]:
-        raise click.UsageError("--host-only needs --runs or --store: kernels know no host")
     if operators and not gpu:
         raise click.UsageError("--microbench needs --gpu")
     if not out and not install:
@@ -75,7 +68,9 @@ def _fit_operators(operators: str, gpu: str, candidate: Path) -> str:
 
 
 def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
-    from planner.calibration.runs import calibrate_host, calibrate_runs  # noqa: PLC0415
+    from cost_models.calibration_io import calibration_gpus  # noqa: PLC0415
+    from planner.calibration.own import constants_name  # noqa: PLC0415
+    from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
 
     paths, engine = list(given["runs"]), str(given["engine"])
     if given["store"]:
@@ -83,14 +78,11 @@ def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
 
         for number, url in enumerate(given["store"]):
             paths.append(str(export_runs(url, str(candidate.parent / f"store{number}"))))
-    if given["host_only"]:
-        lines = calibrate_host(paths, engine=engine, out=str(candidate))
-    else:
-        with progress_bar("fitting") as progress:
-            lines = calibrate_runs(paths, engine=engine, out=str(candidate), progress=progress)
+    with progress_bar("fitting") as progress:
+        lines = calibrate_runs(paths, engine=engine, out=str(candidate), progress=progress)
     for line in lines:
         click.echo(line)
-    return engine
+    return constants_name(engine, calibration_gpus(candidate))
 
 
 def _keep(candidate: Path, *, name: str, out: str, install: bool) -> None:

@@ -122,6 +122,10 @@ def print_validation(result: Validation) -> None:
     for group in result.groups:
         console.print(f"{group.gpu} {group.engine} {group.model} ({group.n} runs)")
         _print_errors(console, group.metrics)
+    if len(result.loads) > 1:
+        for kind, count, errors in result.loads:
+            console.print(f"\n{kind.replace('_', ' ')} ({count} runs)")
+            _print_errors(console, errors)
     limited = len(result.rows) - len(result.without_front_end_limited().rows)
     if limited:
         console.print(f"\nWithout the {limited} runs that the front end limits, not the GPU")

@@ -155,6 +155,10 @@ class Evaluator:
         """Return the same for another load; nothing made for this one is kept."""
         return replace(self, load=load, _steps={}, _decodes={}, _curves={})
 
+    def calibrated(self, calibration: Calibration) -> Evaluator:
+        """Return the same under another calibration."""
+        return replace(self, calibration=calibration, _steps={}, _decodes={}, _curves={})
+
     def evaluate(self, rows: Slice, *, with_highest_rate: bool = True) -> Evaluation:
         """Return the predictions for every row of a slice."""
         memory = self.memory(rows)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from statistics import NormalDist
 
-from cost_models.calibration import Calibration, Provenance, interval_key
+from cost_models.calibration import HOST_LOG_SD, Calibration, Provenance, interval_keys
 from cost_models.engine import EngineConfig
 
 BORROWED_WIDENING = 2.5
@@ -50,8 +51,37 @@ As far as the interval of what vLLM's kernel shows reaches; TensorRT-LLM's has n
 NORMAL_Q95 = 1.645
 """Standard errors to either side that hold 90 % of a normal distribution."""
 
+HOST_Q95 = math.exp(NORMAL_Q95 * HOST_LOG_SD)
+"""Time over the middle host's that one of twenty exceeds."""
+
 DEFAULT_LOG_ERROR = 0.25
 """Half width, in log, of the interval of a metric that no run has checked."""
+
+
+NEAR_CAPACITY = 0.85
+"""Share of the highest rate from which an open loop is near capacity.
+
+Waits grow with 1 / (1 - share): from here on an error of 3 % in the time of a step moves them by
+a fifth and more.
+"""
+
+
+def load_regime(protocol: str, utilisation: float) -> str:
+    """Return the kind of load whose errors are alike: the protocol, and whether it saturates."""
+    is_open = protocol == "open_loop"
+    return "open_loop_near_capacity" if is_open and utilisation >= NEAR_CAPACITY else protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """What past residuals do not hold, in log over the value; added to them in quadrature."""
+
+    chance: float = 0.0
+    """Standard error, as that of a simulated percentile."""
+    below: float = 0.0
+    """How far the value falls at the fast end of 90 % of the hosts that it may run on."""
+    above: float = 0.0
+    """How far it rises at the other."""
 
 
 def interval_90(
@@ -60,28 +90,54 @@ def interval_90(
     calibration: Calibration,
     provenance: Provenance,
     *,
-    protocol: str = "",
-    chance: float = 0.0,
+    regime: str = "",
+    doubt: Doubt = Doubt(),
 ) -> tuple[float, float]:
     """Return the interval that held 90 % of cross-validated measurements of this metric.
 
     Those under the same kind of load, where there are enough. A statistic that no run has
-    checked takes its metric's mean, wider.
+    checked takes its metric's mean, wider. On another machine than the runs' it is not known to
+    which side its residuals lean: both take the larger.
 
     Args:
         name: Metric.
         value: Its prediction.
         calibration: Whose residuals are known.
-        protocol: How requests come.
         provenance: Whether the operators are the GPU's own.
-        chance: Standard error over the value that past residuals do not hold, as that of a
-            simulated percentile; added in quadrature.
+        regime: Kind of load, as `load_regime` names it.
+        doubt: What else may move it.
     """
-    low, high = _log_interval(name, calibration, protocol)
-    if provenance is Provenance.DATASHEET and name not in MEMORY_METRICS:
-        low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
-    low, high = (math.hypot(side, NORMAL_Q95 * chance) for side in (min(low, 0.0), max(high, 0.0)))
+    low, high = (abs(side) for side in _log_interval(name, calibration, regime))
+    if name not in MEMORY_METRICS:
+        if calibration.borrows_host:
+            low = high = max(low, high)
+        if provenance is Provenance.DATASHEET:
+            low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
+    low = math.hypot(low, NORMAL_Q95 * doubt.chance, doubt.below)
+    high = math.hypot(high, NORMAL_Q95 * doubt.chance, doubt.above)
     return value * math.exp(-low), value * math.exp(high)
+
+
+def host_doubts(
+    values: Mapping[str, float], faster: Mapping[str, float], slower: Mapping[str, float]
+) -> dict[str, Doubt]:
+    """Return what a borrowed host's speed leaves open, metric by metric.
+
+    The prior of the host's speed is carried through the prediction: near capacity, where a slower
+    host makes a queue, it opens far more than in a closed loop that the GPU bounds.
+
+    Args:
+        values: Predicted with the borrowed constants.
+        faster: The same at the fast end of 90 % of the hosts, `HOST_Q95` below.
+        slower: At the slow end.
+    """
+    doubts = {}
+    for name, value in values.items():
+        ends = [found[name] for found in (faster, slower) if found.get(name, 0.0) > 0]
+        if value > 0 and name not in MEMORY_METRICS and ends:
+            moves = [math.log(end / value) for end in ends]
+            doubts[name] = Doubt(below=max(0.0, -min(moves)), above=max(0.0, *moves))
+    return doubts
 
 
 def block_size_error(
@@ -102,7 +158,7 @@ def block_size_error(
     return UNKNOWN_BLOCK_EFFECT * doublings * attention_share / NORMAL_Q95
 
 
-def _log_interval(name: str, calibration: Calibration, protocol: str) -> tuple[float, float]:
+def _log_interval(name: str, calibration: Calibration, regime: str) -> tuple[float, float]:
     if name in MEMORY_METRICS:
         return -MEMORY_METRICS[name], MEMORY_METRICS[name]
     metric = name.split(".", maxsplit=1)[0]
@@ -111,7 +167,7 @@ def _log_interval(name: str, calibration: Calibration, protocol: str) -> tuple[f
         (f"{metric}.mean", UNCHECKED_WIDENING),
         (SAME_ERROR_AS.get(metric, ""), UNCHECKED_WIDENING),
     ):
-        for key in (interval_key(known, protocol), interval_key(known)):
+        for key in interval_keys(known, regime):
             if key in calibration.intervals:
                 quantiles = calibration.intervals[key]
                 return quantiles.log_q05 * widening, quantiles.log_q95 * widening
@@ -134,5 +190,5 @@ def upper_factor(
     """
     if not risk:
         return 1.0
-    _, high = interval_90(name, 1.0, calibration, provenance, protocol=protocol)
+    _, high = interval_90(name, 1.0, calibration, provenance, regime=protocol)
     return float(high ** (NormalDist().inv_cdf(1 - risk / 2) / NORMAL_Q95))

@@ -25,10 +25,14 @@ from planner.prediction.evaluator import (
 )
 from planner.prediction.fusion import fusion_savings
 from planner.prediction.intervals import (
+    HOST_Q95,
     MEMORY_METRICS,
     NORMAL_Q95,
+    Doubt,
     block_size_error,
+    host_doubts,
     interval_90,
+    load_regime,
 )
 from planner.prediction.simulation import (
     Demand,
@@ -86,6 +90,8 @@ class Prediction:
     refused_share: float
     front_end_share: float
     """Share of the front end's time that the load takes; 1 means it limits the rate."""
+    regime: str
+    """Kind of load that decides how sure this is, as `load_regime` names it."""
     binding_limit: str
     """What stops this configuration from serving more."""
     quality: QualityLoss = field(default_factory=QualityLoss)
@@ -188,10 +194,11 @@ def predict_config(
         refused_share = simulation.num_refused / simulation.num_requests
     step, batches = evaluator.step_model(config), step_batches(evaluator, config, point)
     target = step.verify if isinstance(step, SpeculativeStep) else step
+    regime = load_regime(str(evaluator.load.protocol), float(evaluation.utilisation[0]))
     breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
     prediction = Prediction(
         config=config,
-        metrics=_metrics(evaluator, config, values, simulation, breakdown["decode"]),
+        metrics=_metrics(evaluator, config, values, simulation, breakdown["decode"], regime=regime),
         memory=memory,
         step_time_breakdown=breakdown,
         fusion_savings={name: fusion_savings(target, batch) for name, batch in batches.items()},
@@ -199,6 +206,7 @@ def predict_config(
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
         refused_share=refused_share,
         front_end_share=float(evaluation.front_end_share[0]),
+        regime=regime,
         binding_limit="",
         quality=evaluator.quality_of(config),
         simulation=simulation,
@@ -278,12 +286,15 @@ def _metrics(
     values: Mapping[str, float],
     simulation: SimulationResult | None,
     decode_step: Mapping[str, float],
+    *,
+    regime: str,
 ) -> dict[str, Metric]:
     calibration = evaluator.calibration
     provenance = provenance_of(calibration, config, evaluator)
     chance = percentile_errors(simulation) if simulation else {}
     doubt = evaluator.acceptance_log_error(config) / NORMAL_Q95
     unsure = {name: doubt for name in values if name.split(".")[0] in TOLD_BY_ACCEPTANCE}
+    hosts = _host_doubts(evaluator, config)
     share = decode_step.get("attention_decode", 0.0) / sum(decode_step.values())
     return {
         name: Metric(
@@ -293,17 +304,36 @@ def _metrics(
                 value,
                 calibration,
                 provenance,
-                protocol=str(evaluator.load.protocol),
-                chance=math.hypot(
-                    chance.get(name, 0.0),
-                    unsure.get(name, 0.0),
-                    block_size_error(name, config, calibration, attention_share=share),
+                regime=regime,
+                doubt=replace(
+                    hosts.get(name, Doubt()),
+                    chance=math.hypot(
+                        chance.get(name, 0.0),
+                        unsure.get(name, 0.0),
+                        block_size_error(name, config, calibration, attention_share=share),
+                    ),
                 ),
             ),
             provenance=provenance,
         )
         for name, value in values.items()
     }
+
+
+def _host_doubts(evaluator: Evaluator, config: EngineConfig) -> dict[str, Doubt]:
+    """Return what a host that no run has shown leaves open; nothing where one has."""
+    if not evaluator.calibration.borrows_host:
+        return {}
+    factors = (1.0, 1.0 / HOST_Q95, HOST_Q95)
+    return host_doubts(*(_on_host(evaluator, config, factor) for factor in factors))
+
+
+def _on_host(evaluator: Evaluator, config: EngineConfig, factor: float) -> dict[str, float]:
+    """Predict in closed form on a host whose processor takes so many times as long."""
+    moved = evaluator.calibrated(evaluator.calibration.with_slower_host(factor))
+    evaluation = moved.evaluate(Slice(base=config, columns={}))
+    values = _closed_form(moved, evaluation)
+    return values | _economy(moved.gpu, config, evaluation, values)
 
 
 def provenance_of(

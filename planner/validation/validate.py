@@ -41,6 +41,16 @@ CAPACITY_METRICS = (
 )
 
 
+JUDGED = frozenset(
+    {
+        "tpot_ms.mean", "tpot_ms.p99", "output_tok_per_s", "output_tok_per_s_per_gpu",
+        "e2el_ms.p50", "e2el_ms.p99", "ttft_ms.mean", "ttft_ms.p50", "ttft_ms.p99", "itl_ms.p99",
+        "kv_cache_tokens",
+    }
+)  # fmt: skip
+"""Metrics whose errors and intervals are shown for each kind of load."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One run: what was predicted beside what was measured, by metric."""
@@ -49,6 +59,8 @@ class Row:
     predicted: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     front_end_share: float
+    regime: str = ""
+    """Kind of load, as predicted: `planner.prediction.intervals.load_regime`."""
 
     def drifts(self) -> list[Drift]:
         """Metrics far outside their interval; none where the front end hides the GPU."""
@@ -121,6 +133,20 @@ class Validation:
             )
         return groups
 
+    @property
+    def loads(self) -> list[tuple[str, int, Mapping[str, MetricError]]]:
+        """Kind of load, number of runs, and errors of the metrics that intervals are judged by."""
+        kinds = sorted({row.regime for row in self.rows})
+        by_kind = {kind: [row for row in self.rows if row.regime == kind] for kind in kinds}
+        return [
+            (
+                kind,
+                len(rows),
+                {name: e for name, e in errors_by_metric(rows).items() if name in JUDGED},
+            )
+            for kind, rows in by_kind.items()
+        ]
+
     def drift_lines(self, source: str, *, calibration: str = "") -> list[str]:
         """Say which runs the calibration in force no longer explains, by engine.
 
@@ -161,6 +187,10 @@ class Validation:
                     "metrics": _errors_to_json(group.metrics),
                 }
                 for group in self.groups
+            ],
+            "loads": [
+                {"load": kind, "n": count, "metrics": _errors_to_json(errors)}
+                for kind, count, errors in self.loads
             ],
             "rows": [
                 {
@@ -229,6 +259,7 @@ def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
         predicted={name: metric.value for name, metric in metrics.items()},
         intervals={name: metric.interval_90 for name, metric in metrics.items()},
         front_end_share=0.0 if capacity else prediction.front_end_share,
+        regime=run.protocol if capacity else prediction.regime,
     )
 
 

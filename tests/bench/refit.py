@@ -33,7 +33,7 @@ def main() -> None:
         for run, _, _ in read_runs(path)
         if run is not None and run.measured and run.protocol != "capacity"
     ]
-    fit = fit_constants(runs, table=_table(runs, arguments.parts))
+    fit = fit_constants(runs, priors=_table(runs, arguments.parts))
     click.echo("\n".join(fit.lines()))
     content = read_engine_file(runs[0].engine)
     known = load_calibration(load_gpu(runs[0].gpu), runs[0].engine)

@@ -128,7 +128,7 @@ def errors_by_load(rows: Sequence[Row]) -> Picture | None:
             points = [
                 (error_pct(row, name), names.index(name) + offset)
                 for row in rows
-                if load_regime(row.run) == regime
+                if load_regime(row) == regime
                 for name in scored_headlines(row)
             ]
             axes.plot(*zip(*points, strict=True), "o", ms=3.5, color=_colour(number), alpha=0.75)

@@ -8,7 +8,6 @@ from typing import Any
 
 from cost_models.calibration import Calibration
 from planner.estimator.load import Load
-from planner.measuring.runs import MeasuredRun
 from planner.validation.report.detail import Detail
 from planner.validation.validate import MetricError, Row, Validation, errors_by_metric
 
@@ -60,10 +59,11 @@ class Table:
         }
 
 
-def load_regime(run: MeasuredRun) -> str:
-    """Return what kind of load a run is: how requests come, and of how many clients."""
+def load_regime(row: Row) -> str:
+    """Return what kind of load a run is: how requests come, and how near it is to capacity."""
+    run = row.run
     if run.protocol != "closed_loop":
-        return run.protocol.replace("_", " ")
+        return row.regime.replace("_", " ")
     clients, (light, medium) = float(run.workload["concurrency"]), CLIENT_BOUNDS
     if clients <= light:
         return f"closed loop, up to {light} clients"
@@ -75,11 +75,10 @@ def load_regime(run: MeasuredRun) -> str:
 def load_regimes(rows: Sequence[Row]) -> list[str]:
     """Return the load regimes of some runs, light loads before heavy ones."""
 
-    def order(run: MeasuredRun) -> tuple[str, float]:
-        return run.protocol, float(run.workload.get("concurrency") or 0.0)
+    def order(row: Row) -> tuple[str, float]:
+        return row.regime, float(row.run.workload.get("concurrency") or 0.0)
 
-    runs = sorted((row.run for row in rows), key=order)
-    return list(dict.fromkeys(load_regime(run) for run in runs))
+    return list(dict.fromkeys(load_regime(row) for row in sorted(rows, key=order)))
 
 
 def overall_errors(validation: Validation) -> Table:
@@ -119,7 +118,7 @@ def regime_errors(validation: Validation) -> Table:
             (regime, *line)
             for regime in regimes
             for line in _headline_errors(
-                errors_by_metric(r for r in validation.rows if load_regime(r.run) == regime)
+                errors_by_metric(r for r in validation.rows if load_regime(r) == regime)
             )
         ),
     )
@@ -238,7 +237,7 @@ def _worst_case(row: Row, name: str, detail: Detail | None) -> tuple[Cell, ...]:
         factor = 1 + slower / shares[largest[0]]
         blamed = (largest[0], round(factor, 2) if factor > 0 else "none")
     text = ", ".join(f"{family} {100 * shares[family]:.0f} %" for family in largest) or "–"
-    title, regime = HEADLINES[name], load_regime(row.run)
+    title, regime = HEADLINES[name], load_regime(row)
     return (title, row.run.run_id, regime, measured, predicted, error, inside, text, *blamed)
 
 

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from planner.calibration.fit import Fit
-from planner.calibration.intervals import left_out_coverage, quantiles, residual_intervals
+from planner.calibration.intervals import (
+    find_interval,
+    left_out_coverage,
+    quantiles,
+    residual_intervals,
+)
 
 
 @dataclass
@@ -27,6 +32,10 @@ class StandInRow:
     def run(self) -> Any:
         measured = {"tpot_ms.mean": 10.0 * math.exp(self.error)}
         return SimpleNamespace(measured=measured, protocol=self.protocol)
+
+    @property
+    def regime(self) -> str:
+        return self.protocol
 
     def scored(self) -> list[str]:
         return ["tpot_ms.mean"]
@@ -86,6 +95,29 @@ def test_no_fold_judges_itself() -> None:
     # The bad one's interval reaches from 0 to 0.5: it holds half of the good.
     assert count == 40
     assert share == pytest.approx(0.25)
+
+
+def test_groups_that_err_alike_widen_the_interval_for_the_next_one() -> None:
+    """Within a group errors differ by 1 %, between groups by 10 %: the next group is held."""
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(100):
+        biases = rng.normal(0, 0.1, 7)
+        errors = (biases[:, None] + rng.normal(0, 0.01, (7, 6))).ravel()
+        folds = [str(row // 6) for row in range(42)]
+        _, share = left_out_coverage(rows(errors), folds)["tpot_ms.mean"]
+        held.append(share)
+    assert 0.8 < np.mean(held) <= 0.97
+
+
+def test_open_loops_near_capacity_have_an_interval_of_their_own() -> None:
+    near = rows([-0.4, 0.4] * 5, protocol="open_loop_near_capacity")
+    found = residual_intervals([*rows([-0.01, 0.01] * 5, protocol="open_loop"), *near])
+    assert found["open_loop_near_capacity/tpot_ms.mean"].log_q95 > 0.4
+    assert (
+        find_interval(found, "tpot_ms.mean", "open_loop_near_capacity")
+        == (found["open_loop_near_capacity/tpot_ms.mean"])
+    )
 
 
 def test_errors_grow_where_constants_hang_on_who_is_left_out() -> None:

@@ -16,7 +16,13 @@ from cost_models.gpu import GpuSpec
 from cost_models.profile_io import load_gpu
 from planner import api
 from planner.calibration.diff import compare
-from planner.calibration.own import own_folder, put_in_force, set_aside
+from planner.calibration.own import (
+    constants_name,
+    files_in_force,
+    own_folder,
+    put_in_force,
+    set_aside,
+)
 from planner.cli.main import planner
 from planner.measuring.measure import list_runs
 
@@ -152,3 +158,14 @@ def test_half_a_question_is_refused(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(planner, ["calibrate", *arguments])
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_constants_of_one_gpus_machines_hold_there_alone(tmp_path: Path, h100: GpuSpec) -> None:
+    """A host belongs to a machine: what was fitted beside an H100 says nothing beside an H200."""
+    name = constants_name("trtllm", [h100.name])
+    put_in_force(slower(h100, tmp_path / "own.json"), name=name)
+    assert name == "gpus/h100_sxm-trtllm"
+    assert files_in_force("", gpu="h100_sxm", engine="trtllm")
+    assert not files_in_force("", gpu="h200_sxm", engine="trtllm")
+    assert tpot_ms() > 1.02 * tpot_ms(calibration="shipped")
+    assert constants_name("trtllm", ["h100_sxm", "h200_sxm"]) == "trtllm"

@@ -192,6 +192,7 @@ def prediction(config: EngineConfig, *, slower: float = 1.0) -> Prediction:
         highest_rate_per_s=rate,
         refused_share=0.0,
         front_end_share=0.1,
+        regime="open_loop",
         binding_limit="step time: gemm takes 65 %",
     )
 

@@ -1,0 +1,76 @@
+"""Intervals on a machine that no run has shown: wider, by what its host's speed would do."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cost_models.calibration import Calibration, ErrorQuantiles, Provenance, interval_keys
+from cost_models.calibration_io import load_calibration
+from cost_models.profile_io import load_gpu
+from planner import api
+from planner.prediction.intervals import Doubt, host_doubts, interval_90, load_regime
+from planner.prediction.predict import predict_config
+
+WORKLOAD = json.loads((Path(__file__).parents[3] / "profiles/workloads/chat.json").read_text())
+
+
+@pytest.fixture
+def lopsided() -> Calibration:
+    found = {"tpot_ms.mean": ErrorQuantiles(log_q05=-0.01, log_q95=0.2)}
+    shipped = load_calibration(load_gpu("h200"), "vllm")
+    return replace(shipped, intervals=found, seen_gpus=("h200_sxm",))
+
+
+NO_DOUBT = Doubt()
+
+
+def ends(calibration: Calibration, doubt: Doubt = NO_DOUBT) -> tuple[float, float]:
+    low, high = interval_90("tpot_ms.mean", 1.0, calibration, Provenance.CALIBRATED, doubt=doubt)
+    return math.log(low), math.log(high)
+
+
+def test_residuals_lean_to_a_side_only_where_they_were_seen(lopsided: Calibration) -> None:
+    assert ends(lopsided) == pytest.approx((-0.01, 0.2))
+    assert ends(replace(lopsided, gpu="h100_sxm")) == pytest.approx((-0.2, 0.2))
+
+
+def test_doubts_add_in_quadrature(lopsided: Calibration) -> None:
+    low, high = ends(lopsided, Doubt(chance=0.1, below=0.3, above=0.4))
+    assert low == pytest.approx(-math.sqrt(0.01**2 + (1.645 * 0.1) ** 2 + 0.3**2))
+    assert high == pytest.approx(math.sqrt(0.2**2 + (1.645 * 0.1) ** 2 + 0.4**2))
+
+
+def test_a_doubt_reaches_as_far_as_either_host_moves_the_value() -> None:
+    found = host_doubts({"a": 1.0}, {"a": 0.8}, {"a": 2.0})["a"]
+    assert (found.below, found.above) == pytest.approx((math.log(1 / 0.8), math.log(2)))
+    one_sided = host_doubts({"a": 1.0}, {"a": 1.1}, {"a": 1.2})["a"]
+    assert one_sided.below == 0
+
+
+def test_a_slow_host_opens_more_near_capacity(tmp_path: Path) -> None:
+    """An H100's host is borrowed under vLLM: a queue forms where little capacity is left."""
+
+    def width(rate_per_s: float) -> float:
+        arrival = {"process": "poisson", "rate_per_s": rate_per_s}
+        path = tmp_path / "chat.json"
+        path.write_text(json.dumps(WORKLOAD | {"arrival": arrival}))
+        problem = api.load_problem(gpu="h100", engine="vllm", workload=str(path))
+        found = predict_config(problem.evaluator, problem.default_config).metrics["ttft_ms.mean"]
+        return math.log(found.interval_90[1] / found.value)
+
+    assert width(20.0) > 1.5 * width(2.0)
+
+
+def test_near_capacity_is_a_kind_of_load_of_open_loops() -> None:
+    assert load_regime("open_loop", 0.9) == "open_loop_near_capacity"
+    assert load_regime("open_loop", 0.5) == "open_loop"
+    assert load_regime("closed_loop", 1.0) == "closed_loop"
+    assert interval_keys("m", "open_loop_near_capacity") == (
+        "open_loop_near_capacity/m", "open_loop/m", "m",
+    )  # fmt: skip
+    assert interval_keys("m", "closed_loop") == ("closed_loop/m", "m")
