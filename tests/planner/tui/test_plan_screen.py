@@ -96,7 +96,8 @@ BAD_INPUT = [
 
 
 async def test_every_unreadable_field_is_answered_at_once(tmp_path: Path) -> None:
-    async with planner_at(tmp_path, **{name: text for name, text, _ in UNREADABLE}) as pilot:
+    typed_before: dict[str, Any] = {name: text for name, text, _ in UNREADABLE}
+    async with planner_at(tmp_path, **typed_before) as pilot:
         for name, _, words in UNREADABLE:
             await until(pilot, partial(_says, pilot, name, words))
         assert "Not searched" in text_of(pilot, "#headline")

@@ -11,6 +11,7 @@ import pytest
 from planner import api
 from planner.ladder import ladder as use_case
 from planner.ladder.bench import Bench
+from planner.ladder.rungs import RUNGS
 from planner.tui import jobs
 from planner.tui.calibrating import run_and_store
 from planner.tui.question import Question
@@ -19,7 +20,7 @@ from planner.words import diagnosis_lines
 from tests.planner.tui.driving import planned, planner_at, sees
 from tests.planner.tui.stand_in_work import answer_everything
 
-RUNS = Path(__file__).parents[3] / "profiles" / "runs" / "h200_vllm" / "runs.jsonl"
+MEASURED = Path(__file__).parents[3] / "profiles" / "runs" / "h200_vllm" / "runs.jsonl"
 
 FEW = str(Path(__file__).parents[2] / "data" / "few.json")
 """A workload of a few requests."""
@@ -39,13 +40,13 @@ class Heard:
 
 
 def test_diagnosis_is_that_of_the_command() -> None:
-    run_id = json.loads(RUNS.read_text().splitlines()[0])["run_id"]
+    run_id = json.loads(MEASURED.read_text().splitlines()[0])["run_id"]
     question = Question(slo="ttft_ms.p99=1", max_quality_loss="0.1")
-    said = jobs.diagnose(Heard(), str(RUNS), run_id, question)
+    said = jobs.diagnose(Heard(), str(MEASURED), run_id, question)
     (expected,) = [
         found
         for found in api.diagnose(
-            f"{RUNS}:{run_id}", slo={"ttft_ms.p99": 1.0}, max_quality_loss_pct=0.1
+            f"{MEASURED}:{run_id}", slo={"ttft_ms.p99": 1.0}, max_quality_loss_pct=0.1
         )
         if found.run_id == run_id
     ]
@@ -75,7 +76,7 @@ def test_ladder_takes_load_and_limit_of_the_form_and_measures_nothing(
         raise AssertionError("it asks whether it could measure")
 
     monkeypatch.setattr(Bench, "can_run", refuse)
-    monkeypatch.setattr(use_case, "RUNGS", use_case.RUNGS[1:3])
+    monkeypatch.setattr(use_case, "RUNGS", RUNGS[1:3])
     heard = Heard()
     question = Question(workload=FEW, model="tinyllama-1.1b", max_quality_loss="0.1")
     found = jobs.predict_ladder(heard, question, "")
