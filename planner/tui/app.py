@@ -175,7 +175,7 @@ class PlannerApp(App[int]):
         yield from (c for c in super().get_system_commands(screen) if c.title not in own)
         yield SystemCommand("Keys", "What this screen is for, and its keys", self.action_show_keys)
         for owner, binding, enabled, _ in screen.active_bindings.values():
-            if owner is screen and enabled and binding.show:
+            if owner is screen and enabled:
                 action = partial(screen.run_action, binding.action)
                 key = self.get_key_display(binding)
                 yield SystemCommand(binding.description, f"{key} on this screen", action)

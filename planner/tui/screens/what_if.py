@@ -63,7 +63,7 @@ class WhatIfScreen(PlannerScreen):
         Binding("m", "metric", "Metric"),
         Binding("v", "view", "View"),
         Binding("ctrl+r", "reset_all", "Reset all"),
-        Binding("ctrl+l", "ladder", "Ladder"),
+        Binding("ctrl+l", "ladder", "Ladder", show=False),
         Binding("ctrl+s", "export", "Export"),
     ]
 

@@ -41,9 +41,10 @@ class FrontPlot(Plot, inherit_bindings=False):
         self.display = False  # there is nothing to see before a search has ended
 
     def on_mount(self) -> None:
-        """Name the axes."""
+        """Name the axes, and draw what was known before there was anything to draw on."""
         super().on_mount()
         self.set_xlabel("tokens/s per user")
+        self.call_after_refresh(self._draw)
 
     def show(self, found: SearchResult) -> None:
         """Show the front of a search; the cursor returns to the recommendation."""

@@ -13,7 +13,7 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-NAME_WIDTH, VALUE_WIDTH = 26, 19
+NAME_WIDTH, VALUE_WIDTH = 28, 23
 """Columns of a knob's name, and of its value between ‹ and ›."""
 
 

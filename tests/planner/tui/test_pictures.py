@@ -18,7 +18,8 @@ from textual.widgets import Input
 
 from planner.tui.screens.what_if import WhatIfScreen
 from planner.tui.widgets.candidate_list import CandidateList
-from tests.planner.tui.driving import SMALL, WIDE, picture, planned, planner_at, sees, until
+from planner.tui.widgets.front_plot import FrontPlot
+from tests.planner.tui.driving import SMALL, WIDE, picture, plain, planned, planner_at, sees, until
 from tests.planner.tui.stand_in_work import KNOBS, answer_everything
 
 pytestmark = pytest.mark.asyncio
@@ -41,7 +42,8 @@ def _written_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def plan(pilot: Pilot[int]) -> None:
-    await sees(pilot, "max_num_tokens")
+    front = pilot.app.screen.query_one(FrontPlot)
+    await until(pilot, lambda: "★" in plain(front.canvas) and "+" in plain(front.canvas))
 
 
 async def plan_cursor(pilot: Pilot[int]) -> None:
@@ -124,6 +126,7 @@ async def test_screen_looks_as_it_did(
 ) -> None:
     async with planner_at(tmp_path, size) as pilot:
         await planned(pilot)
+        await plan(pilot)
         await go(pilot)
         assert await picture(pilot) == snapshot(extension_class=Svg)
 

@@ -12,8 +12,10 @@ import pytest
 from textual.widgets import Input
 
 from planner import api
+from planner.tui.state import load_state
 from planner.tui.widgets.front_plot import FrontPlot
 from planner.tui.worker import worker
+from planner.words import front_lines, fusion_lines, loss_words, scheduling_lines
 from tests.planner.tui.driving import (
     FEW_TRIALS,
     SMALL,
@@ -30,6 +32,7 @@ from tests.planner.tui.driving import (
     typed,
     until,
 )
+from tests.planner.tui.stand_in_work import answer_everything
 
 pytestmark = pytest.mark.asyncio
 
@@ -71,20 +74,33 @@ async def test_small_screen_scrolls_to_the_reasons(tmp_path: Path) -> None:
 
 ENDLESS = {"trials": 100_000, "time_budget_s": 600.0}
 
-BAD_INPUT = [
+UNREADABLE = [
     ("gpu", "h1000", "unknown; did you mean"),
     ("num_gpus", "many", "not a whole number"),
-    ("num_gpus", "9", "accepted: 1 to 8"),
     ("workload", "chatt", "did you mean chat"),
     ("model", "llama-9", "is unknown"),
     ("rate", "fast", "not a number"),
+    ("slo", "ttft=5", "is unknown"),
+    ("max_quality_loss", "little", "not a number"),
+    ("objective", "speed", "known: goodput"),
+]
+
+BAD_INPUT = [
+    ("num_gpus", "9", "accepted: 1 to 8"),
     ("rate", "0", "above 0"),
     ("isl", "0.5", "accepted: 1 to"),
     ("osl", "-3", "accepted: 1 to"),
-    ("slo", "ttft=5", "is unknown"),
     ("slo", "ttft_ms.p99", "is not knob=value"),
-    ("objective", "speed", "known: goodput"),
+    ("max_quality_loss", "-1", "below 0"),
 ]
+
+
+async def test_every_unreadable_field_is_answered_at_once(tmp_path: Path) -> None:
+    typed_before: dict[str, Any] = {name: text for name, text, _ in UNREADABLE}
+    async with planner_at(tmp_path, **typed_before) as pilot:
+        for name, _, words in UNREADABLE:
+            await until(pilot, partial(_says, pilot, name, words))
+        assert "Not searched" in text_of(pilot, "#headline")
 
 
 async def test_bad_input_is_answered_at_its_field(tmp_path: Path) -> None:
@@ -152,6 +168,38 @@ async def test_infeasible_slo_says_what_it_would_take(tmp_path: Path) -> None:
         await until(pilot, lambda: "Nothing is feasible" in text_of(pilot, "#headline"))
         reasons = plain(pilot.app.screen.query_one("#reasons"))
         assert "to be feasible: tpot_ms.p99 from 0.01" in " ".join(reasons.split())
+
+
+async def test_limit_on_quality_loss_holds_in_the_plan(tmp_path: Path) -> None:
+    async with planner_at(tmp_path, max_quality_loss="0.3") as pilot:
+        await planned(pilot)
+        session = app_of(pilot).session
+        assert session is not None
+        assert session.request.max_quality_loss_pct == 0.3
+        recommended = session.plan.recommended
+        assert recommended.quality.loss_pct <= 0.3
+        assert loss_words(recommended.quality) in " ".join(text_of(pilot, "#prediction").split())
+        assert "quality_loss_pct" in text_of(pilot, "#prediction")
+    assert load_state(tmp_path / "tui.json")[0].question.max_quality_loss == "0.3"
+
+
+async def test_right_side_says_what_the_command_says_of_the_techniques(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_everything(monkeypatch)
+    async with planner_at(tmp_path) as pilot:
+        await planned(pilot)
+        session = app_of(pilot).session
+        assert session is not None
+        found, best = session.plan, session.plan.recommended
+        assert found.search.fastest != found.search.pareto
+        right = " ".join(f"{text_of(pilot, '#prediction')} {text_of(pilot, '#reasons')}".split())
+        for line in (
+            *fusion_lines(best.fusion_savings),
+            *front_lines(found.search.pareto),
+            *scheduling_lines(found.scheduling),
+        ):
+            assert line.strip() in right
 
 
 async def test_escape_stops_a_search_and_keeps_the_best_so_far(tmp_path: Path) -> None:

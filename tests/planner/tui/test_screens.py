@@ -11,7 +11,7 @@ from planner.tui.catalogue import LocalGpus
 from planner.tui.screens.measure import MeasureScreen
 from planner.tui.screens.what_if import WhatIfScreen
 from planner.tui.widgets.front_plot import FrontPlot
-from planner.tui.widgets.knob_list import KnobList
+from planner.tui.widgets.knob_list import NAME_WIDTH, KnobList
 from tests.planner.tui import stand_in_work
 from tests.planner.tui.driving import SMALL, app_of, planned, planner_at, sees, shown, until
 from tests.planner.tui.stand_in_work import answer_everything
@@ -66,7 +66,7 @@ async def test_a_click_steps_a_knob(tmp_path: Path) -> None:
         knobs = pilot.app.screen.query_one(KnobList)
         await until(pilot, lambda: knobs.option_count > 0)
         row = knobs.get_option_index("kv_cache_dtype")
-        await pilot.click("#knobs", offset=(26, row))
+        await pilot.click("#knobs", offset=(NAME_WIDTH, row))
         await sees(pilot, "was fp8", "Changed: kv_cache_dtype=")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_broken_state_is_ignored_with_a_notice(tmp_path: Path, text: str) -> Non
     state, notice = load_state(path)
     assert state == State()
     assert f"{path} is ignored" in notice
+
+
+def test_state_of_an_earlier_version_keeps_what_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "tui.json"
+    save_state(path, State(question=Question(gpu="h200_sxm")))
+    data = json.loads(path.read_text())
+    del data["question"]["max_quality_loss"]
+    path.write_text(json.dumps(data))
+    assert load_state(path) == (State(question=Question(gpu="h200_sxm")), "")
 
 
 def test_state_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
