@@ -84,7 +84,7 @@ def test_the_search_meets_every_documented_kernel() -> None:
         ),
         ("trtllm", "llama-3.1-8b", {"decoding_type": "NGram", "pipeline_parallel_size": 2}, []),
         ("vllm", "llama-3.1-8b", {"decoding_type": "NGram", "max_draft_len": 0}, ["max_draft_len"]),
-        ("trtllm", "llama-3.1-8b", {"max_draft_len": 3}, ["decoding_type"]),
+        ("trtllm", "llama-3.1-8b", {"max_draft_len": 3}, ["max_draft_len"]),
     ],
 )  # fmt: skip
 def test_who_may_draft(engine: str, model: str, knobs: dict[str, Any], broken: list[str]) -> None:
