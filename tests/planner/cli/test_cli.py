@@ -181,7 +181,7 @@ def test_a_broken_workload_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_stored_study_goes_on(tmp_path: Path) -> None:
     storage = ("--storage", f"sqlite:///{tmp_path}/plan.db", "--trials", "5", "--json")
     for _ in range(2):
-        assert run(*CHAT, *storage).returncode == 0
+        assert run(*CHAT, *storage, "--time-budget", "120").returncode == 0
     study = optuna.load_study(study_name="plan", storage=f"sqlite:///{tmp_path}/plan.db")
     assert len([t for t in study.trials if t.state.is_finished()]) == 10
 
