@@ -35,7 +35,7 @@ def _write(path: Path, *runs: object) -> Path:
 
 def test_json_has_the_documented_form(tmp_path: Path) -> None:
     result = validate(_write(tmp_path / "runs.jsonl", RUN)).to_json()
-    assert set(result) == {"overall", "groups", "rows", "skipped"}
+    assert set(result) == {"overall", "groups", "loads", "rows", "skipped"}
     metrics = result["overall"]["metrics"]
     assert set(metrics) == {"ttft_ms.mean", "ttft_ms.p99", "tpot_ms.mean", "output_tok_per_s"}
     assert set(metrics["tpot_ms.mean"]) == {
@@ -46,6 +46,9 @@ def test_json_has_the_documented_form(tmp_path: Path) -> None:
         "coverage_90_pct",
         "interval_90_rel_width_pct",
     }
+    [load] = result["loads"]
+    assert (load["load"], load["n"]) == (RUN["workload"]["protocol"], 1)  # type: ignore[index]
+    assert load["metrics"]["tpot_ms.mean"] == metrics["tpot_ms.mean"]
     group = result["groups"][0]
     assert (group["gpu"], group["model"]) == ("h100_sxm", "meta-llama/Llama-3.1-8B-Instruct")
 
