@@ -17,7 +17,7 @@ from planner.tui.screens.plan import PlanScreen
 
 WIDE, SMALL = (120, 40), (80, 24)
 
-FEW_TRIALS = {"trials": 4}
+FEW_TRIALS = {"trials": 1}
 """A search that is soon done."""
 
 
@@ -31,6 +31,7 @@ async def planner_at(
     """Open the interface with its state in a folder of its own; the search is a short one."""
     effort = FEW_TRIALS if effort is None else effort
     app = PlannerApp(state_file=folder / "tui.json", given=given, search_effort=effort)
+    app.animation_level = "none"  # what glides is waited for
     async with app.run_test(size=size, notifications=True) as pilot:
         yield pilot
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.planner.tui.test_measure_and_calibrate import TINY, slow_runs
+from tests.planner.tui.test_measure_and_calibrate import TINY
 
 ROOT = Path(__file__).parents[3]
 
@@ -159,11 +159,10 @@ def test_plans_changes_a_knob_exports_and_quits(open_terminal: Open, tmp_path: P
     assert state["screen"] == "what_if"
 
 
-def test_plans_measures_calibrates_and_plans_again(open_terminal: Open, tmp_path: Path) -> None:
+def test_measures_and_hands_the_run_on(open_terminal: Open) -> None:
     pytest.importorskip("transformers")
-    runs = slow_runs(tmp_path)
     terminal = open_terminal(WIDE)
-    before = _p99_tpot(terminal.sees("Done:", "✓ P99 TTFT"))
+    terminal.sees("Done:", "✓ P99 TTFT")
     terminal.press("F5")
     terminal.sees("[x] ")
     for text in ("", TINY["model"], TINY["workload"], TINY["settings"], "", "", "1"):
@@ -179,20 +178,11 @@ def test_plans_measures_calibrates_and_plans_again(open_terminal: Open, tmp_path
     terminal.sees("In force")
     terminal.press("Enter")
     terminal.sees("0 runs predicted, 1 skipped")
-    terminal.replace(str(runs))
-    terminal.press("Enter")
-    terminal.sees("2 runs predicted")
-    terminal.press("C-r")
-    terminal.sees("Before and after", "✓ tpot_ms.mean")
-    terminal.press("C-a")
-    terminal.sees("yours for trtllm")
-    terminal.press("F2")
-    terminal.until(lambda: _p99_tpot(terminal.text()) > 1.05 * before)
     assert terminal.quit() == 0
 
 
-def test_a_storm_of_sizes_and_pastes(open_terminal: Open) -> None:
-    terminal = open_terminal(SMALL)
+def test_a_storm_of_sizes_and_pastes_without_colours(open_terminal: Open) -> None:
+    terminal = open_terminal(SMALL, NO_COLOR="1")
     terminal.sees("Searching")
     for turn in range(12):
         terminal.resize(50 + 11 * turn, 14 + 3 * turn)
@@ -200,22 +190,15 @@ def test_a_storm_of_sizes_and_pastes(open_terminal: Open) -> None:
     terminal.resize(*SMALL)
     terminal.sees("✗ Not searched: see GPU", "✗")
     terminal.replace("h100")
-    terminal.sees("Done:")
+    terminal.sees("Recommended for goodput", "Done:")
+    _has_no_hue(terminal.tmux("capture-pane", "-e", "-p"))
     assert terminal.quit() == 0
 
 
-def test_no_color_is_readable_and_sends_no_hue(open_terminal: Open) -> None:
-    terminal = open_terminal(SMALL, NO_COLOR="1")
-    terminal.sees("Recommended for goodput")
-    drawn = terminal.tmux("capture-pane", "-e", "-p")
+def _has_no_hue(drawn: str) -> None:
+    """Check the colours of a screen that NO_COLOR is meant for."""
     colours = re.findall(r"[34]8;2;(\d+);(\d+);(\d+)", drawn)
     assert colours
     assert all(red == green == blue for red, green, blue in colours)
     named = re.sub(r"[34]8;2;\d+;\d+;\d+", "", drawn)
     assert not re.search(r"\x1b\[(?:\d+;)*(?:3[1-6]|4[1-6]|9[1-6]|10[1-6])[;m]", named)
-
-
-def _p99_tpot(text: str) -> float:
-    """Return the P99 of TPOT that the headline tells, in ms; 0 where it tells none."""
-    found = re.search(r"P99 TTFT \S+ TPOT ([\d.]+) ms", text)
-    return float(found[1]) if found else 0.0
