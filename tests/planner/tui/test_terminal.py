@@ -114,6 +114,8 @@ class Terminal:
         return int(self._exit_status())
 
     def _exit_status(self) -> str:
+        # tmux sometimes misses that its program ended, until it sees another child end.
+        self.tmux("run-shell", "-b", "true")
         return self.tmux("display", "-p", "#{pane_dead_status}").strip()
 
     def close(self) -> None:
