@@ -12,9 +12,6 @@ from planner.calibration.constants import Constant
 
 FloatArray = NDArray[np.float64]
 
-Misses = Callable[[FloatArray], Sequence[FloatArray]]
-"""Log errors over those expected, run by run, where the unknowns stand."""
-
 DIFFERENCE = 0.15
 """Change of an unknown by which a slope is taken."""
 

@@ -274,8 +274,7 @@ def _print_quality(console: Console, prediction: Prediction) -> None:
 
 def _print_front(console: Console, front: Sequence[Candidate]) -> None:
     console.print(f"\n{FRONT_TITLE}")
-    for line in front_lines(front):
-        _say(console, f"  {line}")
+    _say_all(console, front_lines(front))
 
 
 def _print_simulation(console: Console, prediction: Prediction) -> None:
@@ -327,8 +326,7 @@ def _print_steps(console: Console, prediction: Prediction) -> None:
     for step, seconds in prediction.step_time_breakdown.items():
         table.add_row(step, *(f"{1e3 * value:.2f}" for value in seconds.values()))
     console.print(table)
-    for line in fusion_lines(prediction.fusion_savings):
-        _say(console, f"  {line}")
+    _say_all(console, fusion_lines(prediction.fusion_savings))
 
 
 def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None:
@@ -339,8 +337,7 @@ def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None
 
 def _print_scheduling(console: Console, found: Scheduling) -> None:
     console.print(f"\n{SCHEDULING_TITLE}")
-    for line in scheduling_lines(found):
-        _say(console, f"  {line}")
+    _say_all(console, scheduling_lines(found))
 
 
 def print_calibration_diff(found: CalibrationDiff) -> None:
@@ -391,6 +388,11 @@ def _short(config: EngineConfig) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(folded(text, console.width))
+
+
+def _say_all(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        _say(console, f"  {line}")
 
 
 def _table(*columns: str, gap: int = 2) -> Table:

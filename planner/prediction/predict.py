@@ -324,16 +324,18 @@ def _host_doubts(evaluator: Evaluator, config: EngineConfig) -> dict[str, Doubt]
     """Return what a host that no run has shown leaves open; nothing where one has."""
     if not evaluator.calibration.borrows_host:
         return {}
-    factors = (1.0, 1.0 / HOST_Q95, HOST_Q95)
-    return host_doubts(*(_on_host(evaluator, config, factor) for factor in factors))
+    faster, slower = (
+        evaluator.calibrated(evaluator.calibration.with_slower_host(factor))
+        for factor in (1.0 / HOST_Q95, HOST_Q95)
+    )
+    return host_doubts(*(_wholly_closed(one, config) for one in (evaluator, faster, slower)))
 
 
-def _on_host(evaluator: Evaluator, config: EngineConfig, factor: float) -> dict[str, float]:
-    """Predict in closed form on a host whose processor takes so many times as long."""
-    moved = evaluator.calibrated(evaluator.calibration.with_slower_host(factor))
-    evaluation = moved.evaluate(Slice(base=config, columns={}))
-    values = _closed_form(moved, evaluation)
-    return values | _economy(moved.gpu, config, evaluation, values)
+def _wholly_closed(evaluator: Evaluator, config: EngineConfig) -> dict[str, float]:
+    """Predict everything in closed form."""
+    evaluation = evaluator.evaluate(Slice(base=config, columns={}))
+    values = _closed_form(evaluator, evaluation)
+    return values | _economy(evaluator.gpu, config, evaluation, values)
 
 
 def provenance_of(

@@ -17,7 +17,7 @@ from planner.tui.worker import Link, interrupt_when
 if TYPE_CHECKING:
     from executor.case import Measurement
     from executor.observe import Observation
-    from planner.api import Problem
+    from planner.api import PlanRequest, Problem
     from planner.ladder.ladder import Ladder
     from planner.measuring.cases import MeasureRequest
     from planner.plans.plan import Plan
@@ -86,17 +86,14 @@ def simulate(
     link: Link, question: Question, calibration: str, config: Any, settings: Mapping[str, str]
 ) -> Simulated:
     """Simulate a configuration with changed knobs under the load of a question."""
-    from cost_models.errors import ConfigError  # noqa: PLC0415
     from planner.api import predict_problem  # noqa: PLC0415
     from planner.prediction.simulation import workload_demand  # noqa: PLC0415
     from planner.simulator.timeline import timeline  # noqa: PLC0415
 
     del link
-    checked = _checked(question, calibration, _modified_s(calibration))
-    if checked.problem is None:
-        raise ConfigError("; ".join(checked.errors.values()))
-    demand = workload_demand(checked.problem.workload)
-    prediction, _ = predict_problem(checked.problem, config, settings, demand=demand)
+    problem, _ = _known(question, calibration)
+    demand = workload_demand(problem.workload)
+    prediction, _ = predict_problem(problem, config, settings, demand=demand)
     result = prediction.simulation
     return Simulated(prediction=prediction, timeline=timeline(result) if result else None)
 
@@ -143,13 +140,9 @@ def newest_log_tail(folder: Path, since_s: float) -> str:
 
 def predict_ladder(link: Link, question: Question, calibration: str) -> Ladder:
     """Predict a question's model step by step down in precision; reports each step in words."""
-    from cost_models.errors import ConfigError  # noqa: PLC0415
     from planner.ladder.ladder import LadderRequest, ladder  # noqa: PLC0415
 
-    checked = _checked(question, calibration, _modified_s(calibration))
-    if checked.problem is None or checked.request is None:
-        raise ConfigError("; ".join(checked.errors.values()))
-    asked = checked.request
+    problem, asked = _known(question, calibration)
     request = LadderRequest(
         gpu=asked.gpu,
         model=asked.model,
@@ -159,7 +152,7 @@ def predict_ladder(link: Link, question: Question, calibration: str) -> Ladder:
         predict_only=True,
         progress=link.report,
     )
-    return ladder(request, checked.problem)
+    return ladder(request, problem)
 
 
 def diagnose(link: Link, source: str, run_id: str, question: Question) -> list[str]:
@@ -217,6 +210,20 @@ def defaults(problem: Problem) -> dict[str, str]:
         "max_quality_loss": "no limit",
         "objective": work.objective,
     }
+
+
+def _known(question: Question, calibration: str) -> tuple[Problem, PlanRequest]:
+    """Return what a question that was planned for names.
+
+    Raises:
+        ConfigError: Its files have changed since, and can no longer be read.
+    """
+    from cost_models.errors import ConfigError  # noqa: PLC0415
+
+    checked = _checked(question, calibration, _modified_s(calibration))
+    if checked.problem is None or checked.request is None:
+        raise ConfigError("; ".join(checked.errors.values()))
+    return checked.problem, checked.request
 
 
 @lru_cache(maxsize=8)
