@@ -2,7 +2,8 @@
 
 Runs the commands that a user would run, on a host with that GPU and the engine, and prints the wall
 time of each: micro-benchmarks, operators fitted on them, served workloads, constants fitted on
-those, and the plan. Nothing that the user has calibrated before is used or changed.
+those, and the plan. Nothing that the user has calibrated before is used or changed. `--work DIR`
+keeps the tables, the runs and what was calibrated.
 """
 
 from __future__ import annotations
@@ -31,17 +32,26 @@ def main() -> None:
     parser.add_argument("--workload", action="append", required=True, help="the first is planned")
     parser.add_argument("--set", action="append", default=[], help="knob=value of what is measured")
     parser.add_argument("--repeats", default="1")
+    parser.add_argument("--work", type=Path, help="default: a folder that is removed at the end")
     arguments = parser.parse_args()
+    if arguments.work:
+        arguments.work.mkdir(parents=True)
+        _time(arguments, arguments.work)
+        return
     with tempfile.TemporaryDirectory(prefix="time-to-plan-") as folder:
-        environment = {**os.environ, "XDG_CONFIG_HOME": str(Path(folder) / "config")}
-        total_s = 0.0
-        for name, command in _stages(arguments, Path(folder)):
-            start_s = time.perf_counter()
-            _run(command, environment)
-            took_s = time.perf_counter() - start_s
-            total_s += took_s
-            click.echo(f"{name:42} {took_s:8.1f} s   planner {' '.join(command)}")
-        click.echo(f"{'in all':42} {total_s:8.1f} s")
+        _time(arguments, Path(folder))
+
+
+def _time(arguments: argparse.Namespace, folder: Path) -> None:
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
+    total_s = 0.0
+    for name, command in _stages(arguments, folder):
+        start_s = time.perf_counter()
+        _run(command, environment)
+        took_s = time.perf_counter() - start_s
+        total_s += took_s
+        click.echo(f"{name:42} {took_s:8.1f} s   planner {' '.join(command)}")
+    click.echo(f"{'in all':42} {total_s:8.1f} s")
 
 
 def _stages(arguments: argparse.Namespace, folder: Path) -> Iterator[Stage]:
