@@ -59,7 +59,7 @@ def _stages(arguments: argparse.Namespace, folder: Path) -> Iterator[Stage]:
     gpu = ["--gpu", arguments.gpu]
     workloads = [part for name in arguments.workload for part in ("--workload", name)]
     settings = [part for setting in arguments.set for part in ("--set", setting)]
-    yield "kernels timed", ["microbench", tables]
+    yield "kernels timed", ["microbench", tables, *gpu]
     yield "operators fitted", ["calibrate", "--microbench", tables, *gpu, "--install"]
     yield (
         "workloads served",
