@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from executor.backend import BenchmarkBackend, Deployment, Failure, Server
@@ -101,7 +102,9 @@ class Session:
         ]
         self.num_resumed = len(self.records)
         deployment = case.deployment
-        self.stem = f"{case.gpu}_{tools.backend.name}_{deployment.model.label}_{self.key[:10]}"
+        self.stem = (
+            f"{Path(case.gpu).stem}_{tools.backend.name}_{deployment.model.label}_{self.key[:10]}"
+        )
         # Asked for once: a store that is locked later must not keep a run from its id.
         self.num_stored = tools.store.count(self.stem)
         self.deadline = stay.deadline

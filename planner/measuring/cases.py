@@ -14,11 +14,12 @@ from cost_models.acceptance import Acceptance, stated_chances
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.model import ModelSpec
-from cost_models.profile_io import load_model, read_json_object
+from cost_models.profile_io import load_gpu, load_model, read_json_object
 from executor.backend import Backend, Deployment, ModelSource
 from executor.case import Case
 from executor.machine import NvmlReader
 from executor.observe import Observe
+from executor.protocols import OpenLoop
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_settings, config_from_options
@@ -29,6 +30,7 @@ from planner.workloads.workload import Workload, load_workload
 
 if TYPE_CHECKING:
     from planner.api import Problem
+    from planner.prediction.simulation import Demand
 
 CPU = "cpu"
 """The `gpu` of runs without one."""
@@ -118,7 +120,7 @@ def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
     spec = load_model(name)
     model = model_source(name, spec, random_weights=request.random_weights)
     traffic = traffic_of(workload, num_requests=request.num_requests, seed=request.seed)
-    gpu = request.gpu or local_gpu()
+    gpu = _gpu_name(request.gpu) if request.gpu else local_gpu()
     cases = []
     for config in _configs(request, backend, spec, workload):
         cases.append(
@@ -128,7 +130,9 @@ def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
                 ),
                 traffic=traffic,
                 gpu=gpu,
-                predicted=prediction_of(config, gpu=gpu, model=name, request=request),
+                predicted=prediction_of(
+                    config, gpu=gpu, model=name, traffic=traffic, request=request
+                ),
             )
         )
     return cases
@@ -252,11 +256,10 @@ def _draft_source(config: EngineConfig, *, random_weights: bool) -> ModelSource 
 
 
 def prediction_of(
-    config: EngineConfig, *, gpu: str, model: str, request: MeasureRequest
+    config: EngineConfig, *, gpu: str, model: str, traffic: Traffic, request: MeasureRequest
 ) -> dict[str, Any]:
     """Return what the planner says before a run; empty for engines and GPUs it does not know."""
     from planner.api import load_problem, predict_problem  # noqa: PLC0415
-    from planner.prediction.simulation import workload_demand  # noqa: PLC0415
     from planner.what_if import changed_load  # noqa: PLC0415
 
     engine = "trtllm" if request.backend.startswith("trtllm") else request.backend
@@ -269,7 +272,7 @@ def prediction_of(
             problem, rate_per_s=request.rate_per_s, isl=request.isl, osl=request.osl
         )
         problem = _drafting_by_chance(problem, config, request.backend_options)
-        demand = workload_demand(problem.workload)
+        demand = _demand_of(traffic, problem.workload)
         prediction, _ = predict_problem(problem, as_run(config, engine), {}, demand=demand)
     except PlannerError:
         return {}
@@ -278,6 +281,23 @@ def prediction_of(
         for name, metric in prediction.metrics.items()
         if name in COMPARED_METRICS and np.isfinite(metric.value)
     }
+
+
+def _demand_of(traffic: Traffic, workload: Workload) -> Demand:
+    """Return the very requests that are about to be sent, as a simulation takes them."""
+    from planner.prediction.simulation import Demand  # noqa: PLC0415
+    from planner.simulator import Requests, offline_arrivals  # noqa: PLC0415
+
+    arrival_s = offline_arrivals(len(traffic.isl))
+    if isinstance(traffic.protocol, OpenLoop):
+        arrival_s = np.asarray(traffic.protocol.arrival_s)
+    return Demand(
+        protocol=workload.arrival.protocol,
+        requests=Requests.of(np.asarray(traffic.isl), np.asarray(traffic.osl)),
+        arrival_s=arrival_s,
+        concurrency=workload.arrival.concurrency,
+        shared_prefix_tokens=traffic.shared_prefix_tokens,
+    )
 
 
 def _drafting_by_chance(
@@ -291,6 +311,11 @@ def _drafting_by_chance(
     made_up = Acceptance(conditional=chances, source="synthetic_acceptance")
     load = replace(problem.evaluator.load, acceptances={config.decoding_type: made_up})
     return replace(problem, evaluator=problem.evaluator.under(load))
+
+
+def _gpu_name(asked: str) -> str:
+    """Return how runs name a GPU: a shipped one by its profile, one's own by its file."""
+    return asked if asked == CPU or Path(asked).suffix else load_gpu(asked).name
 
 
 def local_gpu() -> str:

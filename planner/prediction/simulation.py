@@ -117,7 +117,7 @@ def workload_demand(
         arrival_s=arrival_s,
         concurrency=workload.arrival.concurrency,
         shared_prefix_tokens=workload.shared_prefix_tokens,
-        has_steady_state=protocol is Protocol.OPEN_LOOP and workload.trace is None,
+        has_steady_state=protocol is Protocol.OPEN_LOOP and not _has_an_end(workload),
     )
 
 
@@ -127,6 +127,11 @@ def _num_requests(workload: Workload, most_requests: int) -> int:
         return min(asked, most_requests)
     needed = math.ceil(WARM_UP_FACTOR * requests_needed(PERCENTILES["p99"]))
     return max(needed, 10 * workload.arrival.concurrency)
+
+
+def _has_an_end(workload: Workload) -> bool:
+    """Whether its requests are told or counted, so that the first belong to what was asked."""
+    return workload.trace is not None or bool(workload.arrival.num_requests)
 
 
 def _of_trace(trace: RequestTrace, max_output_tokens: int) -> tuple[Requests, FloatArray]:

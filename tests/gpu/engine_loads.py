@@ -45,7 +45,10 @@ def main() -> None:
     texts = read_texts(options.data)[: options.documents]
     documents = [tokenizer(text)["input_ids"][: options.tokens] for text in texts]
     report: dict[str, Any] = {"engine": "vllm", "num_tokens": sum(len(d) - 1 for d in documents)}
-    folders = [options.against, *sorted(p.parent for p in options.checkpoints.glob("*/config.json"))]
+    folders = [
+        options.against,
+        *sorted(p.parent for p in options.checkpoints.glob("*/config.json")),
+    ]
     report["checkpoints"] = {}
     for folder in folders:
         found = _compared(folder, documents, options)
@@ -110,7 +113,7 @@ def _by_engine(
 def _asked(port: int, model: str, ids: list[int]) -> np.ndarray[Any, Any]:
     """Return the negative log likelihood of every token but the first."""
     body = {"model": model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
-    request = urllib.request.Request(  # noqa: S310  our own server
+    request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},

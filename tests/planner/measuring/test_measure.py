@@ -94,6 +94,22 @@ def test_runs_are_kept_listed_shown_compared_and_validated(folder: Path) -> None
     assert "kv_cache_tokens" in validated["overall"]["metrics"]
 
 
+def test_the_runs_of_a_gpu_of_ones_own_are_called_after_its_file(folder: Path) -> None:
+    profile = (ROOT / "profiles/gpus/h200_sxm.yaml").read_text()
+    (folder / "gpus").mkdir()
+    (folder / "gpus/mine.yaml").write_text(profile.replace("name: h200_sxm", "name: mine"))
+    result = planner(
+        folder, "measure", "--backend", "vllm", "--workload", "few.json", "--gpu",
+        "gpus/mine.yaml", "--random-weights", "--repeats", "1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    exported = planner(folder, "runs", "export", "out")
+    assert exported.returncode == 0, exported.stderr
+    run = json.loads((folder / "out/runs.jsonl").read_text())
+    assert run["run_id"].startswith("mine_vllm_")
+    assert run["gpu"] == "gpus/mine.yaml"
+
+
 def test_a_plan_is_measured_on_tensorrt_llm(folder: Path) -> None:
     planned = planner(
         folder, "plan", "--gpu", "h200", "--workload", "few.json", "--trials", "5",

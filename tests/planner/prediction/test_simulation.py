@@ -25,6 +25,8 @@ from planner.simulator import Requests, offline_arrivals
 from planner.validation.validate import validate
 from planner.workloads.workload import list_workloads, load_workload
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture(scope="module")
 def chat() -> Problem:
@@ -40,6 +42,17 @@ def _closed_loop(isl: int, osl: int, *, clients: int) -> Demand:
         concurrency=clients,
         is_endless=True,
     )
+
+
+def test_only_arrivals_without_an_end_have_a_warm_up(tmp_path: Path) -> None:
+    """A workload that counts its requests asks for the first ones, too."""
+    assert workload_demand(load_workload("chat")).has_steady_state
+    counted = json.loads((ROOT / "docs/regret_h100/code_open.json").read_text())
+    path = tmp_path / "counted.json"
+    path.write_text(json.dumps(counted))
+    demand = workload_demand(load_workload(str(path)))
+    assert not demand.has_steady_state
+    assert len(demand) == counted["arrival"]["num_requests"]
 
 
 @pytest.mark.parametrize(
