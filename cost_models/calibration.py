@@ -104,14 +104,20 @@ class Calibration:
     """Engine versions of the runs behind the constants; empty where they are not stated."""
     seen_gpus: tuple[str, ...] = ()
     """GPUs of the machines whose runs the constants rest on; empty where they are not stated."""
+    knows_host: bool = False
+    """Whether runs of the user's own, on this GPU, are among them."""
     acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
     """How often drafts of a model's text were right in runs, by `MODEL/DECODING_TYPE`."""
     sources: tuple[str, ...] = ()
 
     @property
     def borrows_host(self) -> bool:
-        """Whether the host's constants come from machines of other GPUs alone."""
-        return bool(self.seen_gpus) and self.gpu not in self.seen_gpus
+        """Whether the host's constants come from other machines alone.
+
+        Hosts of the same GPU differ as much as those of different ones. Where no runs are stated,
+        the residuals were made between hosts and hold that already.
+        """
+        return bool(self.seen_gpus) and not self.knows_host
 
     def with_slower_host(self, factor: float) -> Calibration:
         """Return the same on a host whose processor takes so many times as long."""

@@ -253,6 +253,7 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
         provenance=Provenance.CALIBRATED,
         seen_versions=_seen_versions(data) or calibration.seen_versions,
         seen_gpus=_seen_gpus(data) or calibration.seen_gpus,
+        knows_host=calibration.knows_host or calibration.gpu in _seen_gpus(data),
         acceptances={**calibration.acceptances, **_acceptances(data.get("acceptances", {}))},
         sources=(*calibration.sources, str(path)),
     )

@@ -163,8 +163,7 @@ def _learned(split: Split, size: int, priors: Priors) -> list[Row]:
 def _row(run: MeasuredRun, values: Mapping[str, float], taught: tuple[str, ...] = ()) -> Row:
     """Predict a run; its GPU's host is borrowed unless its own runs `taught` the constants."""
     calibration = calibrated(run, values)
-    seen = (*calibration.seen_gpus, *taught)
-    return predict_run_with(run, replace(calibration, seen_gpus=seen))
+    return predict_run_with(run, replace(calibration, knows_host=calibration.gpu in taught))
 
 
 def _point(

@@ -23,7 +23,7 @@ WORKLOAD = json.loads((Path(__file__).parents[3] / "profiles/workloads/chat.json
 def lopsided() -> Calibration:
     found = {"tpot_ms.mean": ErrorQuantiles(log_q05=-0.01, log_q95=0.2)}
     shipped = load_calibration(load_gpu("h200"), "vllm")
-    return replace(shipped, intervals=found, seen_gpus=("h200_sxm",))
+    return replace(shipped, intervals=found, knows_host=True)
 
 
 NO_DOUBT = Doubt()
@@ -36,7 +36,20 @@ def ends(calibration: Calibration, doubt: Doubt = NO_DOUBT) -> tuple[float, floa
 
 def test_residuals_lean_to_a_side_only_where_they_were_seen(lopsided: Calibration) -> None:
     assert ends(lopsided) == pytest.approx((-0.01, 0.2))
-    assert ends(replace(lopsided, gpu="h100_sxm")) == pytest.approx((-0.2, 0.2))
+    assert ends(replace(lopsided, knows_host=False)) == pytest.approx((-0.2, 0.2))
+
+
+def test_only_runs_of_ones_own_on_that_gpu_tell_its_host(tmp_path: Path) -> None:
+    """Two hosts of an H200 differ, too; TensorRT-LLM's residuals were made between hosts."""
+    gpu = load_gpu("h200")
+    assert load_calibration(gpu, "vllm").borrows_host
+    assert not load_calibration(gpu, "trtllm").borrows_host
+    for taught, borrows in (("h200", False), ("h100", True)):
+        own = tmp_path / f"{taught}.json"
+        own.write_text(
+            json.dumps({"schema_version": 1, "engine": "vllm", "data": {"gpus": [taught]}})
+        )
+        assert load_calibration(gpu, "vllm", own=[own]).borrows_host is borrows
 
 
 def test_doubts_add_in_quadrature(lopsided: Calibration) -> None:
