@@ -255,8 +255,9 @@ def speculative_step(
 def _draft_step(draft: Draft, verify: StepModel) -> StepModel:
     """A pass of the draft: nothing is scheduled anew.
 
-    EAGLE and MTP draft inside the target's graph. A draft model of its own sees one token more than
-    the target, the one that the target added, and vLLM launches it layer by layer.
+    EAGLE and MTP draft inside the target's graph, or in vLLM in one of their own. A draft model
+    sees one token more than the target, the one that the target added, and vLLM launches it layer
+    by layer.
     """
     calibration, config = verify.calibration, draft.config
     has_own_model = draft.decoding_type == "DraftTarget"
@@ -264,7 +265,9 @@ def _draft_step(draft: Draft, verify: StepModel) -> StepModel:
         config = replace(config, cuda_graph_max_batch_size=0)
     step = replace(
         calibration.step,
-        host_s=calibration.step.draft_pass_s if has_own_model else 0.0,
+        host_s=calibration.step.draft_pass_s
+        if has_own_model
+        else calibration.step.drafting_layer_pass_s,
         host_per_sequence_s=0.0,
         host_floor_s=0.0,
         host_floor_per_sequence_s=0.0,

@@ -122,6 +122,8 @@ class StepConstants:
     """Per pass of a draft model: preparing it and choosing its tokens, which no operator is."""
     draft_layer_s: float = 0.0
     """Per layer: launching a pass of a draft model; 0 where a graph of it is replayed."""
+    drafting_layer_pass_s: float = 0.0
+    """Per pass of a layer on the target's states (EAGLE, MTP), where the host replays each."""
     piecewise_decode_layer_s: float = 0.0
     """Per layer: launching a decode step whose layers are captured in graphs piece by piece."""
     family_scale: Mapping[str, float] = field(default_factory=dict)

@@ -75,6 +75,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "synchronous_host_per_sequence_s": _step(1e-4, 0.7, 5e-7, 1e-3),
     "draft_pass_s": _step(1e-3, 0.7, 1e-5, 1e-2),
     "draft_layer_s": _step(3e-4, 0.7, 1e-5, 2e-3),
+    "drafting_layer_pass_s": _step(3e-4, 0.7, 1e-5, 2e-3),
     "piecewise_decode_layer_s": _step(3e-4, 0.5, 5e-6, 2e-3),
     "gemm": _scale(0.05),
     "attention_prefill": _scale(0.3),

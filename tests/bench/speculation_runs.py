@@ -1,8 +1,9 @@
 """Speed-up by drafting as measured and predicted: `python -m tests.bench.speculation_runs FILE`.
 
-Runs of one GPU, model and number of clients are compared with those that do not draft. Predictions take
-the acceptance that each run counted. Where requests restricted their tokens (flag `token_mask`),
-what vLLM pays for that mask is taken off (`tests.bench.speculation_steps`) and both are shown.
+Runs of one GPU, model and number of clients are compared with those that do not draft. Predictions
+take the acceptance that each run counted. Where requests restricted their tokens (flag
+`token_mask`), what vLLM pays for that mask is taken off (`tests.bench.speculation_steps`) and both
+are shown. A second file is a calibration of the runs' own host.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TPOT = "tpot_ms.mean"
 def main() -> None:
     """Print a line for each model, scheme and number of clients."""
     groups: dict[tuple[str, str, int, str], list[Row]] = defaultdict(list)
-    for row in validate(sys.argv[1]).rows:
+    for row in validate(sys.argv[1], calibration="".join(sys.argv[2:])).rows:
         config, clients = row.run.engine_config(), int(row.run.workload["concurrency"])
         groups[row.run.gpu, row.run.model, clients, config.decoding_type].append(row)
     for (gpu, model, clients, scheme), rows in sorted(groups.items()):
@@ -41,9 +42,9 @@ def main() -> None:
                 f" ({unmasked:.2f} without the mask: {100 * (predicted / unmasked - 1):+.0f} %)"
             )
         click.echo(
-            f"{gpu:9} {short_name(model):22} {clients:3} {scheme:12}{tokens:.2f} tokens a draft  measured "
-            f"{measured:.2f}  predicted {predicted:.2f}  {100 * (predicted / measured - 1):+.0f} %"
-            f"{spared}"
+            f"{gpu:9} {short_name(model):22} {clients:3} {scheme:12}{tokens:.2f} tokens a draft  "
+            f"measured {measured:.2f}  predicted {predicted:.2f}  "
+            f"{100 * (predicted / measured - 1):+.0f} %{spared}"
         )
 
 

@@ -1,16 +1,17 @@
-"""Steps of runs that draft: `python -m tests.bench.speculation_steps RUNS.jsonl [--fit]`.
+"""Steps of runs that draft: `python -m tests.bench.speculation_steps RUNS.jsonl [HOST] [--fit]`.
 
 A step is quiet where the same sequences were in the batch before: no prompt came, none had ended.
 What a step behind an ended request takes longer is what renewing the batch costs; a request that
 restricts its tokens makes that dear (flag `token_mask`). `--fit` fits what drafting costs the host
-on the quiet steps of the runs without that flag, and leaves the others to test it.
+on the quiet steps of the runs without that flag, and leaves the others to test it. HOST is a
+calibration of the runs' own host.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ import click
 import numpy as np
 from scipy.optimize import least_squares
 
-from cost_models.speculation import SpeculativeStep
+from cost_models.speculation import SpeculativeStep, speculative_step
 from cost_models.step import StepBatch
 from planner.calibration.constants import CONSTANTS, with_constants
 from planner.measuring.runs import MeasuredRun, flat_metrics, read_runs, read_streams
@@ -31,6 +32,7 @@ FITTED = (
     "piecewise_decode_layer_s",
     "draft_pass_s",
     "draft_layer_s",
+    "drafting_layer_pass_s",
 )
 
 YOUNG_STEPS = 8
@@ -60,25 +62,22 @@ class Quiet:
 
     def predicted_s(self, values: Mapping[str, float]) -> float:
         """Return the time of such a step under some constants."""
-        calibration = with_constants(self.model.verify.calibration, values)
-        verify = replace(self.model.verify, calibration=calibration)
-        draft = self.model.draft
-        if draft is not None:
-            drafting = with_constants(draft.calibration, {})
-            step = replace(
-                drafting.step,
-                host_s=calibration.step.draft_pass_s,
-                eager_layer_s=calibration.step.draft_layer_s,
-            )
-            draft = replace(draft, calibration=replace(drafting, step=step))
-        model = replace(self.model, verify=verify, draft=draft)
+        verify = self.model.verify
+        model = speculative_step(
+            self.model.speculation,
+            model=verify.model,
+            config=verify.config,
+            gpu=verify.gpu,
+            calibration=with_constants(verify.calibration, values),
+        )
         return float(model.iteration(self.batch).seconds)
 
 
 def main() -> None:
     """Print each run's quiet steps, measured and predicted; with --fit the constants of it too."""
-    runs = [run for run, _, _ in read_runs(sys.argv[1]) if run is not None]
-    found = [quiet for run in runs if (quiet := quiet_steps(run)) is not None]
+    path, *host = (argument for argument in sys.argv[1:] if argument != "--fit")
+    runs = [run for run, _, _ in read_runs(path) if run is not None]
+    found = [quiet for run in runs if (quiet := quiet_steps(run, "".join(host))) is not None]
     values: Mapping[str, float] = {}
     if "--fit" in sys.argv:
         values, relative_errors = fit([quiet for quiet in found if not is_masked(quiet.run)])
@@ -127,7 +126,7 @@ def fit(found: Sequence[Quiet]) -> tuple[dict[str, float], dict[str, float]]:
     )
 
 
-def quiet_steps(run: MeasuredRun) -> Quiet | None:
+def quiet_steps(run: MeasuredRun, calibration: str = "") -> Quiet | None:
     """Return the quiet steps of a run that drafts; None of another."""
     if not run.engine_config().speculates:
         return None
@@ -140,7 +139,7 @@ def quiet_steps(run: MeasuredRun) -> Quiet | None:
     for row in range(1, len(steps)):
         if kinds[row] in took_s:
             took_s[kinds[row]].append(ends_s[row] - ends_s[row - 1])
-    evaluator, config = run_evaluator(run, run_calibration(run))
+    evaluator, config = run_evaluator(run, run_calibration(run, calibration))
     model = evaluator.step_model(config)
     if not isinstance(model, SpeculativeStep):
         raise TypeError(f"{run.run_id} is not predicted as a run that drafts")

@@ -83,7 +83,7 @@ def test_a_draft_model_loses_at_large_batches_where_it_wins_alone() -> None:
 def test_a_draft_model_that_is_launched_layer_by_layer_loses_even_alone() -> None:
     """Measured: docs/speculation, Llama-3.1-8B with a 1B draft under vLLM, 1 client."""
     plain, step = plain_step("vllm"), step_of("DraftTarget", engine="vllm")
-    assert step.seconds(decode(1)) > 1.5 * plain.seconds(decode(1))
+    assert step.seconds(decode(1)) > 1.1 * plain.seconds(decode(1))
 
 
 @pytest.mark.parametrize("engine", ["trtllm", "vllm"])
