@@ -39,6 +39,11 @@ SAME_ERROR_AS: Mapping[str, str] = {
 }
 """Metric whose checked error stands for another's."""
 
+RATES = frozenset(
+    {"request_per_s", "goodput_request_per_s", "output_tok_per_s", "output_tok_per_s_per_gpu"}
+)
+COST = "usd_per_million_output_tokens"
+
 TABLE_BLOCK_TOKENS = 64
 """Block size at which the published attention tables of TensorRT-LLM were measured."""
 
@@ -116,6 +121,25 @@ def interval_90(
     low = math.hypot(low, NORMAL_Q95 * doubt.chance, doubt.below)
     high = math.hypot(high, NORMAL_Q95 * doubt.chance, doubt.above)
     return value * math.exp(-low), value * math.exp(high)
+
+
+def within_arrivals(
+    name: str, value: float, interval: tuple[float, float], *, room: float
+) -> tuple[float, float]:
+    """Return an interval that ends where everything is served that comes.
+
+    Args:
+        name: Metric.
+        value: Its prediction.
+        interval: What residuals and doubts make of it.
+        room: Requests that come over those that are served; infinite in a closed loop.
+    """
+    low, high = interval
+    if name in RATES:
+        high = min(high, room * value)
+    if name == COST:
+        low = max(low, value / room)
+    return low, high
 
 
 def host_doubts(

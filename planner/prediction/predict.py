@@ -17,6 +17,7 @@ from cost_models.precision import kv_dtype, quantization
 from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
+from planner.estimator.load import Load, Protocol
 from planner.prediction.evaluator import (
     Evaluation,
     Evaluator,
@@ -33,6 +34,7 @@ from planner.prediction.intervals import (
     host_doubts,
     interval_90,
     load_regime,
+    within_arrivals,
 )
 from planner.prediction.simulation import (
     Demand,
@@ -198,7 +200,10 @@ def predict_config(
     breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
     prediction = Prediction(
         config=config,
-        metrics=_metrics(evaluator, config, values, simulation, breakdown["decode"], regime=regime),
+        metrics=_within_arrivals(
+            _metrics(evaluator, config, values, simulation, breakdown["decode"], regime=regime),
+            arriving_per_s=_arriving_per_s(evaluator.load, demand),
+        ),
         memory=memory,
         step_time_breakdown=breakdown,
         fusion_savings={name: fusion_savings(target, batch) for name, batch in batches.items()},
@@ -318,6 +323,28 @@ def _metrics(
         )
         for name, value in values.items()
     }
+
+
+def _within_arrivals(metrics: Mapping[str, Metric], *, arriving_per_s: float) -> dict[str, Metric]:
+    """Return the metrics with intervals that end where everything is served that comes."""
+    served_per_s = metrics["request_per_s"].value
+    room = max(arriving_per_s / served_per_s, 1.0) if served_per_s > 0 else math.inf
+    return {
+        name: replace(
+            metric, interval_90=within_arrivals(name, metric.value, metric.interval_90, room=room)
+        )
+        for name, metric in metrics.items()
+    }
+
+
+def _arriving_per_s(load: Load, demand: Demand | None) -> float:
+    """Return the requests per second that come on their own clock; no bound in other loads."""
+    if load.protocol is not Protocol.OPEN_LOOP:
+        return math.inf
+    span_s = float(np.ptp(demand.arrival_s)) if demand is not None else 0.0
+    if demand is None or not span_s > 0:
+        return float(np.max(load.rate_per_s))
+    return (len(demand) - 1) / span_s
 
 
 def _host_doubts(evaluator: Evaluator, config: EngineConfig) -> dict[str, Doubt]:

@@ -87,3 +87,20 @@ def test_near_capacity_is_a_kind_of_load_of_open_loops() -> None:
         "open_loop_near_capacity/m", "open_loop/m", "m",
     )  # fmt: skip
     assert interval_keys("m", "closed_loop") == ("closed_loop/m", "m")
+
+
+def test_no_more_is_served_than_comes() -> None:
+    rate_per_s = WORKLOAD["arrival"]["rate_per_s"]
+    found = api.predict(gpu="h200", workload="chat", engine="vllm")
+    for name in ("request_per_s", "goodput_request_per_s"):
+        low, high = found.metrics[name].interval_90
+        assert low < found.value(name) <= high <= rate_per_s * 1.001
+    # The cost of a token is least where all that comes is served.
+    cost = found.metrics["usd_per_million_output_tokens"]
+    served = rate_per_s / found.value("request_per_s")
+    assert cost.interval_90[0] == pytest.approx(cost.value / served, rel=1e-3)
+
+
+def test_clients_that_wait_for_answers_bring_as_many_as_are_served() -> None:
+    found = api.predict(gpu="h200", workload="ladder").metrics["request_per_s"]
+    assert found.interval_90[1] > 1.01 * found.value
