@@ -32,7 +32,7 @@ from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
 from planner.calibration.drift import Watched, drift_lines, drifts
 from planner.calibration.own import files_in_force
-from planner.measuring.cases import COMPARED_METRICS, MeasureRequest, cases_of, local_gpu
+from planner.measuring.cases import COMPARED_METRICS, CPU, MeasureRequest, cases_of, local_gpu
 from planner.measuring.runs import ENGINE_DEFAULTS, flat_metrics
 
 
@@ -183,6 +183,11 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     }
 
 
+def _system_name(gpu: str) -> str:
+    """Return the name by which `planner calibrate` finds the tables of a GPU."""
+    return gpu if gpu == CPU else load_gpu(gpu).name
+
+
 def run_microbench(
     *,
     out: str,
@@ -197,7 +202,8 @@ def run_microbench(
     Args:
         out: Folder for the tables, which `planner validate --operators` and `planner calibrate
             --operators` read.
-        gpu: Profile name for their `system` column; by default this machine's.
+        gpu: Profile, or file of one, whose name their `system` column takes; by default this
+            machine's.
         time_budget_s: For everything.
         device: `cuda` or `cpu`; by default the GPU where there is one.
         families: What is timed; by default what a calibration takes.
@@ -208,7 +214,7 @@ def run_microbench(
         ProfileError: A GPU without a profile, or a folder that cannot be written.
     """
     result = microbench(
-        system=gpu or local_gpu(),
+        system=_system_name(gpu) if gpu else local_gpu(),
         time_budget_s=time_budget_s,
         device=device,
         families=families,

@@ -12,6 +12,7 @@ from cost_models.errors import ProfileError
 from executor.backend import load_backend
 from executor.case import Case
 from planner.measuring.cases import MeasureRequest, cases_of
+from planner.measuring.measure import run_microbench
 
 ROOT = Path(__file__).parents[3]
 
@@ -62,3 +63,17 @@ def test_runs_name_a_gpu_of_ones_own_by_its_file(tmp_path: Path, workload: str) 
     mine = tmp_path / "mine.yaml"
     mine.write_text((ROOT / "profiles/gpus/h200_sxm.yaml").read_text())
     assert case(workload, gpu=str(mine)).gpu == str(mine)
+
+
+def test_tables_carry_the_name_that_a_gpu_of_ones_own_has_in_its_file(tmp_path: Path) -> None:
+    """`planner calibrate --microbench --gpu FILE` looks for them by that name."""
+    pytest.importorskip("torch")
+    mine = tmp_path / "mine.yaml"
+    shipped = (ROOT / "profiles/gpus/h200_sxm.yaml").read_text()
+    mine.write_text(shipped.replace("name: h200_sxm", "name: a_gpu"))
+    result, written = run_microbench(
+        out=str(tmp_path / "tables"), gpu=str(mine), device="cpu", families=("bandwidth",),
+        time_budget_s=20.0,
+    )  # fmt: skip
+    assert written
+    assert {row["system"] for row in result.rows} == {"a_gpu"}
