@@ -81,6 +81,8 @@ class BlockPool:
         self.reserved = 0
         self.growing = 0
         """Sequences that decode."""
+        self._growth_units = shape.growth_units
+        self._block_tokens = shape.tokens_per_block
         self._residues = [0] * shape.tokens_per_block
         blocks = shape.capacity // shape.growth_units if shape.growth_units else 0
         self._free = list(range(blocks - 1, -1, -1))
@@ -125,7 +127,7 @@ class BlockPool:
 
     def growth(self, steps_taken: int, steps: int) -> int:
         """Return the units that all decoding sequences open in the next `steps` steps."""
-        block = self.shape.tokens_per_block
+        block = self._block_tokens
         cycles, rest = divmod(steps, block)
         opened = cycles * self.growing
         if rest:
@@ -133,12 +135,12 @@ class BlockPool:
             opened += sum(self._residues[first : first + rest])
             if first + rest > block:
                 opened += sum(self._residues[: first + rest - block])
-        return opened * self.shape.growth_units
+        return opened * self._growth_units
 
     def steps_within(self, steps_taken: int, units: int, most: int) -> int:
         """Return how many of the next `most` steps need no more than `units`."""
-        weight = self.shape.growth_units
-        block = self.shape.tokens_per_block
+        weight = self._growth_units
+        block = self._block_tokens
         if -(-most // block) * self.growing * weight <= units:
             return most
         sure = units // max(self.growing * weight, 1) * block
