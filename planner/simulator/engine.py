@@ -278,13 +278,8 @@ class Engine:
         for request, chunk in chunks:
             tokens += chunk
             attended += chunk * (request.prefilled + 0.5 * chunk)
-        return MixedStep(
-            decoding=self.decoding,
-            decode_kv_len=self._context_tokens / self.decoding if self.decoding else 0.0,
-            prompts=len(chunks),
-            tokens=tokens,
-            attended=attended,
-        )
+        kv_len = self._context_tokens / self.decoding if self.decoding else 0.0
+        return MixedStep(self.decoding, kv_len, len(chunks), tokens, attended)
 
     def mixed_timing(self, step: MixedStep, *, added_s: float = 0.0) -> StepTiming:
         """Return when the next step runs if it is this one."""

@@ -127,8 +127,9 @@ class FrontEnd:
             return 1.0
         if tokens <= self._constants.merged_streams:
             return steps / max(self._turns(first_s, last_s, steps, tokens), 1)
-        waited = max(self._streaming, first_s) + steps * work_s
-        self._streaming = max(waited, last_s + work_s)
+        begun_s = self._streaming if self._streaming > first_s else first_s
+        waited_s, kept_up_s = begun_s + steps * work_s, last_s + work_s
+        self._streaming = waited_s if waited_s > kept_up_s else kept_up_s
         self._turn_s = self._streaming - work_s
         return 1.0
 
