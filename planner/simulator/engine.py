@@ -68,8 +68,8 @@ class Engine:
     ) -> None:
         self.requests = requests
         # Read one by one: through a view a number costs a fifth of what NumPy takes.
-        self._isl, self._osl = memoryview(requests.isl), memoryview(requests.osl)
-        self._max_tokens = memoryview(requests.max_tokens)
+        self._isl, self._osl = requests.isl.data, requests.osl.data
+        self._max_tokens = requests.max_tokens.data
         self.source = source
         self.clock = clock
         self.limits = limits
