@@ -10,14 +10,19 @@ import pytest
 
 from planner import PlanRequest, plan
 from planner.api import load_problem, predict_problem, search_space
-from planner.plans.decide import LEAST_GAIN, NEAR_LIMIT, decide, neighbouring, with_knob
+from planner.plans.decide import (
+    CLIMBED_KNOBS,
+    LEAST_GAIN,
+    NEAR_LIMIT,
+    decide,
+    neighbouring,
+    with_knob,
+)
 from planner.prediction.simulation import workload_demand
 from planner.search.objective import DECIDING, quality_handicap
 from planner.search.study import Candidate, SearchOptions, search
 
 REPOSITORY = Path(__file__).parents[3]
-
-STEPS = ("max_num_tokens", "max_batch_size")
 
 
 def chat_at(rate_per_s: float, folder: Path) -> str:
@@ -58,7 +63,7 @@ def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(
     assert own[0]
     neighbours = [
         changed
-        for knob in STEPS
+        for knob in CLIMBED_KNOBS
         for value in neighbouring(list(space.choices(knob)), getattr(best, knob))
         # As the decision makes them: CUDA graphs cover the batch that is asked.
         if (changed := with_knob(space, best, knob, value)) is not None
