@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -99,7 +99,7 @@ class Calibration:
     front_end: FrontEndConstants = field(default_factory=FrontEndConstants)
     intervals: Mapping[str, ErrorQuantiles] = field(default_factory=dict)
     """Cross-validated error by `interval_key`."""
-    borrowed: frozenset[str] = frozenset()
+    borrowed: Set[str] = frozenset()
     """`family/dtype` of the operators that come from another GPU's tables."""
     seen_versions: tuple[str, ...] = ()
     """Engine versions of the runs behind the constants; empty where they are not stated."""

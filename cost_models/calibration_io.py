@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.acceptance import Acceptance
+from cost_models.borrowing import BorrowedNames, CompletedFits, Lenders
 from cost_models.calibration import (
     Calibration,
     ErrorQuantiles,
@@ -30,7 +31,6 @@ from cost_models.operators.attention import DecodeAttentionParams, PrefillAttent
 from cost_models.operators.collectives import AllReduceParams, NcclParams
 from cost_models.operators.fit import OperatorFit, params_from_json, params_to_json
 from cost_models.operators.gemm import GemmParams
-from cost_models.operators.grid import ResidualGrid
 from cost_models.operators.mla import MlaBmmParams, MlaDecodeParams, MlaPrefillParams
 from cost_models.operators.moe import MoeParams
 from cost_models.profile_io import load_gpu
@@ -49,23 +49,6 @@ PARAMS_BY_FAMILY: Mapping[str, type[Any]] = {
     "allreduce": AllReduceParams,
     "nccl": NcclParams,
 }
-
-LENDERS: Mapping[str, tuple[str, ...]] = {
-    "ampere": ("a100_sxm", "h200_sxm", "h100_sxm", "l40s", "b200_sxm"),
-    "ada": ("l40s", "h100_sxm", "h200_sxm", "a100_sxm", "b200_sxm"),
-    "hopper": ("h200_sxm", "h100_sxm", "l40s", "a100_sxm", "b200_sxm"),
-    "blackwell": ("b200_sxm", "h200_sxm", "h100_sxm", "l40s", "a100_sxm"),
-}
-"""Whose fitted efficiencies a GPU borrows where it has no table of its own, nearest first."""
-
-ARCHITECTURE_OF: Mapping[str, str] = {
-    "a100_sxm": "ampere",
-    "l40s": "ada",
-    "h100_sxm": "hopper",
-    "h200_sxm": "hopper",
-    "b200_sxm": "blackwell",
-}
-"""Of each lender."""
 
 Operators = dict[str, dict[str, OperatorFit[Any]]]
 
@@ -92,18 +75,18 @@ def load_calibration(
     shared = read_engine_file(engine)
     differs = shared["versions"].get(engine_version, {})
     measured = _shipped_operators(gpu.name)
-    operators, borrowed = _with_borrowed(measured, gpu)
+    lenders = Lenders(gpu, _shipped_operators)
     calibration = Calibration(
         gpu=gpu.name,
         engine=engine,
         engine_version=str(shared["engine_version"]),
         provenance=Provenance.CALIBRATED if measured else Provenance.DATASHEET,
-        operators=OperatorFits(**operators),
+        operators=_completed(measured, lenders),
         step=StepConstants(**shared["step"]),
         memory=MemoryConstants(**shared["memory"]),
         front_end=FrontEndConstants(**shared["front_end"] | differs.get("front_end", {})),
         intervals=_intervals(shared["intervals"]),
-        borrowed=borrowed,
+        borrowed=BorrowedNames(measured, lenders),
         seen_versions=_seen_versions(shared),
         seen_gpus=_seen_gpus(shared),
         sources=tuple(shared["sources"]),
@@ -201,30 +184,14 @@ def _shipped_operators(gpu_name: str) -> Operators:
     return merged
 
 
-def _with_borrowed(own: Operators, gpu: GpuSpec) -> tuple[Operators, frozenset[str]]:
-    """Fill every family and dtype: the GPU's own fit, else the nearest lender's.
-
-    A lender of the same architecture runs the same kernels and lends its residuals too.
-    """
-    complete: Operators = {family: dict(own.get(family, {})) for family in PARAMS_BY_FAMILY}
-    borrowed = []
-    for lender in LENDERS[gpu.architecture]:
-        if lender == gpu.name:
-            continue
-        for family, fits in _shipped_operators(lender).items():
-            for dtype, fit in fits.items():
-                if dtype not in complete[family]:
-                    akin = ARCHITECTURE_OF[lender] == gpu.architecture
-                    complete[family][dtype] = fit if akin else _lent(fit)
-                    borrowed.append(f"{family}/{dtype}")
-    return complete, frozenset(borrowed)
-
-
-def _lent(fit: OperatorFit[Any]) -> OperatorFit[Any]:
-    """Constants without the residuals, which belong to the chip they were seen on."""
-    names = (field.name for field in fields(fit.params))
-    grids = [name for name in names if isinstance(getattr(fit.params, name), ResidualGrid)]
-    return replace(fit, params=replace(fit.params, **dict.fromkeys(grids)))
+def _completed(own: Operators, lenders: Lenders) -> OperatorFits:
+    """Fill every family and dtype: the GPU's own fit, else the nearest lender's."""
+    return OperatorFits(
+        **{
+            family: CompletedFits(family, own.get(family, {}), lenders)
+            for family in PARAMS_BY_FAMILY
+        }
+    )
 
 
 def _overlaid(calibration: Calibration, path: Path) -> Calibration:
@@ -237,15 +204,14 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
                 f"{path}: holds the {part} of {data[kind]}, not of {present}",
                 hint=f"fit one with planner calibrate, or give --{kind} {data[kind]}",
             )
+    fitted = operators_from_json(data.get("operators", {}))
     operators = {
-        field.name: dict(getattr(calibration.operators, field.name))
-        for field in fields(OperatorFits)
+        family: {**getattr(calibration.operators, family), **fits}
+        for family, fits in fitted.items()
     }
-    for family, fits in operators_from_json(data.get("operators", {})).items():
-        operators[family].update(fits)
     return replace(
         calibration,
-        operators=OperatorFits(**operators),
+        operators=replace(calibration.operators, **operators),
         step=replace(calibration.step, **data.get("step", {})),
         memory=replace(calibration.memory, **data.get("memory", {})),
         front_end=replace(calibration.front_end, **data.get("front_end", {})),

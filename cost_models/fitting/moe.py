@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,8 @@ from cost_models.fitting.quality import fit_quality, folds_by_key
 from cost_models.gpu import GpuSpec
 from cost_models.operators.fit import OperatorFit
 from cost_models.operators.grid import ResidualGrid
-from cost_models.operators.moe import MoeParams, MoeShape, moe_seconds
+from cost_models.operators.moe import MoeParams, MoeShape, expert_load, loaded_moe_seconds
+from cost_models.operators.routing import RankLoad
 from cost_models.tables import Table, latency_s, num_rows, select
 
 FloatArray = NDArray[np.float64]
@@ -127,8 +128,9 @@ def _fit_constants(table: Table, gpu: GpuSpec, key: str) -> MoeParams:
             compute=form.compute, weight_bits=form.weight_bits, residual=None, **constants
         )
 
+    layers = list(_layers(sample))
     constants = fit_constants(
-        lambda constants: _predict(sample, gpu, build(constants)),
+        lambda constants: _seconds(layers, gpu, build(constants)),
         latency_s(sample),
         BOUNDS,
     )
@@ -156,15 +158,34 @@ def _coordinates(table: Table) -> tuple[FloatArray, ...]:
 
 
 def _predict(table: Table, gpu: GpuSpec, params: MoeParams) -> FloatArray:
-    seconds = np.full(num_rows(table), np.nan)
-    for shape, alpha, rows in _shapes(table):
-        seconds[rows] = moe_seconds(
-            shape, table["num_tokens"][rows], gpu=gpu, params=params, power_law_alpha=alpha
+    return _seconds(list(_layers(table)), gpu, params)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """A layer that was timed, and what each of its rows brings to the busiest rank."""
+
+    shape: MoeShape
+    power_law_alpha: float
+    load: RankLoad
+    rows: NDArray[np.intp]
+
+
+def _seconds(layers: Sequence[_Layer], gpu: GpuSpec, params: MoeParams) -> FloatArray:
+    """Return the seconds of every row of a table that was divided into layers."""
+    seconds = np.full(sum(layer.rows.size for layer in layers), np.nan)
+    for layer in layers:
+        seconds[layer.rows] = loaded_moe_seconds(
+            layer.shape,
+            layer.load,
+            gpu=gpu,
+            params=params,
+            power_law_alpha=layer.power_law_alpha,
         )
     return seconds
 
 
-def _shapes(table: Table) -> Iterator[tuple[MoeShape, float, NDArray[np.intp]]]:
+def _layers(table: Table) -> Iterator[_Layer]:
     """Yield each layer with its expert popularity and the rows that timed it."""
     distinct, inverse = np.unique(_configurations(table), axis=0, return_inverse=True)
     order = np.argsort(inverse.ravel(), kind="stable")
@@ -179,7 +200,13 @@ def _shapes(table: Table) -> Iterator[tuple[MoeShape, float, NDArray[np.intp]]]:
             moe_ep_size=int(ep),
             gated=bool(gated),
         )
-        yield shape, float(alpha), order[bounds[number] : bounds[number + 1]]
+        rows = order[bounds[number] : bounds[number + 1]]
+        yield _Layer(
+            shape=shape,
+            power_law_alpha=float(alpha),
+            load=expert_load(shape, table["num_tokens"][rows], float(alpha)),
+            rows=rows,
+        )
 
 
 def _configurations(table: Table) -> FloatArray:

@@ -115,14 +115,39 @@ def moe_seconds(
         weight_bits: Bits of a stored weight, where a format without constants of its
             own borrows those of `params`.
     """
-    tokens = np.maximum(np.asarray(num_tokens, dtype=np.float64), 1.0)
-    load = busiest_rank_load(
-        tokens,
+    load = expert_load(shape, num_tokens, power_law_alpha)
+    return loaded_moe_seconds(
+        shape,
+        load,
+        gpu=gpu,
+        params=params,
+        power_law_alpha=power_law_alpha,
+        weight_bits=weight_bits,
+    )
+
+
+def expert_load(shape: MoeShape, num_tokens: ArrayLike, power_law_alpha: float) -> RankLoad:
+    """Return what so many tokens are for the busiest rank of a layer, whatever its constants."""
+    return busiest_rank_load(
+        num_tokens,
         num_experts=shape.num_experts,
         top_k=shape.top_k,
         num_ranks=shape.moe_ep_size,
         power_law_alpha=power_law_alpha,
     )
+
+
+def loaded_moe_seconds(
+    shape: MoeShape,
+    load: RankLoad,
+    *,
+    gpu: GpuSpec,
+    params: MoeParams,
+    power_law_alpha: float,
+    weight_bits: float | None = None,
+) -> FloatArray:
+    """Return the same as `moe_seconds` under a load that `expert_load` has worked out."""
+    tokens = load.num_tokens
     bits = params.weight_bits if weight_bits is None else weight_bits
     experts_s = p_norm(
         _arithmetic_seconds(shape, load, gpu, params),

@@ -38,6 +38,8 @@ TOKEN_KNOTS = np.array(
 class RankLoad:
     """What the busiest rank has to do, one value for each number of tokens."""
 
+    num_tokens: FloatArray
+    """Tokens of all ranks together."""
     active_experts: FloatArray
     """Experts of the rank that at least one token chose: weights that must be read."""
     assignments: FloatArray
@@ -85,6 +87,7 @@ def busiest_rank_load(
     log_knots, log_tokens = np.log(TOKEN_KNOTS), np.log(tokens)
     beyond = np.maximum(tokens / TOKEN_KNOTS[-1], 1.0)
     return RankLoad(
+        num_tokens=tokens,
         active_experts=np.asarray(np.exp(np.interp(log_tokens, log_knots, log_active))),
         assignments=np.exp(np.interp(log_tokens, log_knots, log_assignments)) * beyond,
     )

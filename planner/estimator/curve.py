@@ -44,11 +44,20 @@ class ServingCurve:
 
     def at(self, decoding: ArrayLike) -> ServingCurve:
         """Return the curve interpolated at other batch sizes."""
+        return ServingCurve(**self._interpolated(decoding, *(f.name for f in fields(self))))
+
+    def rate_at(self, decoding: ArrayLike) -> FloatArray:
+        """Return `rate_per_s` alone, interpolated at other batch sizes."""
+        return self._interpolated(decoding, "rate_per_s")["rate_per_s"]
+
+    def tpot_at(self, decoding: ArrayLike) -> FloatArray:
+        """Return `tpot_s` alone, interpolated at other batch sizes."""
+        return self._interpolated(decoding, "tpot_s")["tpot_s"]
+
+    def _interpolated(self, decoding: ArrayLike, *names: str) -> dict[str, FloatArray]:
         position = np.log(np.clip(decoding, self.decoding[0], self.decoding[-1]))
         grid = np.log(self.decoding)
-        return ServingCurve(
-            **{f.name: np.interp(position, grid, getattr(self, f.name)) for f in fields(self)}
-        )
+        return {name: np.interp(position, grid, getattr(self, name)) for name in names}
 
     @property
     def step_wait_s(self) -> FloatArray:

@@ -12,7 +12,8 @@ from cost_models.frontend import FrontEndConstants
 from cost_models.metrics import PERCENTILES
 from planner.estimator.curve import ServingCurve
 from planner.estimator.load import Load, Protocol
-from planner.estimator.queueing import gamma_quantile, multi_server_wait
+from planner.estimator.queueing import GammaQuantiles, multi_server_wait
+from planner.estimator.statistics import Statistics
 
 FloatArray = NDArray[np.float64]
 
@@ -93,7 +94,7 @@ class _Lane:
     def open_loop(self) -> Estimate:
         """Little's law finds the batch at which the lane keeps up with its arrivals."""
         rate = np.asarray(self.load.rate_per_s, dtype=np.float64) / self.lanes
-        most = np.minimum(self.curve.at(self.slots).rate_per_s, self.front_end_rate / self.lanes)
+        most = np.minimum(self.curve.rate_at(self.slots), self.front_end_rate / self.lanes)
         served = np.minimum(rate, most)
         decoding = np.minimum(np.interp(served, *_increasing(self.curve)), self.slots)
         point = self.curve.at(decoding)
@@ -138,7 +139,7 @@ class _Lane:
         requests = (self.load.num_requests or 10 * self.slots * self.lanes) / self.lanes
         point = self.curve.at(np.minimum(self.slots, requests))
         rate = np.minimum(point.rate_per_s, self.front_end_rate / self.lanes)
-        drain = self.decode_tokens * self.curve.at(np.minimum(self.slots, requests) / 2).tpot_s
+        drain = self.decode_tokens * self.curve.tpot_at(np.minimum(self.slots, requests) / 2)
         total_s = requests / rate + drain / 2
         burst = np.maximum(total_s - self.decode_tokens * point.tpot_s, 0.0)
         ttft = self._ttft(point, mean_wait=np.zeros_like(burst), wait_variance=np.zeros_like(burst))
@@ -174,16 +175,14 @@ class _Lane:
 
     def _ttft(
         self, point: ServingCurve, *, mean_wait: FloatArray, wait_variance: FloatArray
-    ) -> dict[str, FloatArray]:
+    ) -> Statistics:
         service = self._service_s(point)
         mean = service + mean_wait
         length_sd = point.prefill_s * self.load.isl.cv
         variance = wait_variance + length_sd**2 + point.step_wait_s**2 / 3
-        return {"mean": mean} | {
-            name: gamma_quantile(mean, variance, q) for name, q in PERCENTILES.items()
-        }
+        return Statistics(mean, GammaQuantiles(mean, variance))
 
-    def _tpot(self, point: ServingCurve) -> dict[str, FloatArray]:
+    def _tpot(self, point: ServingCurve) -> Statistics:
         """Requests differ in how many mixed steps they meet."""
         jump = point.mixed_step_s - point.decode_step_s
         share = point.mixed_share
@@ -192,41 +191,45 @@ class _Lane:
         if self.load.protocol is Protocol.OPEN_LOOP:
             swing = self._batch_swing(point)
             variance = variance + swing**2
-        return {"mean": point.tpot_s} | {
-            name: gamma_quantile(point.tpot_s, variance, q) for name, q in PERCENTILES.items()
-        }
+        return Statistics(point.tpot_s, GammaQuantiles(point.tpot_s, variance))
 
     def _batch_swing(self, point: ServingCurve) -> FloatArray:
         """Standard deviation of TPOT as the batch breathes with the arrivals."""
         spread = np.sqrt(point.decoding) * self.load.arrival_cv
-        upper = self.curve.at(np.minimum(point.decoding + spread, self.slots))
-        return np.maximum(upper.tpot_s - point.tpot_s, 0.0)
+        upper_s = self.curve.tpot_at(np.minimum(point.decoding + spread, self.slots))
+        return np.maximum(upper_s - point.tpot_s, 0.0)
 
-    def _itl(self, point: ServingCurve) -> dict[str, FloatArray]:
+    def _itl(self, point: ServingCurve) -> Statistics:
         """Gaps are decode steps, or mixed steps in the share that prefills."""
-        return {"mean": point.tpot_s} | {
-            name: np.where(1 - q < point.mixed_share, point.mixed_step_s, point.decode_step_s)
-            for name, q in PERCENTILES.items()
-        }
+
+        def quantile(name: str) -> FloatArray:
+            mixes = 1 - PERCENTILES[name] < point.mixed_share
+            return np.where(mixes, point.mixed_step_s, point.decode_step_s)
+
+        return Statistics(point.tpot_s, quantile)
+
+    def _e2el(self, ttft: Statistics, tpot_s: FloatArray) -> Statistics:
+        """First token, and as many more as the output has."""
+
+        def quantile(name: str) -> FloatArray:
+            typical = ttft["mean"] if self.load.osl.cv else ttft[name]
+            return typical + max(self.load.osl.quantiles[name] - 1, 0.0) * tpot_s
+
+        return Statistics(ttft["mean"] + self.decode_tokens * tpot_s, quantile)
 
     def _result(
         self,
         point: ServingCurve,
         *,
-        ttft: dict[str, FloatArray],
+        ttft: Statistics,
         rate: FloatArray,
         utilisation: FloatArray,
     ) -> Estimate:
-        tpot = self._tpot(point)
-        e2el = {"mean": ttft["mean"] + self.decode_tokens * tpot["mean"]}
-        for name, osl in self.load.osl.quantiles.items():
-            typical = ttft["mean"] if self.load.osl.cv else ttft[name]
-            e2el[name] = typical + max(osl - 1, 0.0) * tpot["mean"]
         return Estimate(
             ttft_s=ttft,
-            tpot_s=tpot,
+            tpot_s=self._tpot(point),
             itl_s=self._itl(point),
-            e2el_s=e2el,
+            e2el_s=self._e2el(ttft, point.tpot_s),
             request_per_s=rate,
             output_tok_per_s=rate * self.load.osl.mean,
             decoding=point.decoding,
@@ -242,12 +245,13 @@ def _increasing(curve: ServingCurve) -> tuple[FloatArray, FloatArray]:
     return rates, np.concatenate([[0.0], curve.decoding])
 
 
-def _with_burst(
-    ttft: dict[str, FloatArray], burst_s: FloatArray, share: float
-) -> dict[str, FloatArray]:
+def _with_burst(ttft: Statistics, burst_s: FloatArray, share: float) -> Statistics:
     """Mix the first wave, whose wait is uniform up to `burst_s`, with the steady state."""
-    mixed = {"mean": ttft["mean"] + share * burst_s / 2}
-    for name, q in PERCENTILES.items():
-        in_burst = ttft["mean"] + burst_s * (q - (1 - share)) / share
-        mixed[name] = np.maximum(ttft[name], in_burst) if q > 1 - share else ttft[name]
-    return mixed
+
+    def quantile(name: str) -> FloatArray:
+        in_burst = PERCENTILES[name] - (1 - share)
+        if in_burst <= 0:
+            return ttft[name]
+        return np.maximum(ttft[name], ttft["mean"] + burst_s * in_burst / share)
+
+    return Statistics(ttft["mean"] + share * burst_s / 2, quantile)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cost_models.metrics import PERCENTILES
+
 FloatArray = NDArray[np.float64]
 
 NORMAL_QUANTILES = {0.50: 0.0, 0.90: 1.281552, 0.95: 1.644854, 0.99: 2.326348}
@@ -31,14 +33,20 @@ def multi_server_wait(
     return np.asarray(variability * congestion * service_s, dtype=np.float64)
 
 
-def gamma_quantile(mean: ArrayLike, variance: ArrayLike, probability: float) -> FloatArray:
-    """Quantile of a gamma distribution with the given moments.
+class GammaQuantiles:
+    """Percentiles of a gamma distribution with given moments, by their name.
 
     Wilson and Hilferty's cube-root form: q ≈ mean · (1 − c/9 + z·√c/3)³ with
     c = variance / mean².
     """
-    mean = np.asarray(mean, dtype=np.float64)
-    z = NORMAL_QUANTILES[probability]
-    cv_squared = np.asarray(variance) / np.maximum(mean, 1e-12) ** 2
-    root = 1 - cv_squared / 9 + z * np.sqrt(cv_squared) / 3
-    return np.asarray(mean * np.maximum(root, 0.0) ** 3, dtype=np.float64)
+
+    def __init__(self, mean: ArrayLike, variance: ArrayLike) -> None:
+        self._mean = np.asarray(mean, dtype=np.float64)
+        cv_squared = np.asarray(variance) / np.maximum(self._mean, 1e-12) ** 2
+        self._middle = 1 - cv_squared / 9
+        self._cv = np.sqrt(cv_squared)
+
+    def __call__(self, name: str) -> FloatArray:
+        """Return the percentile of that name in `PERCENTILES`."""
+        root = self._middle + NORMAL_QUANTILES[PERCENTILES[name]] * self._cv / 3
+        return np.asarray(self._mean * np.maximum(root, 0.0) ** 3, dtype=np.float64)

@@ -8,7 +8,7 @@ the memory model see. What rows share (step model, weights, serving curve) is ma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -170,7 +170,7 @@ class Evaluator:
             limits = Limits(lanes=lanes[index], max_sequences=slots[index])
             result = estimate(curve, self.load_of(config), limits, self.front_end(config))
             highest = (
-                self._highest_rate(curve, config, limits)
+                self._highest_rate(curve, config, limits, result)
                 if with_highest_rate
                 else np.zeros(len(index))
             )
@@ -371,22 +371,21 @@ class Evaluator:
         return np.where(rows.column("enable_chunked_prefill"), 0.0, longer)
 
     def _highest_rate(
-        self, curve: ServingCurve, config: EngineConfig, limits: Limits
+        self, curve: ServingCurve, config: EngineConfig, limits: Limits, at_load: Estimate
     ) -> FloatArray:
         """Walk up the curve until the SLO breaks; one row per set of limits."""
-        load = self.load_of(config)
+        load, chunk_tokens = self.load_of(config), self.tokens_per_chunk(config)
         if load.protocol is not Protocol.OPEN_LOOP:
-            result = estimate(curve, load, limits, self.front_end(config))
-            met = _meets(self.slo_excess(_metrics(result, self.tokens_per_chunk(config))))
-            return np.where(met, result.request_per_s, 0.0)
+            met = _meets(self.slo_excess(_metrics(at_load, chunk_tokens, self.slo)))
+            return np.where(met, at_load.request_per_s, 0.0)
         lanes = np.asarray(limits.lanes, dtype=np.float64)[:, None]
         slots = np.asarray(limits.max_sequences, dtype=np.float64)[:, None]
         batches = np.minimum(curve.decoding[None, :], slots)
-        rates = RATE_STEPS * curve.at(batches).rate_per_s * lanes
+        rates = RATE_STEPS * curve.rate_at(batches) * lanes
         probe = replace(load, rate_per_s=rates)
         wide = Limits(lanes=lanes, max_sequences=slots)
         result = estimate(curve, probe, wide, self.front_end(config))
-        excess = self.slo_excess(_metrics(result, self.tokens_per_chunk(config)))
+        excess = self.slo_excess(_metrics(result, chunk_tokens, self.slo))
         met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
         return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
 
@@ -467,15 +466,34 @@ GROWING_POLICIES = ("MAX_UTILIZATION", "RECOMPUTE")
 """Capacity policies that take blocks as sequences grow; vLLM's is called RECOMPUTE here."""
 
 
-def _metrics(result: Estimate, tokens_per_chunk: float) -> dict[str, FloatArray]:
+ESTIMATED = (
+    *(
+        f"{name}_ms.{statistic}"
+        for name in ("ttft", "tpot", "itl", "e2el")
+        for statistic in ("mean", *PERCENTILES)
+    ),
+    "output_tok_per_s",
+    "request_per_s",
+)
+"""What an estimate tells, by the names of a measured run."""
+
+
+def _metrics(
+    result: Estimate, tokens_per_chunk: float, names: Iterable[str] = ESTIMATED
+) -> dict[str, FloatArray]:
     """Name the estimate's values as a measured run does, latencies in milliseconds."""
-    metrics: dict[str, FloatArray] = {}
-    for name in ("ttft", "tpot", "itl", "e2el"):
-        for statistic, seconds in getattr(result, f"{name}_s").items():
-            metrics[f"{name}_ms.{statistic}"] = seconds * 1e3
-    metrics["output_tok_per_s"] = result.output_tok_per_s
-    metrics["request_per_s"] = result.request_per_s
-    return metrics | with_chunk_gaps(metrics, tokens_per_chunk)
+    return {name: _metric(result, tokens_per_chunk, name) for name in names}
+
+
+def _metric(result: Estimate, tokens_per_chunk: float, name: str) -> FloatArray:
+    metric, _, statistic = name.partition("_ms.")
+    if not statistic:
+        return np.asarray(getattr(result, name))
+    seconds = getattr(result, f"{metric}_s")
+    value = np.asarray(seconds[statistic] * 1e3)
+    if metric != "itl":
+        return value
+    return chunk_gap(value, mean_gap=seconds["mean"] * 1e3, tokens_per_chunk=tokens_per_chunk)
 
 
 def with_chunk_gaps(metrics: Mapping[str, Value], tokens_per_chunk: float) -> dict[str, Value]:

@@ -379,8 +379,8 @@ def provenance_of(
         used |= {f"attention_prefill/{kv_table}", f"attention_decode/{kv_table}"}
     if evaluator.model.is_moe:
         used.add(f"moe/{row.moe_dtype}")
-    borrowed = used & calibration.borrowed
-    return Provenance.DATASHEET if borrowed else calibration.provenance
+    borrows = any(operator in calibration.borrowed for operator in used)
+    return Provenance.DATASHEET if borrows else calibration.provenance
 
 
 def _goodput(evaluator: Evaluator, values: Mapping[str, float]) -> float:

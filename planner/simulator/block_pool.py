@@ -81,7 +81,10 @@ class BlockPool:
         self.reserved = 0
         self.growing = 0
         """Sequences that decode."""
-        self._residues = [0] * shape.tokens_per_block
+        self._growth_units = shape.growth_units
+        self._block_tokens = shape.tokens_per_block
+        self._residues = [0] * (2 * shape.tokens_per_block)
+        """Sequences by residue, twice over: any run of steps within a cycle is one slice."""
         blocks = shape.capacity // shape.growth_units if shape.growth_units else 0
         self._free = list(range(blocks - 1, -1, -1))
 
@@ -115,30 +118,32 @@ class BlockPool:
 
     def start_growth(self, context_offset: int) -> None:
         """A sequence begins to decode."""
-        self._residues[(1 - context_offset) % self.shape.tokens_per_block] += 1
-        self.growing += 1
+        self._count(context_offset, 1)
 
     def stop_growth(self, context_offset: int) -> None:
         """A sequence decodes no more."""
-        self._residues[(1 - context_offset) % self.shape.tokens_per_block] -= 1
-        self.growing -= 1
+        self._count(context_offset, -1)
+
+    def _count(self, context_offset: int, sequences: int) -> None:
+        residue = (1 - context_offset) % self._block_tokens
+        self._residues[residue] += sequences
+        self._residues[residue + self._block_tokens] += sequences
+        self.growing += sequences
 
     def growth(self, steps_taken: int, steps: int) -> int:
         """Return the units that all decoding sequences open in the next `steps` steps."""
-        block = self.shape.tokens_per_block
+        block = self._block_tokens
         cycles, rest = divmod(steps, block)
         opened = cycles * self.growing
         if rest:
             first = (steps_taken + 1) % block
             opened += sum(self._residues[first : first + rest])
-            if first + rest > block:
-                opened += sum(self._residues[: first + rest - block])
-        return opened * self.shape.growth_units
+        return opened * self._growth_units
 
     def steps_within(self, steps_taken: int, units: int, most: int) -> int:
         """Return how many of the next `most` steps need no more than `units`."""
-        weight = self.shape.growth_units
-        block = self.shape.tokens_per_block
+        weight = self._growth_units
+        block = self._block_tokens
         if -(-most // block) * self.growing * weight <= units:
             return most
         sure = units // max(self.growing * weight, 1) * block

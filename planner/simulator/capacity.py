@@ -41,9 +41,7 @@ class GuaranteedNoEvict:
 
     def fits(self, request: Request, kv: KvManager, *, growth_units: int) -> bool:  # noqa: ARG002
         """Whether its last token can be reserved beside all others'."""
-        final = final_tokens(request)
-        need = kv.needed_units(request, final, final_tokens=final)
-        return need <= kv.room(reserving=True)
+        return kv.needed_units(request, request.final_tokens) <= kv.room(reserving=True)
 
 
 class StaticBatch(GuaranteedNoEvict):
@@ -66,8 +64,7 @@ class MaxUtilization:
 
     def fits(self, request: Request, kv: KvManager, *, growth_units: int) -> bool:
         """Whether prompt and next token find room beside what decodes in the next step."""
-        final = final_tokens(request)
-        need = kv.needed_units(request, min(request.prefill_len + 1, final), final_tokens=final)
+        need = kv.needed_units(request, min(request.prefill_len + 1, request.final_tokens))
         return need + growth_units <= kv.room(reserving=False)
 
 
@@ -84,8 +81,3 @@ POLICIES: dict[str, type[CapacityPolicy]] = {
     "RECOMPUTE": Recompute,
 }
 """Policies by the name that a configuration gives them."""
-
-
-def final_tokens(request: Request) -> int:
-    """Cached tokens at which a request ends at the latest; its last token is never cached."""
-    return request.isl + request.max_tokens - 1

@@ -43,7 +43,7 @@ class StepCostModel(Protocol):
         """Return what launching adds to the GPU time of a step."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class MixedStep:
     """Work of a step that prefills: what decodes, and the prompts or chunks beside it."""
 
@@ -62,7 +62,7 @@ class MixedStep:
         return max(self.attended / self.tokens - self.tokens / (2 * self.prompts), 0.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class StepTime:
     """How long a step takes, and how much of that is waiting for its launch."""
 
@@ -82,7 +82,7 @@ class DecodeSpan:
     that any split of the steps adds up to the same.
     """
 
-    __slots__ = ("_added_s", "_first_s", "_room", "_slope_s", "_start", "_table")
+    __slots__ = ("_added_s", "_before_s", "_first_s", "_room", "_slope_s", "_start", "_table")
 
     def __init__(self, table: CurveTable, kv_len: float, added_s: float = 0.0) -> None:
         self._table = table
@@ -91,13 +91,17 @@ class DecodeSpan:
         # Most spans stay on one straight piece of the table: it need not be asked again.
         at_start_s, self._slope_s, self._room = table.segment(self._start)
         self._first_s = at_start_s + added_s
+        self._before_s: float | None = None
+        """Integral up to the start, once it is asked for."""
 
     def seconds(self, steps: int) -> float:
         """Return the time of the first `steps` steps."""
         if steps <= self._room:
             return steps * (self._first_s + 0.5 * self._slope_s * steps)
         table, start = self._table, self._start
-        return table.integral(start + steps) - table.integral(start) + steps * self._added_s
+        if self._before_s is None:
+            self._before_s = table.integral(start)
+        return table.integral(start + steps) - self._before_s + steps * self._added_s
 
     @property
     def straight_steps(self) -> int:
@@ -169,7 +173,7 @@ class StepClock:
         floor_s = tables.floor_s(step.tokens) + tables.floor_per_sequence_s * step.decoding
         launch_s = self.model.launch_s(gpu_s, floor_s)
         seconds = gpu_s + launch_s + tables.host_s(running)
-        return StepTime(seconds=seconds, launch_s=launch_s, floor_s=floor_s)
+        return StepTime(seconds, launch_s, floor_s)
 
     def _tabulated(self, sequences: int) -> _DecodeRow:
         """Tabulate the decode step for this batch size and its neighbours."""

@@ -19,7 +19,6 @@ from heapq import heappop, heappush
 
 from cost_models.frontend import FrontEndConstants
 from planner.simulator.arrivals import ArrivalSource
-from planner.simulator.capacity import final_tokens
 from planner.simulator.chunking import Chunks
 from planner.simulator.clock import DecodeSpan, MixedStep, StepClock
 from planner.simulator.front_end import FrontEnd
@@ -68,6 +67,9 @@ class Engine:
         exact: bool = False,
     ) -> None:
         self.requests = requests
+        # Read one by one: through a view a number costs a fifth of what NumPy takes.
+        self._isl, self._osl = requests.isl.data, requests.osl.data
+        self._max_tokens = requests.max_tokens.data
         self.source = source
         self.clock = clock
         self.limits = limits
@@ -86,6 +88,8 @@ class Engine:
         self.slots = max(limits.max_batch_size - constants.slot_lag, 1)
         self._reserves = limits.capacity.reserves
         self._overlap = limits.overlap and constants.steps_in_flight > 1
+        self._lag = 1 if self._overlap else 0
+        """Steps between an event and the first step that is planned with it."""
         self._steps_taken = 0
         self._scheduled_s = 0.0
         """When the next step is planned: what has come by then is seen."""
@@ -132,11 +136,12 @@ class Engine:
         """See what has come, admit it, and return what is prefilled in the next step."""
         if not self._overlap:
             self._send(self._end_s)
-        self._release_due()
+        if self._leaving:
+            self._release_due()
         self._see_arrivals()
         if not self._reserves and self.decoding:
             self._make_room_to_grow()
-        if self.waiting:
+        if self.waiting.count:
             self._admit()
         return self._chunks() if self._prefilling else []
 
@@ -150,18 +155,22 @@ class Engine:
 
     def _see_arrivals(self) -> None:
         """Move requests through the front end into the queue, as far as the plan sees them."""
-        now_s, source = self._scheduled_s, self.source
+        now_s, source, front_end = self._scheduled_s, self.source, self.front_end
         while source.next_s <= now_s:
             self._accept(source.next_s, source.take())
-        for index in self.front_end.passed(now_s):
-            request = self._request(index)
-            request.place, self._queued = self._queued, self._queued + 1
-            self.waiting.push(request)
+        if front_end.next_s <= now_s:
+            for index in front_end.passed(now_s):
+                self._queue(self._request(index))
+
+    def _queue(self, request: Request) -> None:
+        request.place = self._queued
+        self._queued += 1
+        self.waiting.push(request)
 
     def _accept(self, arrival_s: float, index: int) -> None:
         """A client has sent a request: pass it on, or turn it away."""
         self.results.arrive(index, arrival_s)
-        isl = int(self.requests.isl[index])
+        isl = self._isl[index]
         if self._refused(index, isl):
             self.results.refuse(index)
             self.source.finished(arrival_s)
@@ -172,20 +181,19 @@ class Engine:
         limits = self.limits
         if limits.refuses(isl=isl):
             return True
-        final = min(isl + int(self.requests.max_tokens[index]), limits.max_seq_len) - 1
+        final = min(isl + self._max_tokens[index], limits.max_seq_len) - 1
         return limits.pool.units(final, final_tokens=final) > limits.pool.capacity
 
     def _request(self, index: int) -> Request:
         """Make the request that the engine works on; outputs end at max_seq_len."""
-        columns = self.requests
-        isl = int(columns.isl[index])
+        columns, isl = self.requests, self._isl[index]
         longest = self.limits.max_seq_len - isl
         request = Request(
             index=index,
             arrival_s=self.results.arrival_s[index],
             isl=isl,
-            osl=min(int(columns.osl[index]), longest),
-            max_tokens=min(int(columns.max_tokens[index]), longest),
+            osl=min(self._osl[index], longest),
+            max_tokens=min(self._max_tokens[index], longest),
         )
         if columns.priority is not None:
             request.priority = int(columns.priority[index])
@@ -200,19 +208,15 @@ class Engine:
 
     # Admission and chunks
 
-    @property
-    def _held(self) -> int:
-        """Requests that hold a slot."""
-        return len(self._started)
-
     def _admit(self) -> None:
         """Give slots and blocks to waiting requests until the first that does not fit."""
         capacity, waiting, kv = self.limits.capacity, self.waiting, self.kv
-        if not capacity.opens(active=self._held + len(self._leaving)):
+        active = len(self._started) + len(self._leaving)
+        if not capacity.opens(active=active):
             return
-        free_slots = self.slots - self._held - len(self._leaving)
+        free_slots = self.slots - active
         growth = 0 if self._reserves else kv.pool.growth(self._steps_taken, 1)
-        while waiting and free_slots > 0:
+        while waiting.count and free_slots > 0:
             request = waiting.first()
             if kv.must_wait(request) or not capacity.fits(request, kv, growth_units=growth):
                 return
@@ -232,11 +236,7 @@ class Engine:
     def _start(self, request: Request) -> None:
         request.order = self._admissions
         self._admissions += 1
-        self.kv.admit(
-            request,
-            final_tokens=final_tokens(request),
-            reserving=self._reserves,
-        )
+        self.kv.admit(request, reserving=self._reserves)
         self._prefilling.append(request)
         self._started[request] = None
 
@@ -278,13 +278,8 @@ class Engine:
         for request, chunk in chunks:
             tokens += chunk
             attended += chunk * (request.prefilled + 0.5 * chunk)
-        return MixedStep(
-            decoding=self.decoding,
-            decode_kv_len=self._context_tokens / self.decoding if self.decoding else 0.0,
-            prompts=len(chunks),
-            tokens=tokens,
-            attended=attended,
-        )
+        kv_len = self._context_tokens / self.decoding if self.decoding else 0.0
+        return MixedStep(self.decoding, kv_len, len(chunks), tokens, attended)
 
     def mixed_timing(self, step: MixedStep, *, added_s: float = 0.0) -> StepTiming:
         """Return when the next step runs if it is this one."""
@@ -362,8 +357,7 @@ class Engine:
             first_end_s = timing.start_s + timing.first_s
             last_start_s = timing.start_s + timing.until_last_s
             at_once = self.front_end.stream(first_end_s, last_start_s, steps - 1, self.decoding)
-        self._record(timing, steps)
-        self.steps.merge_last(at_once)
+        self._record(timing, steps, at_once=at_once)
         self._grow(steps)
         self._pass(timing)
         self._end_step()
@@ -385,16 +379,15 @@ class Engine:
         self._send(self._end_s)
         steps = self._finish_in() if self.decoding else MOST_STEPS
         # What leaves makes room for whoever waits, and for prefixes that would be evicted.
-        if self._leaving and (self.waiting or self.kv.cache is not None):
+        if self._leaving and (self.waiting.count or self.kv.cache is not None):
             steps = min(steps, self._leaving[0][0] - self._steps_taken)
         if not self._reserves:
             room = self.kv.room(reserving=False)
             steps = self.kv.pool.steps_within(self._steps_taken, room, steps)
         event_s = self.next_event_s()
         if event_s < math.inf and steps > 1:
-            lag = 1 if self._overlap else 0
             wait = span.steps_until(event_s - max(self._end_s, self._scheduled_s))
-            steps = min(steps, wait + lag)
+            steps = min(steps, wait + self._lag)
         return max(steps, 1)
 
     def next_event_s(self) -> float:
@@ -412,7 +405,6 @@ class Engine:
         """All decoding sequences gain a token a step."""
         if self.decoding:
             self.kv.grow(self._steps_taken, steps)
-            self.kv.make_room()
             self._context_tokens += steps * self.decoding
         self._steps_taken += steps
 
@@ -436,8 +428,7 @@ class Engine:
 
     def _leave(self, request: Request) -> None:
         del self._started[request]
-        lag = 1 if self._overlap else 0
-        self._leaving.append((self._steps_taken + lag, request))
+        self._leaving.append((self._steps_taken + self._lag, request))
 
     # Time and output
 
@@ -455,7 +446,7 @@ class Engine:
         while self._leaving:
             self.kv.release(self._leaving.popleft()[1])
         self._scheduled_s = max(self._scheduled_s, self._end_s)
-        return bool(self.waiting)
+        return self.waiting.count > 0
 
     def wait_until(self, event_s: float) -> None:
         """Sit idle until something happens; for ever if nothing does."""
@@ -465,30 +456,36 @@ class Engine:
         """The tokens of the last step planned leave the engine."""
         if not self._unsent_tokens:
             return
-        if output_s > self._end_s:
-            self.steps.delay_last(output_s - self._end_s)
         streamed_s = self.front_end.deliver(output_s, self._unsent_tokens)
-        self.steps.stream_last(streamed_s - output_s)
-        delivered_s = streamed_s + self._first_token_s
-        for request in self._unsent_first:
-            self.front_end.begin_stream()
-            self.results.first_token(request.index, delivered_s)
-        for request in self._unsent_last:
-            self.front_end.end_stream()
-            self.results.last_token(request.index, delivered_s)
-            self.source.finished(delivered_s)
-        self._unsent_first.clear()
-        self._unsent_last.clear()
         self._unsent_tokens = 0
+        self.steps.output_delay_s = max(output_s - self._end_s, 0.0)
+        self.steps.stream_delay_s = streamed_s - output_s
+        delivered_s = streamed_s + self._first_token_s
+        if self._unsent_first:
+            for request in self._unsent_first:
+                self.front_end.begin_stream()
+                self.results.first_token(request.index, delivered_s)
+            self._unsent_first.clear()
+        if self._unsent_last:
+            for request in self._unsent_last:
+                self.front_end.end_stream()
+                self.results.last_token(request.index, delivered_s)
+                self.source.finished(delivered_s)
+            self._unsent_last.clear()
 
     def _record(
-        self, timing: StepTiming, steps: int, prompts: int = 0, prompt_tokens: int = 0
+        self,
+        timing: StepTiming,
+        steps: int,
+        prompts: int = 0,
+        prompt_tokens: int = 0,
+        at_once: float = 1.0,
     ) -> None:
         """Log steps, with the prompts and prompt tokens of one."""
-        counts = (
-            steps, self.decoding, self._context_tokens, prompts, prompt_tokens, len(self.waiting),
+        start_s, end_s, kv = timing.start_s, timing.end_s, self.kv
+        self.steps.add(
+            start_s, end_s,
+            steps, self.decoding, self._context_tokens, prompts, prompt_tokens, self.waiting.count,
+            timing.first_s, end_s - start_s - timing.until_last_s, at_once,
+            kv.occupied, kv.pool.reserved,
         )  # fmt: skip
-        start_s, end_s = timing.start_s, timing.end_s
-        lengths_s = (timing.first_s, end_s - start_s - timing.until_last_s)
-        units = (self.kv.occupied, self.kv.pool.reserved)
-        self.steps.add((start_s, end_s), counts, units, lengths_s)

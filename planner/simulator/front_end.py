@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
 from operator import itemgetter
 
 from cost_models.frontend import FrontEndConstants
@@ -23,6 +22,7 @@ class FrontEnd:
         "_streaming",
         "_turn_s",
         "_written_s",
+        "next_s",
         "streams",
     )
 
@@ -39,6 +39,8 @@ class FrontEnd:
         """When it took, or will take, what it streams last: what comes until then joins that."""
         self._stream_s = constants.streamed_token_s + constants.streamed_chunk_s
         self._written_s = constants.streamed_chunk_s or constants.streamed_token_s
+        self.next_s = math.inf
+        """When a request passes next, or a turn of the loop begins; infinite if none waits."""
         self.streams = 0
         """Requests that delay a new one."""
 
@@ -47,23 +49,25 @@ class FrontEnd:
         constants = self._constants
         if constants.accepts_together:
             self._reading.append((arrival_s, index, isl, False))
-            return
-        work_s = constants.request_s + isl * constants.prompt_token_s
-        self._work(max(arrival_s, self._accepted_s), work_s)
-        self._pass(index)
-        self.streams += 1
+        else:
+            work_s = constants.request_s + isl * constants.prompt_token_s
+            self._work(max(arrival_s, self._accepted_s), work_s)
+            self._pass(index)
+            self.streams += 1
+        self.next_s = self._next_s()
 
-    def passed(self, now_s: float) -> Iterator[int]:
-        """Yield the requests that are with the engine by now, in order."""
+    def passed(self, now_s: float) -> list[int]:
+        """Return the requests that have come to the engine since the last call, in order."""
         reading, passed = self._reading, self._passed
         while reading and max(self._accepted_s, reading[0][0]) <= now_s:
             self._take_turn()
+        come = []
         while passed and passed[0][0] <= now_s:
-            yield passed.popleft()[1]
+            come.append(passed.popleft()[1])
+        self.next_s = self._next_s()
+        return come
 
-    @property
-    def next_s(self) -> float:
-        """When a request passes next, or a turn of the loop begins; infinite if none waits."""
+    def _next_s(self) -> float:
         next_s = self._passed[0][0] if self._passed else math.inf
         if self._reading:
             next_s = min(next_s, max(self._accepted_s, self._reading[0][0]))
@@ -115,7 +119,6 @@ class FrontEnd:
         Returns:
             The steps whose tokens a client gets at once, on average.
 
-
         Each step's tokens wait for the loop: D ← max(D, end) + work. Over steps that grow
         longer, the last D follows from the first and the last end alone.
         """
@@ -124,8 +127,9 @@ class FrontEnd:
             return 1.0
         if tokens <= self._constants.merged_streams:
             return steps / max(self._turns(first_s, last_s, steps, tokens), 1)
-        waited = max(self._streaming, first_s) + steps * work_s
-        self._streaming = max(waited, last_s + work_s)
+        begun_s = self._streaming if self._streaming > first_s else first_s
+        waited_s, kept_up_s = begun_s + steps * work_s, last_s + work_s
+        self._streaming = waited_s if waited_s > kept_up_s else kept_up_s
         self._turn_s = self._streaming - work_s
         return 1.0
 

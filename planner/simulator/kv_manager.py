@@ -14,7 +14,7 @@ class KvManager:
     cache's. `pool.reserved` holds what the policy has promised.
     """
 
-    __slots__ = ("_cache", "_hash_tokens", "_shape", "pool")
+    __slots__ = ("_hash_tokens", "_shape", "cache", "pool")
 
     def __init__(
         self, shape: PoolShape, *, reuse_hash_tokens: int = 0, host_blocks: int = 0
@@ -22,60 +22,56 @@ class KvManager:
         self.pool = BlockPool(shape)
         self._shape = shape
         self._hash_tokens = reuse_hash_tokens
-        self._cache = (
+        self.cache = (
             PrefixCache(
                 self.pool, reuse_hash_tokens // shape.tokens_per_block, host_blocks=host_blocks
             )
             if reuse_hash_tokens
             else None
         )
-
-    @property
-    def cache(self) -> PrefixCache | None:
         """The prefix cache; None without block reuse."""
-        return self._cache
 
     @property
     def occupied(self) -> int:
         """Units held by running sequences, shared prefixes counted once."""
-        return self.pool.used + (self._cache.pinned if self._cache else 0)
+        return self.pool.used + (self.cache.pinned if self.cache else 0)
 
-    def needed_units(self, request: Request, tokens: int, *, final_tokens: int) -> int:
+    def needed_units(self, request: Request, tokens: int) -> int:
         """Return the units of room that a request of `tokens` takes, beside prefixes in use."""
-        units = self._shape.units(tokens, final_tokens=final_tokens)
-        cache = self._cache
+        units = self._shape.units(tokens, final_tokens=request.final_tokens)
+        cache = self.cache
         if cache is None or not request.hashes:
             return units
         in_use = cache.num_pinned(request.hashes[: self._reusable(cache, request)])
         return units - in_use * cache.blocks_per_hash
 
-    def _own_units(self, request: Request, tokens: int, *, final_tokens: int) -> int:
+    def _own_units(self, request: Request, tokens: int) -> int:
         """Return the units that are a request's alone, its shared prefix left out."""
-        units = self._shape.units(tokens, final_tokens=final_tokens)
-        if self._cache is None:
+        units = self._shape.units(tokens, final_tokens=request.final_tokens)
+        if self.cache is None:
             return units
-        return units - request.pinned * self._cache.blocks_per_hash
+        return units - request.pinned * self.cache.blocks_per_hash
 
     def must_wait(self, request: Request) -> bool:
         """Whether the next block of its prompt is being computed by an earlier request."""
-        if self._cache is None or not request.hashes:
+        if self.cache is None or not request.hashes:
             return False
-        return self._cache.next_is_computing(request.hashes)
+        return self.cache.next_is_computing(request.hashes)
 
     def room(self, *, reserving: bool) -> int:
         """Return units that may be given or promised; idle prefixes make way."""
         pool = self.pool
         taken = pool.reserved if reserving else pool.used
-        return self._shape.capacity - taken - (self._cache.pinned if self._cache else 0)
+        return self._shape.capacity - taken - (self.cache.pinned if self.cache else 0)
 
-    def admit(self, request: Request, *, final_tokens: int, reserving: bool) -> None:
+    def admit(self, request: Request, *, reserving: bool) -> None:
         """Give a request the blocks of its prompt and, if the policy reserves, promise the rest."""
-        if self._cache is not None and request.hashes:
-            self._share(self._cache, request)
+        if self.cache is not None and request.hashes:
+            self._share(self.cache, request)
         if reserving:
-            request.reserved = self._own_units(request, final_tokens, final_tokens=final_tokens)
+            request.reserved = self._own_units(request, request.final_tokens)
             self.pool.reserved += request.reserved
-        request.blocks = self._own_units(request, request.prefill_len, final_tokens=final_tokens)
+        request.blocks = self._own_units(request, request.prefill_len)
         self.pool.used += request.blocks
         self.make_room()
         block = self._shape.tokens_per_block
@@ -87,12 +83,12 @@ class KvManager:
 
     def take_onboarded(self) -> int:
         """Return the blocks that came back from host memory since the last call."""
-        return self._cache.take_onboarded() if self._cache else 0
+        return self.cache.take_onboarded() if self.cache else 0
 
     def prefilled(self, request: Request) -> None:
         """The prompt is computed: its full blocks can be shared from now on."""
-        if self._cache is not None and request.hashes:
-            moved = self._cache.store(request)
+        if self.cache is not None and request.hashes:
+            moved = self.cache.store(request)
             self.pool.used -= moved
             request.blocks -= moved
             promised = moved if request.reserved else 0
@@ -116,10 +112,12 @@ class KvManager:
     def grow(self, steps_taken: int, steps: int) -> None:
         """Charge the pool for consecutive steps of all decoding sequences."""
         self.pool.used += self.pool.growth(steps_taken, steps)
+        if self.cache is not None:
+            self.make_room()
 
     def make_room(self) -> None:
         """Evict idle prefixes until sequences and cache fit together."""
-        cache = self._cache
+        cache = self.cache
         if cache is not None:
             over = self.pool.used + cache.cached_blocks - self._shape.capacity
             if over > 0:
@@ -130,8 +128,8 @@ class KvManager:
         self.pool.used -= request.blocks
         self.pool.reserved -= request.reserved
         own = request.table
-        if self._cache is not None and request.hashes:
-            own = self._cache.unpin(request)
+        if self.cache is not None and request.hashes:
+            own = self.cache.unpin(request)
         self.pool.recycle(own)
         request.blocks = request.reserved = 0
         request.table = []

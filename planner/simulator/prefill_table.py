@@ -79,8 +79,9 @@ class PrefillTable:
 
 def _position(knots: Sequence[float], value: float) -> tuple[int, float]:
     """Return the interval that holds `value` and how far along it lies, clamped to the table."""
-    i = min(max(bisect_right(knots, value) - 1, 0), len(knots) - 2)
-    return i, min((value - knots[i]) / (knots[i + 1] - knots[i]), 1.0)
+    i = bisect_right(knots, value, 1, len(knots) - 1) - 1
+    share = (value - knots[i]) / (knots[i + 1] - knots[i])
+    return i, share if share < 1.0 else 1.0
 
 
 def _chunk_knots(seconds: Seconds, max_chunk: int) -> FloatArray:

@@ -75,19 +75,19 @@ class WaitingQueue:
         self._cache = kv.cache if isinstance(order, LongestPrefixMatch) else None
         self._heap: list[_Entry] = []
         self._paused = 0
-
-    def __len__(self) -> int:
-        """Return how many wait."""
-        return len(self._heap)
+        self.count = 0
+        """Requests that wait."""
 
     def push(self, request: Request) -> None:
         """Queue a request."""
         heappush(self._heap, (self._order.key(request), request.index, request))
+        self.count += 1
 
     def push_first(self, request: Request) -> None:
         """Queue a paused request before all others."""
         self._paused -= 1
         heappush(self._heap, (-math.inf, self._paused, request))
+        self.count += 1
 
     def first(self) -> Request:
         """Return who is next."""
@@ -95,6 +95,7 @@ class WaitingQueue:
 
     def remove(self, request: Request) -> None:
         """Take out the request that `first` named."""
+        self.count -= 1
         if self._heap[0][2] is request:
             heappop(self._heap)
             return
@@ -103,7 +104,7 @@ class WaitingQueue:
 
     def _best(self) -> _Entry:
         cache = self._cache
-        if cache is None or len(self._heap) == 1:
+        if cache is None or self.count == 1:
             return self._heap[0]
         ahead = nsmallest(LOOK_AHEAD, self._heap, key=lambda entry: entry[:2])
         return max(ahead, key=lambda entry: cache.matched(entry[2].hashes))

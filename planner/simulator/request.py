@@ -11,6 +11,7 @@ class Request:
         "blocks",
         "cached_tokens",
         "context_offset",
+        "final_tokens",
         "finish_step",
         "generated",
         "hashes",
@@ -40,6 +41,8 @@ class Request:
         """Tokens that it will produce; the engine does not know."""
         self.max_tokens = max_tokens
         """Tokens that the client allows; what a policy that never evicts reserves."""
+        self.final_tokens = isl + max_tokens - 1
+        """Cached tokens at which it ends at the latest; its last token is never cached."""
         self.priority = 0
         self.predicted_osl = float(osl)
         self.hashes: tuple[int, ...] = ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,66 +50,48 @@ class StepLog:
         return int(self.steps.sum())
 
 
+_COLUMNS = {
+    **dict.fromkeys(("output_delay_s", "stream_delay_s"), "f4"),
+    **dict.fromkeys(("start_s", "end_s"), "f8"),
+    **dict.fromkeys(
+        ("steps", "decoding", "context_tokens", "prompts", "prompt_tokens", "waiting"), "i4"
+    ),
+    **dict.fromkeys(("first_step_s", "last_step_s", "steps_at_once"), "f4"),
+    **dict.fromkeys(("used_units", "reserved_units"), "f4"),
+}
+"""A row as it is packed: the two delays are those of the row before, known only by then."""
+
+_PACKED = Struct("=2f2d6i5f")
+
+
 class StepRecorder:
     """Grows a `StepLog` row by row, 68 bytes each."""
 
-    __slots__ = ("_counts", "_shares", "_times")
+    __slots__ = ("_rows", "output_delay_s", "stream_delay_s")
 
     def __init__(self) -> None:
-        self._times = array("d")
-        self._counts = array("i")
-        self._shares = array("f")
+        self._rows = bytearray()
+        self.output_delay_s = 0.0
+        """How much later than its end the tokens of the last row's last step left."""
+        self.stream_delay_s = 0.0
+        """How much later than that they were streamed."""
 
-    def add(
-        self,
-        span_s: tuple[float, float],
-        counts: tuple[int, int, int, int, int, int],
-        units: tuple[int, int],
-        ends_s: tuple[float, float],
-    ) -> None:
-        """Add a row.
+    def add(self, *columns: float) -> None:
+        """Add a row of steps, whose tokens have yet to leave.
 
         Args:
-            span_s: Start of the first and end of the last step.
-            counts: Steps, decoding, context tokens, prompts, prompt tokens, waiting.
-            units: Used and reserved in the block pool.
-            ends_s: Length of the first and of the last step.
+            columns: Start of the first and end of the last step; steps, decoding, context tokens,
+                prompts, prompt tokens, waiting; length of the first and of the last step, steps
+                that a client gets at once; used and reserved units of the block pool.
         """
-        self._times.extend(span_s)
-        self._counts.extend(counts)
-        self._shares.extend((*ends_s, 0.0, 0.0, 1.0, *units))
-
-    def delay_last(self, delay_s: float) -> None:
-        """Note that the tokens of the last row's last step left late."""
-        self._shares[-5] = delay_s
-
-    def stream_last(self, delay_s: float) -> None:
-        """Note that the front end was late with the tokens of the last row's last step."""
-        self._shares[-4] = delay_s
-
-    def merge_last(self, steps_at_once: float) -> None:
-        """Note how many of the last row's steps a client saw at once."""
-        self._shares[-3] = steps_at_once
+        self._rows += _PACKED.pack(self.output_delay_s, self.stream_delay_s, *columns)
+        self.output_delay_s = self.stream_delay_s = 0.0
 
     def log(self) -> StepLog:
         """Return the rows so far."""
-        times = np.frombuffer(self._times, np.float64).reshape(-1, 2)
-        counts = np.frombuffer(self._counts, np.int32).reshape(-1, 6)
-        shares = np.frombuffer(self._shares, np.float32).reshape(-1, 7)
-        return StepLog(
-            start_s=times[:, 0],
-            end_s=times[:, 1],
-            steps=counts[:, 0],
-            decoding=counts[:, 1],
-            context_tokens=counts[:, 2],
-            prompts=counts[:, 3],
-            prompt_tokens=counts[:, 4],
-            waiting=counts[:, 5],
-            first_step_s=shares[:, 0],
-            last_step_s=shares[:, 1],
-            output_delay_s=shares[:, 2],
-            stream_delay_s=shares[:, 3],
-            steps_at_once=shares[:, 4],
-            used_units=shares[:, 5],
-            reserved_units=shares[:, 6],
-        )
+        rows = np.frombuffer(self._rows, np.dtype(list(_COLUMNS.items())))
+        columns = {name: rows[name] for name in _COLUMNS}
+        for name in ("output_delay_s", "stream_delay_s"):
+            last = np.float32(getattr(self, name))
+            columns[name] = np.append(columns[name], last)[1:]
+        return StepLog(**columns)
