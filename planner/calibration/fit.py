@@ -218,8 +218,7 @@ class Fitter:
         """Return the misses of runs, apart from what moves all metrics of a run together."""
         found = self._workers.misses(values, rows)
         return [
-            shared_apart(missed, self._shared[row])
-            for row, missed in zip(rows, found, strict=True)
+            shared_apart(missed, self._shared[row]) for row, missed in zip(rows, found, strict=True)
         ]
 
     def _measured_shared(

@@ -64,6 +64,10 @@ def solve(
     return fit
 
 
+NOT_SHARED = 1e-9
+"""Spread over the noise below which a common error is none: its column is of no run's kind."""
+
+
 def shared_apart(misses: FloatArray, shared: FloatArray) -> FloatArray:
     """Return misses that have errors in common as independent ones of variance 1.
 
@@ -81,6 +85,7 @@ def shared_apart(misses: FloatArray, shared: FloatArray) -> FloatArray:
         Shape [n + effects].
     """
     along, spread, _ = np.linalg.svd(shared, full_matrices=False)
+    along = np.where(spread > NOT_SHARED, along, 0.0)
     parts = along.T @ misses
     return np.concatenate([misses - along @ parts, parts / np.sqrt(1.0 + spread**2)])
 

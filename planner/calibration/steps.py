@@ -38,7 +38,7 @@ EVALUATIONS = 6
 SETTLED = 5e-4
 """Share of the loss that a step must gain for another one to follow."""
 
-HOST_STARTS = (0.0, 1.0)
+HOST_STARTS = (0.0, 1.0, 2.0)
 """Where solutions start: all constants of the host so many deviations above their priors."""
 
 ROUNDS = 5
