@@ -15,7 +15,7 @@ from cost_models.operators.fit import OperatorFit
 from cost_models.operators.gemm import GemmParams
 from cost_models.operators.mla import MlaBmmParams, MlaDecodeParams, MlaPrefillParams
 from cost_models.operators.moe import MoeParams
-from cost_models.step_constants import StepConstants
+from cost_models.step_constants import OPERATOR_FAMILIES, StepConstants
 
 HOST_STEP_CONSTANTS = (
     "host_s", "host_per_sequence_s", "eager_layer_s", "eager_layer_tp_s", "eager_sequence_s",
@@ -127,3 +127,10 @@ class Calibration:
         return replace(
             self, step=replace(self.step, **step), front_end=replace(self.front_end, **front)
         )
+
+    def slower(self, factor: float) -> Calibration:
+        """Return the same on a machine, GPU and host, that takes so many times as long."""
+        scale = self.step.family_scale
+        slower = {name: factor * scale.get(name, 1.0) for name in OPERATOR_FAMILIES}
+        host = self.with_slower_host(factor)
+        return replace(host, step=replace(host.step, family_scale={**scale, **slower}))

@@ -14,6 +14,12 @@ FP8_TILE_ROWS = (64, 128)
 LONG_CONTEXT_TOKENS = 4096
 """Cached tokens of a sequence at which half of a long context's excess is felt."""
 
+OPERATOR_FAMILIES = (
+    "gemm", "attention_decode", "attention_prefill", "moe", "elementwise", "lm_head",
+    "communication", "gaps",
+)  # fmt: skip
+"""What `family_scale` may scale: all of a step but the host's work and its launches."""
+
 EFFICIENCY_BLOCK_TOKENS = 16
 """Block size for which `attention_decode_fp8_bytes_per_flop` is meant, vLLM's default."""
 

@@ -31,8 +31,8 @@ from planner.calibration.constants import (
     with_constants,
 )
 from planner.calibration.own import own_operators
-from planner.calibration.solver import solve_costly
-from planner.calibration.steps import SeenRun, StepFit, fit_steps
+from planner.calibration.solver import shared_apart, solve_costly
+from planner.calibration.steps import RUN_LOG_SD, SeenRun, StepFit, fit_steps
 from planner.calibration.unknowns import Slopes, Unknowns
 from planner.measuring.runs import MeasuredRun
 from planner.validation.validate import FRONT_END_LIMITED, calibration_from, predict_run_with
@@ -160,6 +160,7 @@ class Fitter:
         self._workers = _Workers(self.runs)
         self._steps: StepFit | None = None
         self._slopes: Slopes | None = None
+        self._shared: Mapping[int, FloatArray] = {}
 
     def __enter__(self) -> Fitter:
         """Return itself; processes start with the first simulation."""
@@ -190,9 +191,10 @@ class Fitter:
         start = np.zeros(len(unknowns.names))
 
         def missed(z: FloatArray) -> list[FloatArray]:
-            return self._workers.misses({**steps.values, **unknowns.values(z)}, rows)
+            return self._misses({**steps.values, **unknowns.values(z)}, rows)
 
         if self._slopes is None:
+            self._shared = self._measured_shared(steps, unknowns, rows)
             self._slopes = self._measured_slopes(steps, unknowns, rows)
         keys = [str(row) for row in rows]
         fit = solve_costly(
@@ -212,15 +214,37 @@ class Fitter:
             ),
         )
 
+    def _misses(self, values: Mapping[str, float], rows: Sequence[int]) -> list[FloatArray]:
+        """Return the misses of runs, apart from what moves all metrics of a run together."""
+        found = self._workers.misses(values, rows)
+        return [
+            shared_apart(missed, self._shared[row]) for row, missed in zip(rows, found, strict=True)
+        ]
+
+    def _measured_shared(
+        self, steps: StepFit, unknowns: Unknowns, rows: Sequence[int]
+    ) -> dict[int, FloatArray]:
+        """Return by how much a run's misses move when its machine is a deviation slower.
+
+        Near capacity that is many times what a step takes longer, so such a run tells less of it.
+        """
+        values = {**steps.values, **unknowns.values(np.zeros(len(unknowns.names)))}
+        base = self._workers.misses(values, rows)
+        slower = self._workers.misses(values, rows, slower=math.exp(RUN_LOG_SD))
+        return {
+            row: (after - before)[:, None]
+            for row, after, before in zip(rows, slower, base, strict=True)
+        }
+
     def _measured_slopes(self, steps: StepFit, unknowns: Unknowns, rows: Sequence[int]) -> Slopes:
         start = np.zeros(len(unknowns.names))
-        base = self._workers.misses({**steps.values, **unknowns.values(start)}, rows)
+        base = self._misses({**steps.values, **unknowns.values(start)}, rows)
 
         def moved(z: FloatArray, name: str) -> list[FloatArray]:
             """Simulate the runs that a constant may reach; the others stay where they were."""
             reached = [row for row in rows if self._may_reach(name, row)]
             values = {**steps.values, **unknowns.values(z)}
-            found = dict(zip(reached, self._workers.misses(values, reached), strict=True))
+            found = dict(zip(reached, self._misses(values, reached), strict=True))
             return [found.get(row, own) for row, own in zip(rows, base, strict=True)]
 
         return Slopes.measured(
@@ -282,11 +306,19 @@ class _Workers:
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
 
-    def misses(self, values: Mapping[str, float], rows: Sequence[int]) -> list[FloatArray]:
-        """Return the misses of some runs, named by their number, under these constants."""
+    def misses(
+        self, values: Mapping[str, float], rows: Sequence[int], *, slower: float = 1.0
+    ) -> list[FloatArray]:
+        """Return the misses of some runs, named by their number, under these constants.
+
+        Args:
+            values: Constants.
+            rows: Numbers of the runs.
+            slower: Times as long as they say that the machine takes.
+        """
         count = len(self._pools)
         tasks = [
-            self._pools[row % count].submit(_misses_of_task, row // count, dict(values))
+            self._pools[row % count].submit(_misses_of_task, row // count, dict(values), slower)
             for row in rows
         ]
         return [np.array(task.result()) for task in tasks]
@@ -300,9 +332,9 @@ def _receive_runs(runs: Sequence[MeasuredRun]) -> None:
     _worker_runs.extend(runs)
 
 
-def _misses_of_task(row: int, values: Mapping[str, float]) -> list[float]:
+def _misses_of_task(row: int, values: Mapping[str, float], slower: float) -> list[float]:
     run = _worker_runs[row]
-    return misses(run, calibrated(run, values))
+    return misses(run, calibrated(run, values).slower(slower))
 
 
 def most_different(runs: Sequence[MeasuredRun], count: int) -> list[MeasuredRun]:

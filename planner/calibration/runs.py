@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,10 +38,13 @@ from planner.calibration.solver import OUTLIER
 from planner.calibration.text import text_rates
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, read_runs
-from planner.validation.validate import Row, Validation, predict_run_with
+from planner.validation.validate import Row, Validation, errors_by_metric, predict_run_with
 
 MOST_FOLDS = 5
 """Parts of the runs of one model that are left out in turn."""
+
+GAINS = ("tpot_ms.mean", "output_tok_per_s", "output_tok_per_s_per_gpu", "ttft_ms.mean")
+"""Metrics by which a fit must predict left-out runs better than its priors do."""
 
 
 def calibrate_runs(
@@ -62,7 +66,9 @@ def calibrate_runs(
     if not runs:
         raise ProfileError(f"{names}: no usable run of engine {engine!r}")
     priors, prior_line = priors_for(runs)
-    checked = fitted_and_left_out(runs, priors=priors, progress=progress)
+    checked, gain_lines = kept_where_it_gains(
+        fitted_and_left_out(runs, priors=priors, progress=progress), priors
+    )
     fit = checked.fit
     shipped = load_calibration(load_gpu(runs[0].gpu), engine)
     memory = fit_memory(runs, shipped)
@@ -83,6 +89,7 @@ def calibrate_runs(
     write_text(Path(out), json.dumps(content, indent=1) + "\n")
     return [
         prior_line,
+        *gain_lines,
         *fit.lines(),
         *memory.lines(),
         *rates.lines(),
@@ -235,6 +242,40 @@ def fitted_and_left_out(
         folds=tuple(own_folds),
         seconds=fitter.seconds,
     )
+
+
+def kept_where_it_gains(
+    checked: Checked, priors: Mapping[str, Constant]
+) -> tuple[Checked, list[str]]:
+    """Return the fit where it predicts runs that it did not see better than its priors do.
+
+    Left-out runs choose between the two (cross-validation: Stone, JRSS B 36, 1974), by the
+    geometric mean of their errors' ratios over `GAINS`. Else the priors stay, with the errors that
+    they make of these runs.
+
+    Args:
+        checked: A fit, and what it says of runs that were left out of it.
+        priors: Of that fit.
+
+    Returns:
+        What is kept, and words that say it; none where no run was left out.
+    """
+    values = {name: constant.prior for name, constant in priors.items()}
+    rows = [predict_run_with(row.run, calibrated(row.run, values)) for row in checked.left_out]
+    before, after = errors_by_metric(rows), errors_by_metric(checked.left_out)
+    shown = [name for name in GAINS if name in before and before[name].mape_pct > 0]
+    if not shown:
+        return checked, []
+    words = ", ".join(
+        f"{name} {before[name].mape_pct:.1f} -> {after[name].mape_pct:.1f} %" for name in shown
+    )
+    gained = math.prod(after[name].mape_pct / before[name].mape_pct for name in shown) < 1
+    line = f"runs that were left out, with the priors -> with the fit on the others: {words}"
+    if gained:
+        return checked, [f"{line}: the fit holds"]
+    errors = {name: constant.log_sd for name, constant in priors.items()}
+    fit = Fit(values=values, relative_errors=errors, not_told=())
+    return replace(checked, fit=fit, left_out=tuple(rows)), [f"{line}: no gain, the priors stay"]
 
 
 def _silent(done: int, in_all: int) -> None:

@@ -64,6 +64,32 @@ def solve(
     return fit
 
 
+NOT_SHARED = 1e-9
+"""Spread over the noise below which a common error is none: its column is of no run's kind."""
+
+
+def shared_apart(misses: FloatArray, shared: FloatArray) -> FloatArray:
+    """Return misses that have errors in common as independent ones of variance 1.
+
+    With unit noise and common errors the covariance is V = I + S S^T (a random effect for each
+    column of S: Laird and Ware, Biometrics 38, 1982). With S = U D W^T the squares of what is
+    returned add up to m^T V^-1 m: the part of m along each column of U, over sqrt(1 + D^2), and
+    the rest as it is. However many misses there are, they tell of what is along a column no more
+    than one observation with its spread does, and the loss bounds its pull as one outlier.
+
+    Args:
+        misses: Over their expected noise, shape [n].
+        shared: Standard deviations of common errors over the same noise, shape [n, effects].
+
+    Returns:
+        Shape [n + effects].
+    """
+    along, spread, _ = np.linalg.svd(shared, full_matrices=False)
+    along = np.where(spread > NOT_SHARED, along, 0.0)
+    parts = along.T @ misses
+    return np.concatenate([misses - along @ parts, parts / np.sqrt(1.0 + spread**2)])
+
+
 DAMPINGS = (0.0, 1.0, 5.0, 25.0)
 """Added to the curvature, more and more, until a step helps."""
 
