@@ -108,6 +108,16 @@ class Solution:
     jac: FloatArray
     loss: float
 
+    @property
+    def doubt(self) -> float:
+        """Return -2 log of what the residuals say for this minimum, but for a constant.
+
+        Laplace's approximation: depth and width of a minimum both count, so of two that explain
+        the residuals alike, the one that asks for less precise constants is the likelier
+        (MacKay, Neural Computation 4, 1992).
+        """
+        return self.loss + float(np.linalg.slogdet(self.jac.T @ self.jac)[1])
+
 
 def solve_costly(
     residuals: Callable[[FloatArray], FloatArray],
