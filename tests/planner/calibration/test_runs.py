@@ -16,6 +16,7 @@ import pytest
 from cost_models.calibration_io import read_engine_file
 from planner.calibration.constants import shipped_priors
 from planner.calibration.fit import Fit, calibrated, fit_constants
+from planner.calibration.steps import RUN_LOG_SD
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import predict_run, predict_run_with, validate
 
@@ -89,7 +90,7 @@ def test_another_machine_is_predicted_after_the_fit(fitted: Fit, runs_file: Path
         for row in (predict_run_with(r, calibrated(r, fitted.values)) for r in _read(runs_file))
     ]
     assert before > 8
-    assert max(after) < 0.03
+    assert max(after) < RUN_LOG_SD  # what every run may be off by itself
 
 
 def test_what_runs_cannot_tell_stays_and_is_said(fitted: Fit) -> None:
