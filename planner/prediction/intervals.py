@@ -28,20 +28,19 @@ MEMORY_METRICS: Mapping[str, float] = {
 No error seen on TensorRT-LLM's and vLLM's logs was larger.
 """
 
-SAME_ERROR_AS: Mapping[str, str] = {
-    "itl_ms": "tpot_ms.mean",
-    "e2el_ms": "tpot_ms.mean",
-    "output_tok_per_s": "output_tok_per_s_per_gpu",
-    "request_per_s": "output_tok_per_s_per_gpu",
-    "goodput_request_per_s": "output_tok_per_s_per_gpu",
-    "usd_per_million_output_tokens": "output_tok_per_s_per_gpu",
-    "output_tokens_per_joule": "output_tok_per_s_per_gpu",
-}
-"""Metric whose checked error stands for another's."""
+RATES_ALIKE = ("output_tok_per_s_per_gpu", "output_tok_per_s", "request_per_s")
+"""Rates that differ by constants of a run: the error of one is that of all."""
 
-RATES = frozenset(
-    {"request_per_s", "goodput_request_per_s", "output_tok_per_s", "output_tok_per_s_per_gpu"}
-)
+SAME_ERROR_AS: Mapping[str, tuple[str, ...]] = {
+    "itl_ms": ("tpot_ms.mean",),
+    "e2el_ms": ("tpot_ms.mean",),
+    "goodput_request_per_s": RATES_ALIKE,
+    "usd_per_million_output_tokens": RATES_ALIKE,
+    "output_tokens_per_joule": RATES_ALIKE,
+}
+"""Metrics whose checked error stands for another's, the first that is known."""
+
+RATES = frozenset({*RATES_ALIKE, "goodput_request_per_s"})
 COST = "usd_per_million_output_tokens"
 
 TABLE_BLOCK_TOKENS = 64
@@ -186,15 +185,19 @@ def _log_interval(name: str, calibration: Calibration, regime: str) -> tuple[flo
     if name in MEMORY_METRICS:
         return -MEMORY_METRICS[name], MEMORY_METRICS[name]
     metric = name.split(".", maxsplit=1)[0]
+    alike = RATES_ALIKE if name in RATES_ALIKE else ()
     for known, widening in (
         (name, 1.0),
+        *((rate, 1.0) for rate in alike),
         (f"{metric}.mean", UNCHECKED_WIDENING),
-        (SAME_ERROR_AS.get(metric, ""), UNCHECKED_WIDENING),
+        *((other, UNCHECKED_WIDENING) for other in SAME_ERROR_AS.get(metric, ())),
     ):
         for key in interval_keys(known, regime):
             if key in calibration.intervals:
                 quantiles = calibration.intervals[key]
-                return quantiles.log_q05 * widening, quantiles.log_q95 * widening
+                ends = quantiles.log_q05 * widening, quantiles.log_q95 * widening
+                # Cost is one over a rate: what is cheap for one is fast for the other.
+                return (-ends[1], -ends[0]) if name == COST else ends
     return -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
 
 

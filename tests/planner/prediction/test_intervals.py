@@ -104,3 +104,26 @@ def test_no_more_is_served_than_comes() -> None:
 def test_clients_that_wait_for_answers_bring_as_many_as_are_served() -> None:
     found = api.predict(gpu="h200", workload="ladder").metrics["request_per_s"]
     assert found.interval_90[1] > 1.01 * found.value
+
+
+@pytest.mark.parametrize("engine", ["trtllm", "vllm"])
+def test_rates_of_one_run_are_off_by_the_same(engine: str) -> None:
+    """Clients' requests, their tokens, and those of each GPU differ by constants."""
+    calibration = load_calibration(load_gpu("h200"), engine)
+    ends_of = {
+        rate: interval_90(rate, 1.0, calibration, Provenance.CALIBRATED, regime="closed_loop")
+        for rate in ("request_per_s", "output_tok_per_s", "output_tok_per_s_per_gpu")
+    }
+    assert len(set(ends_of.values())) == 1
+    # Goodput hangs on who keeps the limits, too; it is wider than a rate, not unknown.
+    low, _ = interval_90("goodput_request_per_s", 1.0, calibration, Provenance.CALIBRATED)
+    assert math.exp(-1.5 * 0.25) < low < ends_of["request_per_s"][0]
+
+
+def test_a_token_costs_most_where_the_rate_is_least(lopsided: Calibration) -> None:
+    found = {"output_tok_per_s": ErrorQuantiles(log_q05=-0.2, log_q95=0.02)}
+    calibration = replace(lopsided, intervals=found)
+    low, high = interval_90(
+        "usd_per_million_output_tokens", 1.0, calibration, Provenance.CALIBRATED
+    )
+    assert (math.log(low), math.log(high)) == pytest.approx((-1.5 * 0.02, 1.5 * 0.2))
