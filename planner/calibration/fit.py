@@ -191,18 +191,23 @@ class Fitter:
         start = np.zeros(len(unknowns.names))
 
         def missed(z: FloatArray) -> list[FloatArray]:
-            return self._misses({**steps.values, **unknowns.values(z)}, rows)
+            found = self._workers.misses({**steps.values, **unknowns.values(z)}, rows)
+            return self._apart(found, rows)
 
+        at_start = {**steps.values, **unknowns.values(start)}
+        found = self._workers.misses(at_start, rows)
         if self._slopes is None:
-            self._shared = self._measured_shared(steps, unknowns, rows)
-            self._slopes = self._measured_slopes(steps, unknowns, rows)
+            self._shared = self._measured_shared(at_start, found, rows)
+        base = self._apart(found, rows)
+        if self._slopes is None:
+            self._slopes = self._measured_slopes(steps, unknowns, base, rows)
         keys = [str(row) for row in rows]
         fit = solve_costly(
             lambda z: np.concatenate([*missed(z), z]),
             start,
             bounds=unknowns.bounds,
             steps=STEPS,
-            jac=self._slopes.jacobian(unknowns, keys, missed(start)),
+            jac=self._slopes.jacobian(unknowns, keys, base),
         )
         errors = {**steps.log_sds, **unknowns.relative_errors(fit.jac)}
         values = {**steps.values, **unknowns.values(fit.x)}
@@ -214,37 +219,41 @@ class Fitter:
             ),
         )
 
-    def _misses(self, values: Mapping[str, float], rows: Sequence[int]) -> list[FloatArray]:
+    def _apart(self, found: Sequence[FloatArray], rows: Sequence[int]) -> list[FloatArray]:
         """Return the misses of runs, apart from what moves all metrics of a run together."""
-        found = self._workers.misses(values, rows)
         return [
             shared_apart(missed, self._shared[row]) for row, missed in zip(rows, found, strict=True)
         ]
 
     def _measured_shared(
-        self, steps: StepFit, unknowns: Unknowns, rows: Sequence[int]
+        self, values: Mapping[str, float], base: Sequence[FloatArray], rows: Sequence[int]
     ) -> dict[int, FloatArray]:
-        """Return by how much a run's misses move when its machine is a deviation slower.
+        """Return by how much runs' misses under these constants move on a slower machine.
 
-        Near capacity that is many times what a step takes longer, so such a run tells less of it.
+        It is a deviation slower; near capacity they move by many times that, so such a run tells
+        less of a step.
         """
-        values = {**steps.values, **unknowns.values(np.zeros(len(unknowns.names)))}
-        base = self._workers.misses(values, rows)
         slower = self._workers.misses(values, rows, slower=math.exp(RUN_LOG_SD))
         return {
             row: (after - before)[:, None]
             for row, after, before in zip(rows, slower, base, strict=True)
         }
 
-    def _measured_slopes(self, steps: StepFit, unknowns: Unknowns, rows: Sequence[int]) -> Slopes:
+    def _measured_slopes(
+        self,
+        steps: StepFit,
+        unknowns: Unknowns,
+        base: Sequence[FloatArray],
+        rows: Sequence[int],
+    ) -> Slopes:
         start = np.zeros(len(unknowns.names))
-        base = self._misses({**steps.values, **unknowns.values(start)}, rows)
 
         def moved(z: FloatArray, name: str) -> list[FloatArray]:
             """Simulate the runs that a constant may reach; the others stay where they were."""
             reached = [row for row in rows if self._may_reach(name, row)]
             values = {**steps.values, **unknowns.values(z)}
-            found = dict(zip(reached, self._misses(values, reached), strict=True))
+            misses = self._apart(self._workers.misses(values, reached), reached)
+            found = dict(zip(reached, misses, strict=True))
             return [found.get(row, own) for row, own in zip(rows, base, strict=True)]
 
         return Slopes.measured(

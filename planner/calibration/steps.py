@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ MOST_BUSY = 0.3
 """Share of such steps from which a window says nothing of the engine."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Windows:
     """Spans of a run's steps, beside what each took."""
 
@@ -92,7 +93,7 @@ class Windows:
         """Return the number of windows."""
         return len(self.steps)
 
-    @property
+    @cached_property
     def quiet(self) -> NDArray[np.bool_]:
         """Whether none of a window's steps has a prompt."""
         mixed = (np.asarray(self.batch.prefill_tokens) > 0)[self.rows]

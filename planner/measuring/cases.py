@@ -313,9 +313,14 @@ def _drafting_by_chance(
     return replace(problem, evaluator=problem.evaluator.under(load))
 
 
+def profile_name(asked: str) -> str:
+    """Return the name of a GPU's profile, or `cpu`."""
+    return asked if asked == CPU else load_gpu(asked).name
+
+
 def _gpu_name(asked: str) -> str:
     """Return how runs name a GPU: a shipped one by its profile, one's own by its file."""
-    return asked if asked == CPU or Path(asked).suffix else load_gpu(asked).name
+    return asked if Path(asked).suffix else profile_name(asked)
 
 
 def local_gpu() -> str:

@@ -32,7 +32,13 @@ from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
 from planner.calibration.drift import Watched, drift_lines, drifts
 from planner.calibration.own import files_in_force
-from planner.measuring.cases import COMPARED_METRICS, CPU, MeasureRequest, cases_of, local_gpu
+from planner.measuring.cases import (
+    COMPARED_METRICS,
+    MeasureRequest,
+    cases_of,
+    local_gpu,
+    profile_name,
+)
 from planner.measuring.runs import ENGINE_DEFAULTS, flat_metrics
 
 
@@ -183,11 +189,6 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _system_name(gpu: str) -> str:
-    """Return the name by which `planner calibrate` finds the tables of a GPU."""
-    return gpu if gpu == CPU else load_gpu(gpu).name
-
-
 def run_microbench(
     *,
     out: str,
@@ -214,7 +215,7 @@ def run_microbench(
         ProfileError: A GPU without a profile, or a folder that cannot be written.
     """
     result = microbench(
-        system=_system_name(gpu) if gpu else local_gpu(),
+        system=profile_name(gpu) if gpu else local_gpu(),
         time_budget_s=time_budget_s,
         device=device,
         families=families,

@@ -341,10 +341,8 @@ def _arriving_per_s(load: Load, demand: Demand | None) -> float:
     """Return the requests per second that come on their own clock; no bound in other loads."""
     if load.protocol is not Protocol.OPEN_LOOP:
         return math.inf
-    span_s = float(np.ptp(demand.arrival_s)) if demand is not None else 0.0
-    if demand is None or not span_s > 0:
-        return float(np.max(load.rate_per_s))
-    return (len(demand) - 1) / span_s
+    drawn_per_s = math.inf if demand is None else demand.arriving_per_s
+    return drawn_per_s if math.isfinite(drawn_per_s) else float(np.max(load.rate_per_s))
 
 
 def _host_doubts(evaluator: Evaluator, config: EngineConfig) -> dict[str, Doubt]:

@@ -81,10 +81,15 @@ class Demand:
         """Return the number of requests."""
         return len(self.requests)
 
+    @property
+    def arriving_per_s(self) -> float:
+        """Mean rate of the arrivals; infinite where all come at once."""
+        span_s = float(self.arrival_s[-1] - self.arrival_s[0])
+        return (len(self) - 1) / span_s if span_s > 0 else math.inf
+
     def at_rate(self, rate_per_s: float) -> Demand:
         """Return the same open loop, sped up or slowed down to another mean rate."""
-        own_rate = (len(self) - 1) / (self.arrival_s[-1] - self.arrival_s[0])
-        return replace(self, arrival_s=self.arrival_s * (own_rate / rate_per_s))
+        return replace(self, arrival_s=self.arrival_s * (self.arriving_per_s / rate_per_s))
 
 
 def workload_demand(

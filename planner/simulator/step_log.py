@@ -61,7 +61,7 @@ _COLUMNS = {
 }
 """A row as it is packed: the two delays are those of the row before, known only by then."""
 
-_PACKED = Struct("=2f2d6i5f")
+_PACKED = Struct("=" + "".join(np.dtype(kind).char for kind in _COLUMNS.values()))
 
 
 class StepRecorder:

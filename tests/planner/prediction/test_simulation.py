@@ -44,15 +44,13 @@ def _closed_loop(isl: int, osl: int, *, clients: int) -> Demand:
     )
 
 
-def test_only_arrivals_without_an_end_have_a_warm_up(tmp_path: Path) -> None:
+def test_only_arrivals_without_an_end_have_a_warm_up() -> None:
     """A workload that counts its requests asks for the first ones, too."""
     assert workload_demand(load_workload("chat")).has_steady_state
-    counted = json.loads((ROOT / "docs/regret_h100/code_open.json").read_text())
-    path = tmp_path / "counted.json"
-    path.write_text(json.dumps(counted))
-    demand = workload_demand(load_workload(str(path)))
+    counted = load_workload(str(ROOT / "docs/regret_h100/code_open.json"))
+    demand = workload_demand(counted)
     assert not demand.has_steady_state
-    assert len(demand) == counted["arrival"]["num_requests"]
+    assert len(demand) == counted.arrival.num_requests
 
 
 @pytest.mark.parametrize(
