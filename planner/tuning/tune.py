@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cost_models.errors import ConfigError, MeasurementError
 from executor.backend import load_backend
@@ -197,6 +197,8 @@ class _Tuning:
     def _measure(self, trial: Trial) -> float:
         """Measure one candidate; what fails says so in the study."""
         index = int(trial.suggest_categorical(CANDIDATE, range(len(self.pool.configs))))
+        if self._is_taken(index, trial.number):
+            raise optuna.TrialPruned
         self.request.said(f"{self._progress_words()}; next: {self.label(index)}")
         request = replace(
             self.request.measure,
@@ -212,6 +214,19 @@ class _Tuning:
             trial.set_user_attr(FAILURE, failure)
             raise _CandidateFailedError(failure)
         return median(scores)
+
+    def _is_taken(self, index: int, number: int) -> bool:
+        """Whether another host has the same candidate, chosen in the same moment.
+
+        Each writes its choice before it looks, so that the later to write sees the other; where
+        both do, both choose anew.
+        """
+        return any(
+            other.number != number
+            and other.state in (TrialState.RUNNING, TrialState.COMPLETE)
+            and other.params.get(CANDIDATE) == index
+            for other in self.study.get_trials(deepcopy=False)
+        )
 
     def _log_scores(self, measurements: list[Measurement]) -> list[float]:
         scores = []
@@ -256,7 +271,8 @@ class _Tuning:
         return " ".join(parts) + (f" ({words})" if words else "")
 
     def _result(self) -> Tuned:
-        trials = [t for t in self.study.trials if t.state.is_finished() and CANDIDATE in t.params]
+        ended = (TrialState.COMPLETE, TrialState.FAIL)
+        trials = [t for t in self.study.trials if t.state in ended and CANDIDATE in t.params]
         tried = tuple(self._tried(trial) for trial in trials)
         measured = [one for one in tried if one.measured is not None]
         return Tuned(
