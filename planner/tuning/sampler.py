@@ -45,7 +45,8 @@ class StudyState:
         pending = []
         free_bytes = pool.free_bytes()
         for trial in study.get_trials(deepcopy=False):
-            if CANDIDATE not in trial.params:
+            # A pruned one left its candidate to another host.
+            if CANDIDATE not in trial.params or trial.state is TrialState.PRUNED:
                 continue
             index = int(trial.params[CANDIDATE])
             if trial.value is not None:

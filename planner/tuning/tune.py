@@ -198,6 +198,7 @@ class _Tuning:
         """Measure one candidate; what fails says so in the study."""
         index = int(trial.suggest_categorical(CANDIDATE, range(len(self.pool.configs))))
         if self._is_taken(index, trial.number):
+            trial.set_user_attr(FAILURE, "taken by another host")
             raise optuna.TrialPruned
         self.request.said(f"{self._progress_words()}; next: {self.label(index)}")
         request = replace(
