@@ -107,6 +107,8 @@ class Calibration:
     """GPUs of the machines whose runs the constants rest on; empty where they are not stated."""
     knows_host: bool = False
     """Whether runs of the user's own, on this GPU, are among them."""
+    seen_operators: Set[str] = frozenset()
+    """`family/dtype` of what those runs used: residuals hold what a borrowed one errs by."""
     acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
     """How often drafts of a model's text were right in runs, by `MODEL/DECODING_TYPE`."""
     sources: tuple[str, ...] = ()

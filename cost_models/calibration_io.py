@@ -33,7 +33,6 @@ from cost_models.operators.fit import OperatorFit, params_from_json, params_to_j
 from cost_models.operators.gemm import GemmParams
 from cost_models.operators.mla import MlaBmmParams, MlaDecodeParams, MlaPrefillParams
 from cost_models.operators.moe import MoeParams
-from cost_models.profile_io import load_gpu
 from cost_models.step_constants import StepConstants
 
 SCHEMA_VERSION = 1
@@ -220,6 +219,8 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
         seen_versions=_seen_versions(data) or calibration.seen_versions,
         seen_gpus=_seen_gpus(data) or calibration.seen_gpus,
         knows_host=calibration.knows_host or calibration.gpu in _seen_gpus(data),
+        seen_operators=calibration.seen_operators
+        | (_seen_operators(data) if calibration.gpu in _seen_gpus(data) else frozenset()),
         acceptances={**calibration.acceptances, **_acceptances(data.get("acceptances", {}))},
         sources=(*calibration.sources, str(path)),
     )
@@ -230,8 +231,11 @@ def _seen_versions(data: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _seen_gpus(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of their profiles: runs spell them as their users do."""
-    return tuple(sorted({load_gpu(name).name for name in data.get("data", {}).get("gpus", ())}))
+    return tuple(data.get("data", {}).get("gpus", ()))
+
+
+def _seen_operators(data: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(data.get("data", {}).get("operators", ()))
 
 
 def _intervals(data: Mapping[str, Mapping[str, float]]) -> dict[str, ErrorQuantiles]:

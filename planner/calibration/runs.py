@@ -37,7 +37,8 @@ from planner.calibration.memory import fit_memory
 from planner.calibration.solver import OUTLIER
 from planner.calibration.text import text_rates
 from planner.files import write_text
-from planner.measuring.runs import MeasuredRun, read_runs
+from planner.measuring.runs import MeasuredRun, as_run, read_runs
+from planner.prediction.predict import operators_used
 from planner.validation.validate import Row, Validation, errors_by_metric, predict_run_with
 
 MOST_FOLDS = 5
@@ -133,14 +134,19 @@ def _data(runs: Sequence[MeasuredRun]) -> dict[str, Any]:
     prompts = [load.isl.mean for load in loads]
     return {
         "runs": [run.run_id for run in runs],
-        "gpus": sorted({run.gpu for run in runs}),
+        "gpus": sorted({load_gpu(run.gpu).name for run in runs}),
         "engine_versions": sorted({str(run.engine_version) for run in runs}),
         "models": sorted({run.model for run in runs}),
         "quantizations": sorted({str(run.config.get("quantization")) for run in runs}),
+        "operators": sorted(set().union(*map(_operators_used, runs))),
         "protocols": sorted({run.protocol for run in runs}),
         "concurrency": [min(clients), max(clients)] if clients else [],
         "mean_isl": [min(prompts), max(prompts)],
     }
+
+
+def _operators_used(run: MeasuredRun) -> set[str]:
+    return operators_used(as_run(run.engine_config(), run.engine), load_model(run.model))
 
 
 def _outlier_lines(runs: Sequence[MeasuredRun], fit: Fit) -> list[str]:

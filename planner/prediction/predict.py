@@ -13,6 +13,7 @@ from cost_models.calibration import Calibration, Provenance
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
+from cost_models.model import ModelSpec
 from cost_models.precision import kv_dtype, quantization
 from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
@@ -366,19 +367,25 @@ def _wholly_closed(evaluator: Evaluator, config: EngineConfig) -> dict[str, floa
 def provenance_of(
     calibration: Calibration, config: EngineConfig, evaluator: Evaluator
 ) -> Provenance:
-    """Return `calibrated` only if every operator that weighs was fitted on this GPU."""
+    """Return `calibrated` only if every operator that weighs was fitted or served on this GPU."""
+    unseen = operators_used(config, evaluator.model) - calibration.seen_operators
+    borrows = any(operator in calibration.borrowed for operator in unseen)
+    return Provenance.DATASHEET if borrows else calibration.provenance
+
+
+def operators_used(config: EngineConfig, model: ModelSpec) -> set[str]:
+    """Return `family/dtype` of the operators that weigh."""
     row = quantization(config.quantization)
     gemm = "bfloat16" if row.experts_only else row.gemm_dtype
     kv_table = kv_dtype(config.kv_cache_dtype).attention_dtype
     used = {f"gemm/{gemm}"}
-    if evaluator.model.uses_mla:
+    if model.uses_mla:
         used |= {f"mla_prefill/{kv_table}", f"mla_decode/{kv_table}"}
     else:
         used |= {f"attention_prefill/{kv_table}", f"attention_decode/{kv_table}"}
-    if evaluator.model.is_moe:
+    if model.is_moe:
         used.add(f"moe/{row.moe_dtype}")
-    borrows = any(operator in calibration.borrowed for operator in used)
-    return Provenance.DATASHEET if borrows else calibration.provenance
+    return used
 
 
 def _goodput(evaluator: Evaluator, values: Mapping[str, float]) -> float:
