@@ -69,12 +69,20 @@ def test_a_fit_that_predicts_what_it_did_not_see_is_kept(priors: dict[str, Const
     assert line.endswith("the fit holds")
 
 
-def test_where_nothing_is_gained_the_priors_stay(priors: dict[str, Constant]) -> None:
-    kept, [line] = kept_where_it_gains(fitted([0.02, -0.3]), priors)
+def test_chance_does_not_undo_a_fit(priors: dict[str, Constant]) -> None:
+    checked = fitted([0.02, -0.3])
+    kept, [line] = kept_where_it_gains(checked, priors)
+    assert kept is checked
+    assert line.endswith("no loss beyond chance, the fit holds")
+
+
+def test_where_left_out_runs_lose_the_priors_stay(priors: dict[str, Constant]) -> None:
+    kept, [line] = kept_where_it_gains(fitted([0.2, -0.3, 0.25]), priors)
+    assert not kept.has_taught
     assert kept.fit.values["host_s"] == priors["host_s"].prior
     assert kept.fit.relative_errors["host_s"] == priors["host_s"].log_sd
-    assert [cast("Any", row).error for row in kept.left_out] == [0.1, 0.1]
-    assert line.endswith("no gain, the priors stay")
+    assert [cast("Any", row).error for row in kept.left_out] == [0.1, 0.1, 0.1]
+    assert line.endswith("a loss, the priors stay")
 
 
 def test_a_single_run_has_nothing_to_be_compared_with(priors: dict[str, Constant]) -> None:
