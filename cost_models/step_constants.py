@@ -20,6 +20,12 @@ OPERATOR_FAMILIES = (
 )  # fmt: skip
 """What `family_scale` may scale: all of a step but the host's work and its launches."""
 
+LAUNCH_CONSTANTS = (
+    "eager_layer_s", "eager_layer_tp_s", "eager_sequence_s", "eager_layer_fp8_cache_s",
+    "piecewise_layer_s", "piecewise_max_tokens",
+)  # fmt: skip
+"""What only the launch of steps outside whole CUDA graphs feels."""
+
 EFFICIENCY_BLOCK_TOKENS = 16
 """Block size for which `attention_decode_fp8_bytes_per_flop` is meant, vLLM's default."""
 
