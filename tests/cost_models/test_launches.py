@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ CONFIGS = st.builds(
 )
 
 
-def step(config: EngineConfig = CONFIG, **values: float) -> StepModel:
+def step(values: Mapping[str, float], config: EngineConfig = CONFIG) -> StepModel:
     calibration = with_constants(SHIPPED, values)
     return StepModel(model=MODEL, config=config, gpu=GPU, calibration=calibration)
 
@@ -52,8 +53,8 @@ def step(config: EngineConfig = CONFIG, **values: float) -> StepModel:
 def test_pieces_never_take_longer_to_launch_than_all_kernels(
     values: dict[str, float], config: EngineConfig, decoding: int, tokens: int
 ) -> None:
-    captured = step(config, **values)
-    eager = step(replace(config, cuda_graph_max_batch_size=0), **values)
+    captured = step(values, config)
+    eager = step(values, replace(config, cuda_graph_max_batch_size=0))
     launched_s = captured.launch_floor_s(decoding, tokens)
     assert launched_s <= eager.launch_floor_s(decoding, tokens) * (1 + 1e-12)
 
@@ -62,7 +63,7 @@ def test_pieces_never_take_longer_to_launch_than_all_kernels(
 def test_a_slower_host_launches_slower(
     values: dict[str, float], factor: float, decoding: int, tokens: int
 ) -> None:
-    usual = step(**values)
+    usual = step(values)
     slower = replace(usual, calibration=usual.calibration.with_slower_host(factor))
     floors_s = [model.launch_floor_s(decoding, tokens) for model in (usual, slower)]
     assert floors_s[1] == pytest.approx(factor * floors_s[0])
@@ -94,7 +95,7 @@ def test_a_clock_with_other_launches_is_that_of_their_model(
     values: dict[str, float], steps: list[tuple[int, int]]
 ) -> None:
     limits = {"max_batch_size": 256, "max_num_tokens": 2048, "max_seq_len": 4096}
-    model = step(**values)
+    model = step(values)
     relaunched = CLOCK.relaunched(model)
     fresh = StepClock(model, **limits)
     for decoding, tokens in steps:
@@ -116,6 +117,6 @@ def test_constants_of_a_former_form_are_named(tmp_path: Path) -> None:
         load_calibration(GPU, "vllm", [path])
 
 
-CLOCK = StepClock(step(), max_batch_size=256, max_num_tokens=2048, max_seq_len=4096)
+CLOCK = StepClock(step({}), max_batch_size=256, max_num_tokens=2048, max_seq_len=4096)
 CLOCK.mixed(MixedStep(8, 800.0, 1, 300, 4.5e4))
 """Its tables are made: others share them."""
