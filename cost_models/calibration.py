@@ -19,7 +19,7 @@ from cost_models.step_constants import OPERATOR_FAMILIES, StepConstants
 
 HOST_STEP_CONSTANTS = (
     "host_s", "host_per_sequence_s", "eager_layer_s", "eager_layer_tp_s", "eager_sequence_s",
-    "eager_layer_fp8_cache_s", "piecewise_layer_s", "host_floor_s", "host_floor_per_sequence_s",
+    "eager_layer_fp8_cache_s", "host_floor_s", "host_floor_per_sequence_s",
     "synchronous_host_s", "synchronous_host_per_sequence_s", "draft_pass_s", "draft_layer_s",
     "drafting_layer_pass_s",
     "piecewise_decode_layer_s",

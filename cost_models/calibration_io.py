@@ -203,6 +203,12 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
                 f"{path}: holds the {part} of {data[kind]}, not of {present}",
                 hint=f"fit one with planner calibrate, or give --{kind} {data[kind]}",
             )
+    unknown = set(data.get("step", {})) - {field.name for field in fields(StepConstants)}
+    if unknown:
+        raise ProfileError(
+            f"{path}: this version has no constant {min(unknown)!r}",
+            hint="the form of a term has changed since: fit the file anew with planner calibrate",
+        )
     fitted = operators_from_json(data.get("operators", {}))
     operators = {
         family: {**getattr(calibration.operators, family), **fits}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from cost_models.engine import EngineConfig
 
 PIECE_TOKENS = (*(1 << doubling for doubling in range(8)), *range(256, 3073, 256))
@@ -18,13 +20,8 @@ def captured_batch_sizes(config: EngineConfig, engine: str = "trtllm") -> tuple[
     Sequences, each with the tokens that a step verifies: vLLM counts tokens, in multiples of those.
     """
     if engine == "vllm":
-        rows = 1 + config.max_draft_len if config.speculates else 1
-        # Twice the batch limit, as `VllmConfig._set_cudagraph_sizes` has it.
-        largest = min(config.cuda_graph_max_batch_size, 2 * rows * config.max_batch_size)
-        if largest < rows:
-            return ()
-        rounded = (-(-size // rows) for size in _up_to(largest, _vllm_sizes(largest)))
-        return tuple(sorted({size for size in rounded if size * rows <= largest}))
+        rows = rows_per_sequence(config)
+        return _vllm_captured(vllm_largest(config), rows)
     largest = min(config.cuda_graph_max_batch_size, config.max_batch_size)
     if largest <= 0:
         return ()
@@ -41,6 +38,29 @@ def _padded_sizes(largest: int) -> list[int]:
 def _unpadded_sizes(largest: int) -> list[int]:
     """TensorRT-LLM 1.2 without padding: every size to 32, 64, 128, then powers of two."""
     return [*range(1, 33), 64, 128, *_powers_of_two(256, largest)]
+
+
+def rows_per_sequence(config: EngineConfig) -> int:
+    """Return the tokens that a decoding sequence brings into a step."""
+    return 1 + config.max_draft_len if config.speculates else 1
+
+
+def vllm_largest(config: EngineConfig) -> int:
+    """Return the tokens of the largest graph of vLLM, whole or in pieces.
+
+    Twice the batch limit at most, as `VllmConfig._set_cudagraph_sizes` has it.
+    """
+    most = 2 * rows_per_sequence(config) * config.max_batch_size
+    return min(config.cuda_graph_max_batch_size, most)
+
+
+@cache
+def _vllm_captured(largest: int, rows: int) -> tuple[int, ...]:
+    """Return the batches of so many rows a sequence that vLLM captures up to the largest."""
+    if largest < rows:
+        return ()
+    rounded = (-(-size // rows) for size in _up_to(largest, _vllm_sizes(largest)))
+    return tuple(sorted({size for size in rounded if size * rows <= largest}))
 
 
 def _vllm_sizes(largest: int) -> list[int]:

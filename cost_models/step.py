@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes
+from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes, vllm_largest
 from cost_models.engine import EngineConfig
 from cost_models.fusion import ELEMENT_BYTES, norm_traffic, swiglu_traffic
 from cost_models.gpu import GpuSpec
@@ -198,9 +198,15 @@ class StepModel:
 
     def _in_pieces(self, rows: FloatArray, prefill_tokens: FloatArray) -> NDArray[np.bool_]:
         """Whether a step with prompts is replayed from captured pieces."""
-        if not self.config.enable_piecewise_cuda_graph:
-            return np.zeros(np.shape(rows), bool)
-        return np.asarray((prefill_tokens > 0) & (rows <= PIECE_TOKENS[-1]))
+        return np.asarray((prefill_tokens > 0) & (rows <= self._most_in_pieces))
+
+    @property
+    def _most_in_pieces(self) -> int:
+        """Tokens of the largest step with prompts that is; 0 where none is."""
+        captured = self.calibration.step.piecewise_max_tokens
+        if captured:
+            return min(captured, vllm_largest(self.config))
+        return PIECE_TOKENS[-1] if self.config.enable_piecewise_cuda_graph else 0
 
     def _piece_padded(self, rows: FloatArray, prefill_tokens: FloatArray) -> FloatArray:
         """Pad steps with prompts to the captured numbers of tokens, if there are any."""
@@ -243,18 +249,15 @@ class StepModel:
         sequences = np.asarray(sequences, np.float64)
         tokens = np.asarray(prefill_tokens, np.float64)
         step = self.calibration.step
-        sizes = captured_batch_sizes(self.config, self.calibration.engine)
-        captured = min(step.piecewise_max_tokens, sizes[-1] if sizes else 0)
         eager_layer_s = step.eager_layer_s
-        if self.kv_table == "fp8":
-            eager_layer_s += step.eager_layer_fp8_cache_s
-        in_pieces = (tokens > 0) & (tokens + sequences <= captured)
-        per_layer = np.where(in_pieces, step.piecewise_layer_s, eager_layer_s)
         if self.config.tensor_parallel_size > 1:
-            per_layer = per_layer + step.eager_layer_tp_s
-        stays = self._in_pieces(tokens + self.rows_per_sequence * sequences, tokens)
-        per_layer = per_layer * np.where(stays, step.pieces_launch_share, 1.0)
-        floor_s = self.model.num_layers * per_layer + step.eager_sequence_s * sequences
+            eager_layer_s += step.eager_layer_tp_s
+        added_s = step.eager_layer_fp8_cache_s if self.kv_table == "fp8" else 0.0
+        in_pieces = self._in_pieces(tokens + self.rows_per_sequence * sequences, tokens)
+        # A share of what launching takes, so that pieces never take longer than all of it.
+        in_pieces_s = min(step.pieces_launch_share, 1.0) * eager_layer_s
+        per_layer_s = np.where(in_pieces, in_pieces_s, eager_layer_s + added_s)
+        floor_s = self.model.num_layers * per_layer_s + step.eager_sequence_s * sequences
         hidden_s = step.host_floor_s + step.host_floor_per_sequence_s * sequences
         return np.where(self._is_eager(sequences, tokens), floor_s, hidden_s)
 

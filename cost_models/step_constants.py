@@ -20,6 +20,12 @@ OPERATOR_FAMILIES = (
 )  # fmt: skip
 """What `family_scale` may scale: all of a step but the host's work and its launches."""
 
+LAUNCH_CONSTANTS = (
+    "eager_layer_s", "eager_layer_tp_s", "eager_sequence_s", "eager_layer_fp8_cache_s",
+    "pieces_launch_share",
+)  # fmt: skip
+"""What only the launch of steps outside whole CUDA graphs feels."""
+
 EFFICIENCY_BLOCK_TOKENS = 16
 """Block size for which `attention_decode_fp8_bytes_per_flop` is meant, vLLM's default."""
 
@@ -53,18 +59,17 @@ class StepConstants:
 
     Steps that are captured piece by piece do not feel it: the query is quantized inside a piece.
     """
-    piecewise_layer_s: float = 0.0
-    """Per layer: launching a step whose layers are captured in graphs piece by piece."""
     piecewise_max_tokens: int = 0
-    """Largest such step; 0 where the engine captures none (TensorRT-LLM's default).
+    """Tokens of the largest step with prompts whose layers vLLM replays in pieces.
 
-    No larger than the largest captured batch, which follows the batch limit.
+    No more than its largest graph, which follows the batch limit; 0 where the engine captures
+    pieces on request alone (`enable_piecewise_cuda_graph` of TensorRT-LLM).
     """
     pieces_launch_share: float = 1.0
-    """Launch time that stays where `enable_piecewise_cuda_graph` captures all but attention.
+    """Share of an eager layer's launch that stays where all but attention is replayed, at most 1.
 
-    Attention's operator stays eager, with much of the host's work; how much nobody has published:
-    a round prior.
+    Attention's operator stays eager, with much of the host's work. Fitted for vLLM; how much it is
+    of TensorRT-LLM nobody has published: a round prior.
     """
     attention_decode_efficiency: float = 0.0
     """Share of HBM bandwidth at which the engine's own decode kernel reads the cache.

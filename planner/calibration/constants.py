@@ -57,7 +57,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "eager_layer_tp_s": _step(3e-4, 0.7, 1e-5, 2e-3),
     "eager_sequence_s": _step(5e-5, 0.7, 1e-6, 3e-4),
     "eager_layer_fp8_cache_s": _step(3e-5, 1.0, 1e-6, 5e-4),
-    "piecewise_layer_s": _step(2e-4, 0.7, 1e-5, 2e-3),
+    "pieces_launch_share": _step(0.5, 0.4, 0.05, 1.0),
     "elementwise_efficiency": _step(0.8, 0.3, 0.3, 1.0),
     "elementwise_launch_s": _step(1.5e-6, 0.5, 2e-7, 5e-6),
     "attention_decode_efficiency": _step(0.88, 0.07, 0.3, 1.0),
@@ -104,7 +104,7 @@ LOOP: Mapping[str, Constant] = {
 one waits is no measure of what it costs."""
 
 
-LAUNCHES = ("eager_layer_s", "eager_layer_fp8_cache_s", "eager_sequence_s", "piecewise_layer_s")
+LAUNCHES = ("eager_layer_s", "eager_layer_fp8_cache_s", "eager_sequence_s", "pieces_launch_share")
 """Constants that steps seen by clients tell, but whole runs better: what hides a launch is what
 the engine does meanwhile."""
 
@@ -142,6 +142,9 @@ def fitted_constants(engine_file: Mapping[str, Any]) -> dict[str, Constant]:
         Part.FRONT_END: engine_file["front_end"],
         Part.FAMILY_SCALE: engine_file["step"]["family_scale"],
     }
+    if not engine_file["step"]["piecewise_max_tokens"]:
+        # No run of such an engine was replayed in pieces: nothing tells what of a launch stays.
+        held[Part.STEP] = {**engine_file["step"], "pieces_launch_share": 0.0}
     loop = LOOP if engine_file["front_end"].get("accepts_together") else {}
     table = {**CONSTANTS, **loop}
     return {name: c for name, c in table.items() if held[c.part].get(name)}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance, believed
 from cost_models.calibration import Calibration
-from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes
+from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes, vllm_largest
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.gpu import GpuSpec
@@ -165,7 +165,7 @@ class Evaluator:
         slots = self._slots(rows, memory)
         lanes = rows.base.lanes_per_replica * rows.column("num_replicas")
         parts: list[_Part] = []
-        for index, config in _curve_groups(rows, self._seen(rows.base, CURVE_KNOBS)):
+        for index, config in self._curve_groups(rows):
             curve = self.curve(config)
             limits = Limits(lanes=lanes[index], max_sequences=slots[index])
             result = estimate(curve, self.load_of(config), limits, self.front_end(config))
@@ -186,7 +186,7 @@ class Evaluator:
 
     def step_model(self, config: EngineConfig) -> AnyStep:
         """Return the step model of a configuration; those of equal shape share one."""
-        key = _curve_key(config, self._seen(config, STEP_KNOBS))
+        key = self._curve_key(config, STEP_KNOBS)
         if key not in self._steps:
             self._steps[key] = self._new_step_model(key)
         return self._steps[key]
@@ -256,7 +256,7 @@ class Evaluator:
 
     def curve(self, config: EngineConfig) -> ServingCurve:
         """Return the serving curve of a configuration; those of equal budget share one."""
-        key = _curve_key(config, self._seen(config, CURVE_KNOBS))
+        key = self._curve_key(config, CURVE_KNOBS)
         if key not in self._curves:
             self._curves[key] = serving_curve(
                 self.step_model(config),
@@ -273,10 +273,45 @@ class Evaluator:
         return alike and self.calibration.front_end.keeps_waves
 
     def _decode_steps(self, config: EngineConfig) -> FloatArray:
-        key = _curve_key(config, self._seen(config, STEP_KNOBS))
+        key = self._curve_key(config, STEP_KNOBS)
         if key not in self._decodes:
             self._decodes[key] = decode_steps(self.step_model(config), self.load)
         return self._decodes[key]
+
+    def _curve_groups(self, rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:
+        """Group rows that share a serving curve: (row numbers, one of their configurations)."""
+        columns = {knob: rows.column(knob) for knob in self._seen(rows.base, CURVE_KNOBS)}
+        pairs = zip(
+            columns["cuda_graph_max_batch_size"].tolist(),
+            rows.column("max_batch_size").tolist(),
+            strict=True,
+        )
+        columns["cuda_graph_max_batch_size"] = np.array(
+            [self._felt_graphs(rows.base, *pair) for pair in pairs]
+        )
+        keys = list(zip(*(column.tolist() for column in columns.values()), strict=True))
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for row, key in enumerate(keys):
+            groups.setdefault(key, []).append(row)
+        return [(np.array(members), rows.config(members[0])) for members in groups.values()]
+
+    def _curve_key(self, config: EngineConfig, knobs: tuple[str, ...]) -> EngineConfig:
+        """Return the configuration with only those inner knobs that matter to a curve."""
+        bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), **_SCHEDULED)
+        key = replace(bare, **_kept(config, self._seen(config, knobs)))
+        felt = self._felt_graphs(config, config.cuda_graph_max_batch_size, config.max_batch_size)
+        return replace(key, cuda_graph_max_batch_size=felt)
+
+    def _felt_graphs(self, base: EngineConfig, graphs: int, batch: int) -> int:
+        """Return up to which batch graphs are felt.
+
+        Those that cover the whole batch are all alike, unless steps with prompts are replayed in
+        pieces up to the largest of them.
+        """
+        if not self.calibration.step.piecewise_max_tokens:
+            return EngineConfig().max_batch_size if graphs >= batch else graphs
+        config = replace(base, cuda_graph_max_batch_size=graphs, max_batch_size=batch)
+        return vllm_largest(config)
 
     def _seen(self, config: EngineConfig, knobs: tuple[str, ...]) -> tuple[str, ...]:
         """Add the block size where the engine's decode kernel feels it."""
@@ -516,22 +551,6 @@ def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
     return np.asarray(np.logical_and.reduce(met), dtype=np.bool_)
 
 
-def _curve_groups(
-    rows: Slice, knobs: tuple[str, ...]
-) -> list[tuple[NDArray[np.intp], EngineConfig]]:
-    """Group rows that share a serving curve: (row numbers, one of their configurations)."""
-    covered = rows.column("cuda_graph_max_batch_size") >= rows.column("max_batch_size")
-    columns = {knob: rows.column(knob) for knob in knobs}
-    columns["cuda_graph_max_batch_size"] = np.where(
-        covered, -1, columns["cuda_graph_max_batch_size"]
-    )
-    keys = list(zip(*(column.tolist() for column in columns.values()), strict=True))
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for row, key in enumerate(keys):
-        groups.setdefault(key, []).append(row)
-    return [(np.array(members), rows.config(members[0])) for members in groups.values()]
-
-
 _SCHEDULED: Mapping[str, Any] = {
     "max_seq_len": 0,
     "stream_interval": 1,
@@ -541,18 +560,6 @@ _SCHEDULED: Mapping[str, Any] = {
     "host_cache_size": 0,
 }
 """Knobs that neither operators nor curves see, at one value."""
-
-
-def _curve_key(config: EngineConfig, knobs: tuple[str, ...]) -> EngineConfig:
-    """Return the configuration with only those inner knobs that matter to a curve.
-
-    Graphs that cover the whole batch are all alike.
-    """
-    bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), **_SCHEDULED)
-    key = replace(bare, **_kept(config, knobs))
-    if config.cuda_graph_max_batch_size >= config.max_batch_size:
-        return replace(key, cuda_graph_max_batch_size=bare.max_batch_size)
-    return key
 
 
 def _kept(config: EngineConfig, knobs: tuple[str, ...]) -> dict[str, Any]:

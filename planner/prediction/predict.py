@@ -168,16 +168,29 @@ class Prediction:
         }
 
 
-def predict_config(
-    evaluator: Evaluator, config: EngineConfig, demand: Demand | None = None
-) -> Prediction:
-    """Return the full prediction of one configuration.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PredictedValues:
+    """The values of a prediction, without how sure they are or where they come from."""
 
-    Args:
-        evaluator: Model, GPU, calibration, load and SLO.
-        config: What is deployed.
-        demand: Requests to simulate; without them, or where the model does not fit, latencies
-            and rates come from the closed form.
+    by_name: Mapping[str, float]
+    """By the metric's name in a measured run."""
+    evaluation: Evaluation
+    """The closed form, one row."""
+    simulation: SimulationResult | None
+    """The run behind latencies and rates; None where they come from the closed form."""
+
+    @property
+    def front_end_share(self) -> float:
+        """Share of the front end's time that the load takes; 1 means it limits the rate."""
+        return float(self.evaluation.front_end_share[0])
+
+
+def predicted_values(
+    evaluator: Evaluator, config: EngineConfig, demand: Demand | None = None
+) -> PredictedValues:
+    """Return the values that `predict_config` predicts: all that a fit compares.
+
+    Intervals and shares of operators take longer than a short simulation.
     """
     evaluation = evaluator.evaluate(Slice(base=config, columns={}))
     memory = single(evaluation.memory)
@@ -191,6 +204,23 @@ def predict_config(
         values |= simulated_metrics(simulation, demand, limits)
         values |= with_chunk_gaps(values, evaluator.tokens_per_chunk(config))
     values |= _economy(evaluator.gpu, config, evaluation, values)
+    return PredictedValues(by_name=values, evaluation=evaluation, simulation=simulation)
+
+
+def predict_config(
+    evaluator: Evaluator, config: EngineConfig, demand: Demand | None = None
+) -> Prediction:
+    """Return the full prediction of one configuration.
+
+    Args:
+        evaluator: Model, GPU, calibration, load and SLO.
+        config: What is deployed.
+        demand: Requests to simulate; without them, or where the model does not fit, latencies
+            and rates come from the closed form.
+    """
+    valued = predicted_values(evaluator, config, demand)
+    evaluation, simulation, values = valued.evaluation, valued.simulation, valued.by_name
+    memory = single(evaluation.memory)
     point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
     refused_share = float(evaluation.refused_share[0])
     if simulation is not None:
@@ -211,7 +241,7 @@ def predict_config(
         slo_excess=evaluator.slo_excess(values) | evaluator.quality_excess(config),
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
         refused_share=refused_share,
-        front_end_share=float(evaluation.front_end_share[0]),
+        front_end_share=valued.front_end_share,
         regime=regime,
         binding_limit="",
         quality=evaluator.quality_of(config),

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance
+from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryPlan
 from cost_models.metrics import PERCENTILES, LatencyLimits
 from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
+from cost_models.step_constants import LAUNCH_CONSTANTS, StepConstants
 from planner.estimator.load import Load, Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
@@ -273,28 +275,66 @@ _ClockKey = tuple[int, int, int, str, EngineConfig, int, Acceptance | None]
 _clocks: dict[_ClockKey, tuple[StepClock, Evaluator]] = {}
 """Memo of `_clock`; it holds the evaluators, so that identities stay theirs."""
 
+_launched: dict[_ClockKey, tuple[StepClock, Evaluator]] = {}
+"""The same by what clocks are but for launches: most of their tables do not hang on these."""
+
 MOST_CLOCKS = 64
 
 
 def _clock(evaluator: Evaluator, config: EngineConfig, *, max_seq_len: int) -> StepClock:
     """Return the step costs of an engine; runs of one server, and fits, share their tables."""
-    operators, step = evaluator.calibration.operators, repr(evaluator.calibration.step)
-    identities = (id(evaluator.model), id(evaluator.gpu), id(operators))
-    acceptance = evaluator.acceptance(config)
-    key = (*identities, step, config, max_seq_len, acceptance)
+    key = _clock_key(evaluator, config, max_seq_len, evaluator.calibration.step)
     if key not in _clocks:
-        if len(_clocks) >= MOST_CLOCKS:
-            _clocks.clear()
-        model = evaluator.step_model(config)
-        kind: Any = SpeculativeClock if isinstance(model, SpeculativeStep) else StepClock
-        clock = kind(
-            model,
-            max_batch_size=config.max_batch_size,
-            max_num_tokens=config.max_num_tokens,
-            max_seq_len=max_seq_len,
-        )
-        _clocks[key] = (clock, evaluator)
+        _remember(_clocks, key, _new_clock(evaluator, config, max_seq_len=max_seq_len), evaluator)
     return _clocks[key][0]
+
+
+def _new_clock(evaluator: Evaluator, config: EngineConfig, *, max_seq_len: int) -> StepClock:
+    model = evaluator.step_model(config)
+    limits = {
+        "max_batch_size": config.max_batch_size,
+        "max_num_tokens": config.max_num_tokens,
+        "max_seq_len": max_seq_len,
+    }
+    if isinstance(model, SpeculativeStep):
+        return SpeculativeClock(model, **limits)
+    if not _replays_all_decoding(evaluator, config):
+        return StepClock(model, **limits)
+    step = replace(evaluator.calibration.step, **NO_LAUNCHES)
+    key = _clock_key(evaluator, config, max_seq_len, step)
+    if key in _launched:
+        return _launched[key][0].relaunched(model)
+    clock = StepClock(model, **limits)
+    _remember(_launched, key, clock, evaluator)
+    return clock
+
+
+def _clock_key(
+    evaluator: Evaluator, config: EngineConfig, max_seq_len: int, step: StepConstants
+) -> _ClockKey:
+    operators = evaluator.calibration.operators
+    identities = (id(evaluator.model), id(evaluator.gpu), id(operators))
+    return (*identities, repr(step), config, max_seq_len, evaluator.acceptance(config))
+
+
+def _remember(
+    memo: dict[_ClockKey, tuple[StepClock, Evaluator]],
+    key: _ClockKey,
+    clock: StepClock,
+    evaluator: Evaluator,
+) -> None:
+    if len(memo) >= MOST_CLOCKS:
+        memo.clear()
+    memo[key] = (clock, evaluator)
+
+
+NO_LAUNCHES: Mapping[str, Any] = dict.fromkeys(LAUNCH_CONSTANTS, 0)
+
+
+def _replays_all_decoding(evaluator: Evaluator, config: EngineConfig) -> bool:
+    """Whether every step that only decodes is replayed as a whole, whatever launches take."""
+    sizes = captured_batch_sizes(config, evaluator.calibration.engine)
+    return bool(sizes) and sizes[-1] >= config.max_batch_size
 
 
 def _limits(

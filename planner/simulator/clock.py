@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -146,6 +147,23 @@ class StepClock:
         self._mixed: _MixedTables | None = None
         self._shared: CurveTable | None = None
 
+    @property
+    def _most_rows(self) -> int:
+        """Rows of a full batch that decodes."""
+        return math.ceil(self._max_rows * self._rows_per_sequence)
+
+    def relaunched(self, model: StepCostModel) -> StepClock:
+        """Return the clock of a model that differs only in what launching mixed steps takes.
+
+        All but two of the tables are shared, those yet to be made among them.
+        """
+        clock = copy(self)
+        clock.model = model
+        if self._mixed is not None:
+            last = self._max_tokens + self._most_rows
+            clock._mixed = replace(self._mixed, **_launch_tables(model, last))
+        return clock
+
     def decode_span(self, sequences: int, kv_len: float, *, added_s: float = 0.0) -> DecodeSpan:
         """Return consecutive decode steps of one batch, from mean cached tokens on."""
         row = self._decode[sequences] or self._tabulated(sequences)
@@ -170,7 +188,8 @@ class StepClock:
             row = self._decode[step.decoding] or self._tabulated(step.decoding)
             gpu_s += row.attention_s(step.decode_kv_len)
         gpu_s += added_s
-        floor_s = tables.floor_s(step.tokens) + tables.floor_per_sequence_s * step.decoding
+        floor_s = tables.floor_s(decoded + step.tokens)
+        floor_s += tables.floor_per_sequence_s * step.decoding
         launch_s = self.model.launch_s(gpu_s, floor_s)
         seconds = gpu_s + launch_s + tables.host_s(running)
         return StepTime(seconds, launch_s, floor_s)
@@ -207,7 +226,7 @@ class StepClock:
             )
             return _outside_attention(cost, rank_tokens)
 
-        last = self._max_tokens + math.ceil(self._max_rows * self._rows_per_sequence)
+        last = self._max_tokens + self._most_rows
         knots = np.append(TOKEN_KNOTS[: TOKEN_KNOTS.searchsorted(last)], last)
         self._shared = CurveTable(*refined_knots(shared_of, knots))
         return self._shared
@@ -216,7 +235,7 @@ class StepClock:
         self._mixed = _mixed_tables(
             self.model,
             max_sequences=self._max_rows,
-            max_rows=math.ceil(self._max_rows * self._rows_per_sequence),
+            max_rows=self._most_rows,
             max_tokens=self._max_tokens,
             max_past=self._max_kv_len,
         )
@@ -242,7 +261,7 @@ class _MixedTables:
     host_s: CurveTable
     """Host time that nothing hides, over rows."""
     floor_s: CurveTable
-    """Launch floor over prompt tokens, nothing decoding."""
+    """Launch floor over tokens, those of decoding sequences among them, were none to decode."""
     floor_per_sequence_s: float
     attention_s: PrefillTable
 
@@ -264,22 +283,15 @@ def _mixed_tables(
         host = prefill(prompts, max_tokens).by_family.get("host", np.zeros(()))
         return np.broadcast_to(host, prompts.shape)
 
-    def floor_of(tokens: FloatArray) -> FloatArray:
-        return np.broadcast_to(model.launch_floor_s(0.0, tokens), tokens.shape)
-
-    def curve(function: Callable[[FloatArray], FloatArray], last: int) -> CurveTable:
-        knots = np.append(TOKEN_KNOTS[: TOKEN_KNOTS.searchsorted(last)], last)
-        return CurveTable(*refined_knots(function, knots))
-
     few = TOKEN_KNOTS[: TOKEN_KNOTS.searchsorted(2 * max_rows) + 2]
     rows, at_rows = refined_knots(rows_of, few)
-    floors = model.launch_floor_s(np.array([0.0, 1.0]), float(max_tokens))
     return _MixedTables(
-        linear_s=curve(lambda m: _outside_attention(prefill(1, m), m), max_tokens + max_rows),
+        linear_s=_token_curve(
+            lambda m: _outside_attention(prefill(1, m), m), max_tokens + max_rows
+        ),
         rows_s=CurveTable(rows, at_rows - at_rows[0]),
-        host_s=curve(host_of, 2 * max_rows),
-        floor_s=curve(floor_of, max_tokens),
-        floor_per_sequence_s=float(floors[1] - floors[0]) if np.size(floors) > 1 else 0.0,
+        host_s=_token_curve(host_of, 2 * max_rows),
+        **_launch_tables(model, max_tokens + max_rows),
         attention_s=PrefillTable(
             lambda prompts, chunk, past: prefill(prompts, prompts * chunk, past).by_family[
                 "attention_prefill"
@@ -289,6 +301,25 @@ def _mixed_tables(
             max_past=max_past,
         ),
     )
+
+
+def _launch_tables(model: StepCostModel, last: int) -> dict[str, Any]:
+    """Return the tables that hang on launches alone."""
+
+    def floor_of(tokens: FloatArray) -> FloatArray:
+        return np.broadcast_to(model.launch_floor_s(0.0, tokens), tokens.shape)
+
+    floors = model.launch_floor_s(np.array([0.0, 1.0]), float(last))
+    return {
+        "floor_s": _token_curve(floor_of, last),
+        "floor_per_sequence_s": float(floors[1] - floors[0]) if np.size(floors) > 1 else 0.0,
+    }
+
+
+def _token_curve(function: Callable[[FloatArray], FloatArray], last: int) -> CurveTable:
+    """Tabulate over numbers of tokens up to the last."""
+    knots = np.append(TOKEN_KNOTS[: TOKEN_KNOTS.searchsorted(last)], last)
+    return CurveTable(*refined_knots(function, knots))
 
 
 def _outside_attention(cost: StepCost, like: FloatArray) -> FloatArray:

@@ -1,7 +1,9 @@
 """Fits only some of an engine's constants: `python -m tests.bench.refit OUT.json RUNS.jsonl...`.
 
 Where the form of a term has changed, what belongs to it is fitted anew and all else stays as it is
-shipped. `--parts` says what: `launches` (of steps with prompts), `front_end`, or both.
+shipped. `--parts` says what: `launches` (of steps with prompts), `front_end`, and `step` for what
+else serving runs without drafts tell of one GPU. Constants that other measurements told, as the
+host's floor, stay as they are.
 """
 
 from __future__ import annotations
@@ -14,10 +16,26 @@ import click
 
 from cost_models.calibration_io import load_calibration, read_engine_file
 from cost_models.profile_io import load_gpu
-from planner.calibration.constants import LAUNCHES, Constant, Part, fitted_constants, with_constants
+from planner.calibration.constants import (
+    CONSTANTS,
+    LAUNCHES,
+    Constant,
+    Part,
+    fitted_constants,
+    with_constants,
+)
 from planner.calibration.fit import fit_constants
 from planner.measuring.runs import MeasuredRun, read_runs
 from tests.bench import run_bench
+
+TOLD_ELSEWHERE = frozenset(
+    {
+        "host_floor_s", "host_floor_per_sequence_s", "synchronous_host_s",
+        "synchronous_host_per_sequence_s", "draft_pass_s", "draft_layer_s", "drafting_layer_pass_s",
+        "piecewise_decode_layer_s", "tp_gap_s", "eager_layer_tp_s",
+    }
+)  # fmt: skip
+"""Constants that runs of small models, of drafts and of several GPUs told."""
 
 
 def main() -> None:
@@ -39,9 +57,15 @@ def main() -> None:
     known = load_calibration(load_gpu(runs[0].gpu), runs[0].engine)
     fitted = with_constants(known, fit.values)
     for name in fit.values:
-        part = "step" if hasattr(fitted.step, name) else "front_end"
-        content[part][name] = float(f"{getattr(getattr(fitted, part), name):.6g}")
+        part = CONSTANTS[name].part
+        if part is Part.FAMILY_SCALE:
+            held, found = content["step"]["family_scale"], fitted.step.family_scale[name]
+        else:
+            held, found = content[part], getattr(getattr(fitted, part), name)
+        held[name] = float(f"{found:.6g}")
         content["relative_errors"][name] = round(fit.relative_errors[name], 4)
+    told = [name for name in content["not_told"] if name not in fit.values]
+    content["not_told"] = [*told, *fit.not_told]
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -51,9 +75,15 @@ def _table(runs: list[MeasuredRun], parts: list[str]) -> dict[str, Constant]:
     return {
         name: constant
         for name, constant in found.items()
-        if (name in LAUNCHES and "launches" in parts)
-        or (constant.part is Part.FRONT_END and "front_end" in parts)
+        if name not in TOLD_ELSEWHERE and _part_of(name, constant) in parts
     }
+
+
+def _part_of(name: str, constant: Constant) -> str:
+    """Return what `--parts` calls the part that a constant belongs to."""
+    if name in LAUNCHES:
+        return "launches"
+    return "front_end" if constant.part is Part.FRONT_END else "step"
 
 
 if __name__ == "__main__":
