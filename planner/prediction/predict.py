@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.calibration import Calibration, Provenance
+from cost_models.calibration import Provenance
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
-from cost_models.precision import kv_dtype, quantization
 from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
@@ -26,14 +25,15 @@ from planner.prediction.evaluator import (
 )
 from planner.prediction.fusion import fusion_savings
 from planner.prediction.intervals import (
-    HOST_Q95,
     MEMORY_METRICS,
-    NORMAL_Q95,
     Doubt,
     block_size_error,
     host_doubts,
-    interval_90,
+    least_served,
     load_regime,
+    probability_of_all,
+    probability_within,
+    upper_end,
     within_arrivals,
 )
 from planner.prediction.simulation import (
@@ -55,13 +55,8 @@ IDLE_POWER_FRACTION = 0.20
 """Share of the board's power limit drawn between steps."""
 
 
-TOLD_BY_ACCEPTANCE = frozenset(
-    {
-        "tpot_ms", "e2el_ms", "output_tok_per_s", "output_tok_per_s_per_gpu", "request_per_s",
-        "goodput_request_per_s", "usd_per_million_output_tokens", "output_tokens_per_joule",
-    }
-)  # fmt: skip
-"""Metrics that hang on how many tokens a step yields."""
+UTILISATION = "utilisation"
+"""Name of the load over the capacity among what a host's speed moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +81,9 @@ class Prediction:
     fusion_savings: Mapping[str, Mapping[str, float]]
     """Seconds that fused kernels save such steps, by chain of operators."""
     slo_excess: Mapping[str, float]
-    """Predicted over allowed, less 1, by SLO metric or quality."""
+    """Predicted over allowed, less 1, by SLO metric or quality; at the risk that is taken."""
+    slo_probability: Mapping[str, float]
+    """Probability that each limit of the SLO holds, by metric; its metric's interval tells it."""
     highest_rate_per_s: float
     """Highest request rate that meets the SLO; 0 where none does."""
     refused_share: float
@@ -114,6 +111,13 @@ class Prediction:
     def meets_slo(self) -> bool:
         """Whether every limit of the SLO holds at the predicted value."""
         return all(excess <= 0 for excess in self.slo_excess.values())
+
+    @property
+    def probability(self) -> float:
+        """Probability that it keeps the whole SLO; 0 where it does not fit or refuses prompts."""
+        if not self.fits or self.refused_share > 0:
+            return 0.0
+        return probability_of_all(self.slo_probability.values())
 
     @property
     def violation(self) -> float:
@@ -151,6 +155,10 @@ class Prediction:
             "fusion_savings": _rounded_steps(self.fusion_savings),
             "highest_rate_per_s": _rounded(self.highest_rate_per_s),
             "slo_excess": {name: _rounded(value) for name, value in self.slo_excess.items()},
+            "slo_probability": {
+                "all": _rounded(self.probability),
+                "by_limit": {name: _rounded(p) for name, p in self.slo_probability.items()},
+            },
             "binding_limit": self.binding_limit,
             "speculation": _speculation_to_json(self.speculation),
             "simulation": (
@@ -167,8 +175,28 @@ class Prediction:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Outcome:
+    """What comes of a configuration under a load."""
+
+    evaluation: Evaluation
+    memory: MemoryPlan
+    simulation: SimulationResult | None
+    values: Mapping[str, float]
+    """Every metric by name."""
+
+    @property
+    def utilisation(self) -> float:
+        """Load over the rate that can be sustained."""
+        return float(self.evaluation.utilisation[0])
+
+
 def predict_config(
-    evaluator: Evaluator, config: EngineConfig, demand: Demand | None = None
+    evaluator: Evaluator,
+    config: EngineConfig,
+    demand: Demand | None = None,
+    *,
+    simulates_hosts: bool = True,
 ) -> Prediction:
     """Return the full prediction of one configuration.
 
@@ -177,7 +205,51 @@ def predict_config(
         config: What is deployed.
         demand: Requests to simulate; without them, or where the model does not fit, latencies
             and rates come from the closed form.
+        simulates_hosts: Whether a borrowed host's doubt is carried through the simulation, which
+            takes two more of them; else through the closed form, which is rough where queues build.
     """
+    outcome = _outcome(evaluator, config, demand)
+    values, evaluation, simulation = outcome.values, outcome.evaluation, outcome.simulation
+    point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
+    refused_share = float(evaluation.refused_share[0])
+    if simulation is not None:
+        refused_share = simulation.num_refused / simulation.num_requests
+    step, batches = evaluator.step_model(config), step_batches(evaluator, config, point)
+    target = step.verify if isinstance(step, SpeculativeStep) else step
+    regime = load_regime(str(evaluator.load.protocol), outcome.utilisation)
+    breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
+    hosts = _host_doubts(evaluator, config, outcome, demand if simulates_hosts else None)
+    metrics = _within_arrivals(
+        _metrics(evaluator, config, outcome, hosts, breakdown["decode"], regime=regime),
+        capacity=_least_capacity(evaluator, config, outcome, hosts),
+        arriving_per_s=_arriving_per_s(evaluator.load, demand),
+    )
+    prediction = Prediction(
+        config=config,
+        metrics=metrics,
+        memory=outcome.memory,
+        step_time_breakdown=breakdown,
+        fusion_savings={name: fusion_savings(target, batch) for name, batch in batches.items()},
+        slo_excess=_slo_excess(evaluator, metrics) | evaluator.quality_excess(config),
+        slo_probability={
+            name: probability_within(limit, metrics[name].value, metrics[name].interval_90)
+            for name, limit in evaluator.slo.items()
+        },
+        highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
+        refused_share=refused_share,
+        front_end_share=float(evaluation.front_end_share[0]),
+        regime=regime,
+        binding_limit="",
+        quality=evaluator.quality_of(config),
+        simulation=simulation,
+        time_by_operator=operator_seconds(simulation, step) if simulation else {},
+        speculation=evaluator.speculation(config),
+    )
+    slots = float(evaluation.slots[0])
+    return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))
+
+
+def _outcome(evaluator: Evaluator, config: EngineConfig, demand: Demand | None) -> _Outcome:
     evaluation = evaluator.evaluate(Slice(base=config, columns={}))
     memory = single(evaluation.memory)
     simulation = None
@@ -190,38 +262,17 @@ def predict_config(
         values |= simulated_metrics(simulation, demand, limits)
         values |= with_chunk_gaps(values, evaluator.tokens_per_chunk(config))
     values |= _economy(evaluator.gpu, config, evaluation, values)
-    point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
-    refused_share = float(evaluation.refused_share[0])
-    if simulation is not None:
-        refused_share = simulation.num_refused / simulation.num_requests
-    step, batches = evaluator.step_model(config), step_batches(evaluator, config, point)
-    target = step.verify if isinstance(step, SpeculativeStep) else step
-    regime = load_regime(str(evaluator.load.protocol), float(evaluation.utilisation[0]))
-    breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
-    prediction = Prediction(
-        config=config,
-        metrics=_within_arrivals(
-            _metrics(evaluator, config, values, simulation, breakdown["decode"], regime=regime),
-            arriving_per_s=_arriving_per_s(evaluator.load, demand),
-        ),
-        memory=memory,
-        step_time_breakdown=breakdown,
-        fusion_savings={name: fusion_savings(target, batch) for name, batch in batches.items()},
-        slo_excess=evaluator.slo_excess(values) | evaluator.quality_excess(config),
-        highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
-        refused_share=refused_share,
-        front_end_share=float(evaluation.front_end_share[0]),
-        regime=regime,
-        binding_limit="",
-        quality=evaluator.quality_of(config),
-        simulation=simulation,
-        time_by_operator=(
-            operator_seconds(simulation, evaluator.step_model(config)) if simulation else {}
-        ),
-        speculation=evaluator.speculation(config),
+    return _Outcome(evaluation=evaluation, memory=memory, simulation=simulation, values=values)
+
+
+def _slo_excess(evaluator: Evaluator, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Return predicted over allowed, less 1, at the risk that is taken."""
+    return evaluator.slo_excess(
+        {
+            name: upper_end(metrics[name].value, metrics[name].interval_90[1], evaluator.risk)
+            for name in evaluator.slo
+        }
     )
-    slots = float(evaluation.slots[0])
-    return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))
 
 
 def step_batches(
@@ -288,53 +339,60 @@ def _closed_form(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, floa
 def _metrics(
     evaluator: Evaluator,
     config: EngineConfig,
-    values: Mapping[str, float],
-    simulation: SimulationResult | None,
+    outcome: _Outcome,
+    hosts: Mapping[str, Doubt],
     decode_step: Mapping[str, float],
     *,
     regime: str,
 ) -> dict[str, Metric]:
     calibration = evaluator.calibration
-    provenance = provenance_of(calibration, config, evaluator)
-    chance = percentile_errors(simulation) if simulation else {}
-    doubt = evaluator.acceptance_log_error(config) / NORMAL_Q95
-    unsure = {name: doubt for name in values if name.split(".")[0] in TOLD_BY_ACCEPTANCE}
-    hosts = _host_doubts(evaluator, config)
+    provenance = evaluator.provenance_of(config)
+    chance = percentile_errors(outcome.simulation) if outcome.simulation else {}
     share = decode_step.get("attention_decode", 0.0) / sum(decode_step.values())
-    return {
-        name: Metric(
-            value=value,
-            interval_90=interval_90(
-                name,
-                value,
-                calibration,
-                provenance,
-                regime=regime,
-                doubt=replace(
-                    hosts.get(name, Doubt()),
-                    chance=math.hypot(
-                        chance.get(name, 0.0),
-                        unsure.get(name, 0.0),
-                        block_size_error(name, config, calibration, attention_share=share),
-                    ),
-                ),
-            ),
-            provenance=provenance,
-        )
-        for name, value in values.items()
-    }
+    metrics = {}
+    for name, value in outcome.values.items():
+        block = block_size_error(name, config, calibration, attention_share=share)
+        doubt = replace(hosts.get(name, Doubt()), chance=math.hypot(chance.get(name, 0.0), block))
+        interval = evaluator.interval(name, value, config, regime=regime, doubt=doubt)
+        metrics[name] = Metric(value=value, interval_90=interval, provenance=provenance)
+    return metrics
 
 
-def _within_arrivals(metrics: Mapping[str, Metric], *, arriving_per_s: float) -> dict[str, Metric]:
+def _within_arrivals(
+    metrics: Mapping[str, Metric],
+    *,
+    capacity: float,
+    arriving_per_s: float,
+) -> dict[str, Metric]:
     """Return the metrics with intervals that end where everything is served that comes."""
     served_per_s = metrics["request_per_s"].value
     room = max(arriving_per_s / served_per_s, 1.0) if served_per_s > 0 else math.inf
+    least, latency = 0.0, metrics["e2el_ms.mean"]
+    if math.isfinite(room):
+        slower = latency.interval_90[1] / latency.value
+        least = least_served(room=room, capacity=capacity, latency=slower)
     return {
         name: replace(
-            metric, interval_90=within_arrivals(name, metric.value, metric.interval_90, room=room)
+            metric,
+            interval_90=within_arrivals(
+                name, metric.value, metric.interval_90, room=room, least=least
+            ),
         )
         for name, metric in metrics.items()
     }
+
+
+def _least_capacity(
+    evaluator: Evaluator, config: EngineConfig, outcome: _Outcome, hosts: Mapping[str, Doubt]
+) -> float:
+    """Return the low end of the highest rate that can be sustained, over the load.
+
+    Clients that wait for answers are served at the machine's capacity: it errs as their rate does.
+    """
+    slower = Doubt(below=hosts[UTILISATION].above) if UTILISATION in hosts else Doubt()
+    regime = str(Protocol.CLOSED_LOOP)
+    low, _ = evaluator.interval("request_per_s", 1.0, config, regime=regime, doubt=slower)
+    return low / outcome.utilisation if outcome.utilisation > 0 else math.inf
 
 
 def _arriving_per_s(load: Load, demand: Demand | None) -> float:
@@ -345,40 +403,18 @@ def _arriving_per_s(load: Load, demand: Demand | None) -> float:
     return drawn_per_s if math.isfinite(drawn_per_s) else float(np.max(load.rate_per_s))
 
 
-def _host_doubts(evaluator: Evaluator, config: EngineConfig) -> dict[str, Doubt]:
+def _host_doubts(
+    evaluator: Evaluator, config: EngineConfig, outcome: _Outcome, demand: Demand | None
+) -> dict[str, Doubt]:
     """Return what a host that no run has shown leaves open; nothing where one has."""
-    if not evaluator.calibration.borrows_host:
+    hosts = evaluator.hosts()
+    if not hosts:
         return {}
-    faster, slower = (
-        evaluator.calibrated(evaluator.calibration.with_slower_host(factor))
-        for factor in (1.0 / HOST_Q95, HOST_Q95)
-    )
-    return host_doubts(*(_wholly_closed(one, config) for one in (evaluator, faster, slower)))
-
-
-def _wholly_closed(evaluator: Evaluator, config: EngineConfig) -> dict[str, float]:
-    """Predict everything in closed form."""
-    evaluation = evaluator.evaluate(Slice(base=config, columns={}))
-    values = _closed_form(evaluator, evaluation)
-    return values | _economy(evaluator.gpu, config, evaluation, values)
-
-
-def provenance_of(
-    calibration: Calibration, config: EngineConfig, evaluator: Evaluator
-) -> Provenance:
-    """Return `calibrated` only if every operator that weighs was fitted on this GPU."""
-    row = quantization(config.quantization)
-    gemm = "bfloat16" if row.experts_only else row.gemm_dtype
-    kv_table = kv_dtype(config.kv_cache_dtype).attention_dtype
-    used = {f"gemm/{gemm}"}
-    if evaluator.model.uses_mla:
-        used |= {f"mla_prefill/{kv_table}", f"mla_decode/{kv_table}"}
-    else:
-        used |= {f"attention_prefill/{kv_table}", f"attention_decode/{kv_table}"}
-    if evaluator.model.is_moe:
-        used.add(f"moe/{row.moe_dtype}")
-    borrows = any(operator in calibration.borrowed for operator in used)
-    return Provenance.DATASHEET if borrows else calibration.provenance
+    own = outcome
+    if demand is None and outcome.simulation is not None:
+        own = _outcome(evaluator, config, None)
+    ends = (_outcome(host, config, demand) for host in hosts)
+    return host_doubts(*(dict(one.values) | {UTILISATION: one.utilisation} for one in (own, *ends)))
 
 
 def _goodput(evaluator: Evaluator, values: Mapping[str, float]) -> float:
