@@ -381,7 +381,8 @@ def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
 
 def misses(run: MeasuredRun, calibration: Calibration) -> list[float]:
     """Return log errors over those expected; 0 where an unknown front end hides the GPU."""
-    row = predict_run_with(run, calibration)
+    # Nothing is asked of intervals here, least of all of the doubt of another host.
+    row = predict_run_with(run, replace(calibration, knows_host=True))
     known = calibration.front_end.accepts_together
     hidden = row.front_end_share >= FRONT_END_LIMITED and not known
     skipped = OPEN_LOOP_ONLY if run.protocol == "closed_loop" else frozenset()

@@ -3,6 +3,12 @@
 Averages rank well where nothing is near its limit. Near a limit, or in a closed loop, queues and
 steps that hold prompts decide, which only the simulation shows: there the knobs of the step are
 climbed under it.
+
+A prediction errs, and near a limit it is chance on which side of it a run will fall. So the
+simulated configurations are compared by what is expected of them: the objective times the
+probability that the SLO holds (von Neumann and Morgenstern's expected value, of a run that is worth
+nothing outside its SLO), among those that the prediction, at the risk that is taken, sees within
+every limit (a chance constraint: Charnes and Cooper, Management Science 6, 1959).
 """
 
 from __future__ import annotations
@@ -17,9 +23,10 @@ from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_config
 from planner.prediction.simulation import Demand
-from planner.search.objective import DECIDING, handicapped
+from planner.search.objective import DECIDING, expected, handicapped
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
+from planner.simulator import SimulationResult
 
 MOST_FINALISTS = 6
 
@@ -59,6 +66,15 @@ class Finalist:
     objective: str
     doubt: float = 0.0
     """Share of the objective that it must gain while nobody knows how many drafts are right."""
+    num_simulations: int = 1
+    """Of the prediction: on the middle host, and at the ends of the doubt of it."""
+
+    @property
+    def work(self) -> int:
+        """Steps that were simulated, and requests in steps."""
+        run = self.prediction.simulation
+        steps = run.num_steps + STEPS_PER_REQUEST * run.num_requests if run else 0
+        return self.num_simulations * steps
 
     @property
     def config(self) -> EngineConfig:
@@ -76,14 +92,29 @@ class Finalist:
         """The simulated objective less what precision and drafts must gain; larger is better."""
         return handicapped(self.value, self.candidate.quality) - self.doubt * abs(self.value)
 
+    @property
+    def expected(self) -> float:
+        """The score as it counts where the SLO may not hold; larger is better."""
+        return expected(self.score, self.prediction.probability)
+
     def beats(self, other: Finalist) -> bool:
-        """Whether it is better by more than chance; of equals the closed form decides."""
+        """Whether more is expected of it than chance; of equals the closed form decides.
+
+        Where both miss a limit, whether it misses by less.
+        """
+        return self._beats(other, worth=self.expected)
+
+    def may_beat(self, other: Finalist) -> bool:
+        """Whether it would if it were certain to keep its SLO."""
+        return self._beats(other, worth=self.score)
+
+    def _beats(self, other: Finalist, *, worth: float) -> bool:
         if self.prediction.feasible != other.prediction.feasible:
             return self.prediction.feasible
         if not self.prediction.feasible:
             return self.prediction.violation < other.prediction.violation - LEAST_GAIN
-        gain = self.score - other.score
-        least = LEAST_GAIN * abs(other.score)
+        gain = worth - other.expected
+        least = LEAST_GAIN * abs(other.expected)
         return gain > least or (gain >= -least and self.candidate.score > other.candidate.score)
 
 
@@ -133,20 +164,23 @@ class _Decision:
 
     def run(self, finalists: list[Candidate]) -> list[Finalist]:
         best = self._simulate(finalists[0])
+        best = self._sure(best) if self.evaluator.slo else best
         if self._is_contested(best.prediction):
             for candidate in finalists[1:]:
-                if best.prediction.feasible and not _is_close(candidate, finalists[0]):
+                if best.prediction.feasible and not _may_catch_up(candidate, finalists[0], best):
                     continue
                 if self._has_had_enough():
                     break
                 best = self._better(best, self._simulate(candidate))
             best = self._climb(best)
-        best = self._speculate(best)
+        best = self._sure(self._speculate(best))
         return [best, *(one for one in self.simulated.values() if one is not best)]
 
     def _is_contested(self, prediction: Prediction) -> bool:
-        """Whether queues may decide: a closed loop, or an open one near a limit."""
+        """Whether queues may decide: a closed loop, or an open one near a limit or in doubt."""
         if self.demand.protocol is not Protocol.OPEN_LOOP or not prediction.feasible:
+            return True
+        if prediction.probability < 1 - LEAST_GAIN:
             return True
         return any(excess > -NEAR_LIMIT for excess in prediction.slo_excess.values())
 
@@ -184,12 +218,9 @@ class _Decision:
 
     def _has_had_enough(self) -> bool:
         """Whether another simulation would take longer than a person waits, or was called off."""
-        runs = [one.prediction.simulation for one in self.simulated.values()]
-        work = sum(
-            run.num_steps + STEPS_PER_REQUEST * run.num_requests for run in runs if run is not None
-        )
-        is_much = work >= MOST_WORK and len(runs) >= FEWEST_SIMULATED
-        return is_much or len(runs) >= MOST_SIMULATED or self.stopped()
+        known = self.simulated.values()
+        is_much = sum(one.work for one in known) >= MOST_WORK and len(known) >= FEWEST_SIMULATED
+        return is_much or len(known) >= MOST_SIMULATED or self.stopped()
 
     def _beside(self, config: EngineConfig, knob: str, stride: int) -> Iterator[EngineConfig]:
         """Yield the configurations that differ by one stride of a knob and were not simulated."""
@@ -206,20 +237,40 @@ class _Decision:
     def _candidate(self, config: EngineConfig) -> Candidate:
         return evaluated(config, self.evaluator, self.objective)
 
-    def _simulate(self, candidate: Candidate) -> Finalist:
-        prediction = predict_config(self.evaluator, candidate.config, self.demand)
+    def _simulate(
+        self, candidate: Candidate, *, simulation: SimulationResult | None = None
+    ) -> Finalist:
+        """Predict a candidate; with its simulation at hand, or a risk, its host's doubt as well."""
+        hosts = self.evaluator.hosts() if simulation or self.evaluator.risk else ()
+        prediction = predict_config(
+            self.evaluator,
+            candidate.config,
+            self.demand,
+            simulates_hosts=bool(hosts),
+            simulation=simulation,
+        )
         one = Finalist(
             candidate=candidate,
             prediction=prediction,
             objective=self.objective,
             doubt=self._doubt(candidate.config),
+            num_simulations=1 + len(hosts),
         )
         self.simulated[candidate.config] = one
         return one
 
-    @staticmethod
-    def _better(best: Finalist, other: Finalist) -> Finalist:
+    def _better(self, best: Finalist, other: Finalist) -> Finalist:
+        """Return the better of two; the doubt of the host is simulated where it may decide."""
+        if not other.may_beat(best):
+            return best
+        other = self._sure(other) if self.evaluator.slo else other
         return other if other.beats(best) else best
+
+    def _sure(self, one: Finalist) -> Finalist:
+        """Return the same with the doubt of the host simulated, where there is one."""
+        if one.num_simulations > 1 or not self.evaluator.hosts():
+            return one
+        return self._simulate(one.candidate, simulation=one.prediction.simulation)
 
 
 def with_knob(
@@ -246,8 +297,13 @@ def neighbouring(values: Sequence[Any], current: Any, *, stride: int = 1) -> lis
     return [*below[stride - 1 : stride], *above[stride - 1 : stride]]
 
 
-def _is_close(other: Candidate, best: Candidate) -> bool:
-    return other.score >= best.score - (1 - WORTH_SIMULATING) * abs(best.score)
+def _may_catch_up(other: Candidate, first: Candidate, best: Finalist) -> bool:
+    """Whether simulating another split may find more than what is expected of the best so far.
+
+    It may keep its SLO for certain, which the best does not.
+    """
+    hoped = expected(first.score, best.prediction.probability)
+    return other.score >= hoped - (1 - WORTH_SIMULATING) * abs(hoped)
 
 
 def _split(config: EngineConfig) -> tuple[Any, ...]:

@@ -53,36 +53,39 @@ class _Bisection:
         self.num_simulations = 0
 
     def run(self) -> HighestRate:
-        low, high, best = self._bracket()
-        if low == 0.0:
-            return HighestRate(
-                rate_per_s=0.0, prediction=best, num_simulations=self.num_simulations
-            )
-        while high / low > 1 + TOLERANCE:
+        low, high, slowest = self._bracket()
+        while low and high / low > 1 + TOLERANCE:
             middle = (low * high) ** 0.5
-            prediction = self._at(middle)
-            if prediction.feasible:
-                low, best = middle, prediction
+            if self._at(middle).feasible:
+                low = middle
             else:
                 high = middle
-        return HighestRate(rate_per_s=low, prediction=best, num_simulations=self.num_simulations)
+        # Once more, with every doubt, what the search saw without that of the host.
+        prediction = self._at(low or slowest, simulates_hosts=True)
+        return HighestRate(
+            rate_per_s=low, prediction=prediction, num_simulations=self.num_simulations
+        )
 
-    def _bracket(self) -> tuple[float, float, Prediction]:
-        """Return a rate that meets the SLO, twice that or less that does not, and the first."""
+    def _bracket(self) -> tuple[float, float, float]:
+        """Return a rate that meets the SLO or 0, twice that or less that does not, and the last."""
         rate = float(np.asarray(self.evaluator.load.rate_per_s))
-        prediction = self._at(rate)
-        factor = 2.0 if prediction.feasible else 0.5
+        is_met = self._at(rate).feasible
+        factor = 2.0 if is_met else 0.5
         for _ in range(LARGEST_STEPS):
-            other = self._at(rate * factor)
-            if other.feasible != prediction.feasible:
-                low, best = (rate, prediction) if prediction.feasible else (rate * factor, other)
-                return low, low * 2.0, best
-            rate, prediction = rate * factor, other
-        return (rate, rate, prediction) if prediction.feasible else (0.0, 0.0, prediction)
+            other = rate * factor
+            if self._at(other).feasible != is_met:
+                low = rate if is_met else other
+                return low, low * 2.0, other
+            rate = other
+        return (rate, rate, rate) if is_met else (0.0, 0.0, rate)
 
-    def _at(self, rate_per_s: float) -> Prediction:
+    def _at(self, rate_per_s: float, *, simulates_hosts: bool = False) -> Prediction:
+        """Predict a rate; at a risk, the host's doubt decides what meets the SLO."""
         self.num_simulations += 1
         load = replace(self.evaluator.load, rate_per_s=rate_per_s)
         return predict_config(
-            replace(self.evaluator, load=load), self.config, self.demand.at_rate(rate_per_s)
+            replace(self.evaluator, load=load),
+            self.config,
+            self.demand.at_rate(rate_per_s),
+            simulates_hosts=simulates_hosts or self.evaluator.risk > 0,
         )

@@ -197,6 +197,7 @@ def predict_config(
     demand: Demand | None = None,
     *,
     simulates_hosts: bool = True,
+    simulation: SimulationResult | None = None,
 ) -> Prediction:
     """Return the full prediction of one configuration.
 
@@ -207,8 +208,9 @@ def predict_config(
             and rates come from the closed form.
         simulates_hosts: Whether a borrowed host's doubt is carried through the simulation, which
             takes two more of them; else through the closed form, which is rough where queues build.
+        simulation: Of this demand, where it was made before.
     """
-    outcome = _outcome(evaluator, config, demand)
+    outcome = _outcome(evaluator, config, demand, simulation)
     values, evaluation, simulation = outcome.values, outcome.evaluation, outcome.simulation
     point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
     refused_share = float(evaluation.refused_share[0])
@@ -249,11 +251,15 @@ def predict_config(
     return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))
 
 
-def _outcome(evaluator: Evaluator, config: EngineConfig, demand: Demand | None) -> _Outcome:
+def _outcome(
+    evaluator: Evaluator,
+    config: EngineConfig,
+    demand: Demand | None,
+    simulation: SimulationResult | None = None,
+) -> _Outcome:
     evaluation = evaluator.evaluate(Slice(base=config, columns={}))
     memory = single(evaluation.memory)
-    simulation = None
-    if demand is not None and memory.fits:
+    if demand is not None and memory.fits and simulation is None:
         simulation = simulate_config(evaluator, config, memory, demand)
         simulation = simulation if simulation.served.size else None
     values = _closed_form(evaluator, evaluation)
