@@ -143,7 +143,7 @@ class SimulatedProspect(Prospect):
     @staticmethod
     def _values(evaluator: Evaluator, config: EngineConfig, demand: Demand) -> Prediction:
         """Predict what is compared with the run's own prediction: values, without their doubt."""
-        return predict_config(evaluator, config, demand, simulates_hosts=False)
+        return predict_config(evaluator, config, demand, doubts_host=False)
 
     def _on(self, gpu: GpuSpec) -> Evaluator:
         """Return the evaluator of another GPU; what it has computed belongs to the first."""

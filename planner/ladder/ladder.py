@@ -224,9 +224,7 @@ class _Climb:
             notes = [] if rung.is_baseline else _deployment_notes(self.problem, config)
         except ConfigError as error:
             return replace(step, notes=(error.message,), is_usable=False)
-        prediction = predict_config(
-            self.problem.evaluator, config, self.demand, simulates_hosts=False
-        )
+        prediction = predict_config(self.problem.evaluator, config, self.demand, doubts_host=False)
         if not prediction.fits:
             notes.append(_shortfall(prediction))
         usable = not notes

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.engine import EngineConfig
@@ -26,7 +26,6 @@ from planner.prediction.simulation import Demand
 from planner.search.objective import DECIDING, expected, handicapped
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
-from planner.simulator import SimulationResult
 
 MOST_FINALISTS = 6
 
@@ -67,7 +66,7 @@ class Finalist:
     doubt: float = 0.0
     """Share of the objective that it must gain while nobody knows how many drafts are right."""
     num_simulations: int = 1
-    """Of the prediction: on the middle host, and at the ends of the doubt of it."""
+    """1, or 3 where the prediction holds the doubt of the host."""
 
     @property
     def work(self) -> int:
@@ -102,18 +101,11 @@ class Finalist:
 
         Where both miss a limit, whether it misses by less.
         """
-        return self._beats(other, worth=self.expected)
-
-    def may_beat(self, other: Finalist) -> bool:
-        """Whether it would if it were certain to keep its SLO."""
-        return self._beats(other, worth=self.score)
-
-    def _beats(self, other: Finalist, *, worth: float) -> bool:
         if self.prediction.feasible != other.prediction.feasible:
             return self.prediction.feasible
         if not self.prediction.feasible:
             return self.prediction.violation < other.prediction.violation - LEAST_GAIN
-        gain = worth - other.expected
+        gain = self.expected - other.expected
         least = LEAST_GAIN * abs(other.expected)
         return gain > least or (gain >= -least and self.candidate.score > other.candidate.score)
 
@@ -237,40 +229,47 @@ class _Decision:
     def _candidate(self, config: EngineConfig) -> Candidate:
         return evaluated(config, self.evaluator, self.objective)
 
-    def _simulate(
-        self, candidate: Candidate, *, simulation: SimulationResult | None = None
-    ) -> Finalist:
-        """Predict a candidate; with its simulation at hand, or a risk, its host's doubt as well."""
-        hosts = self.evaluator.hosts() if simulation or self.evaluator.risk else ()
+    def _simulate(self, candidate: Candidate) -> Finalist:
+        """Predict a candidate; the doubt of its host only where it decides what is feasible."""
         prediction = predict_config(
-            self.evaluator,
-            candidate.config,
-            self.demand,
-            simulates_hosts=bool(hosts),
-            simulation=simulation,
+            self.evaluator, candidate.config, self.demand, doubts_host=self.evaluator.risk > 0
         )
+        num_hosts = len(self.evaluator.hosts()) if self.evaluator.risk else 0
         one = Finalist(
             candidate=candidate,
             prediction=prediction,
             objective=self.objective,
             doubt=self._doubt(candidate.config),
-            num_simulations=1 + len(hosts),
+            num_simulations=1 + num_hosts,
         )
         self.simulated[candidate.config] = one
         return one
 
     def _better(self, best: Finalist, other: Finalist) -> Finalist:
-        """Return the better of two; the doubt of the host is simulated where it may decide."""
-        if not other.may_beat(best):
+        """Return the better of two.
+
+        The doubt of the host, which takes two more simulations, makes it only less likely that a
+        limit holds within which the prediction is: what is not better without it is not with it.
+        """
+        if not other.beats(best):
             return best
         other = self._sure(other) if self.evaluator.slo else other
         return other if other.beats(best) else best
 
     def _sure(self, one: Finalist) -> Finalist:
-        """Return the same with the doubt of the host simulated, where there is one."""
-        if one.num_simulations > 1 or not self.evaluator.hosts():
-            return one
-        return self._simulate(one.candidate, simulation=one.prediction.simulation)
+        """Return the same with the doubt of the host, where there is one."""
+        sure = with_every_doubt(one, self.evaluator, self.demand)
+        self.simulated[one.config] = sure
+        return sure
+
+
+def with_every_doubt(one: Finalist, evaluator: Evaluator, demand: Demand) -> Finalist:
+    """Return the same with the doubt of the host simulated, where there is one and it is not."""
+    num_hosts = len(evaluator.hosts())
+    if one.num_simulations > 1 or not num_hosts:
+        return one
+    prediction = predict_config(evaluator, one.config, demand, simulation=one.prediction.simulation)
+    return replace(one, prediction=prediction, num_simulations=1 + num_hosts)
 
 
 def with_knob(

@@ -190,7 +190,7 @@ class _Orders:
 
     def _under(self, order: str, demand: Demand) -> Prediction:
         config: EngineConfig = replace(self.recommended.config, queue_order=order)
-        return predict_config(self.evaluator, config, demand, simulates_hosts=False)
+        return predict_config(self.evaluator, config, demand, doubts_host=False)
 
 
 def _changes(before: Prediction, after: Prediction) -> dict[str, tuple[float, float]]:

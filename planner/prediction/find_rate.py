@@ -61,7 +61,7 @@ class _Bisection:
             else:
                 high = middle
         # Once more, with every doubt, what the search saw without that of the host.
-        prediction = self._at(low or slowest, simulates_hosts=True)
+        prediction = self._at(low or slowest, doubts_host=True)
         return HighestRate(
             rate_per_s=low, prediction=prediction, num_simulations=self.num_simulations
         )
@@ -79,7 +79,7 @@ class _Bisection:
             rate = other
         return (rate, rate, rate) if is_met else (0.0, 0.0, rate)
 
-    def _at(self, rate_per_s: float, *, simulates_hosts: bool = False) -> Prediction:
+    def _at(self, rate_per_s: float, *, doubts_host: bool = False) -> Prediction:
         """Predict a rate; at a risk, the host's doubt decides what meets the SLO."""
         self.num_simulations += 1
         load = replace(self.evaluator.load, rate_per_s=rate_per_s)
@@ -87,5 +87,5 @@ class _Bisection:
             replace(self.evaluator, load=load),
             self.config,
             self.demand.at_rate(rate_per_s),
-            simulates_hosts=simulates_hosts or self.evaluator.risk > 0,
+            doubts_host=doubts_host or self.evaluator.risk > 0,
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +138,7 @@ def interval_90(
     chance = NORMAL_Q95 * doubt.chance
     below = np.sqrt(low**2 + chance**2 + doubt.below**2)
     above = np.sqrt(high**2 + chance**2 + doubt.above**2)
-    return value * np.exp(-below), value * np.exp(above)
+    return cast("tuple[Value, Value]", (value * np.exp(-below), value * np.exp(above)))
 
 
 def upper_end(value: Value, high: Value, risk: float) -> Value:
@@ -153,7 +153,8 @@ def upper_end(value: Value, high: Value, risk: float) -> Value:
     """
     if not risk:
         return value
-    return value * (high / value) ** (NormalDist().inv_cdf(1 - risk / 2) / NORMAL_Q95)
+    reach: float = NormalDist().inv_cdf(1 - risk / 2) / NORMAL_Q95
+    return cast("Value", value * (high / value) ** reach)
 
 
 def probability_within(limit: float, value: float, interval: tuple[float, float]) -> float:

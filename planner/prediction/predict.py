@@ -196,7 +196,7 @@ def predict_config(
     config: EngineConfig,
     demand: Demand | None = None,
     *,
-    simulates_hosts: bool = True,
+    doubts_host: bool = True,
     simulation: SimulationResult | None = None,
 ) -> Prediction:
     """Return the full prediction of one configuration.
@@ -206,8 +206,8 @@ def predict_config(
         config: What is deployed.
         demand: Requests to simulate; without them, or where the model does not fit, latencies
             and rates come from the closed form.
-        simulates_hosts: Whether a borrowed host's doubt is carried through the simulation, which
-            takes two more of them; else through the closed form, which is rough where queues build.
+        doubts_host: Whether intervals and probabilities hold the doubt of a borrowed host; it is
+            carried through all that is predicted, which is simulated twice more for it.
         simulation: Of this demand, where it was made before.
     """
     outcome = _outcome(evaluator, config, demand, simulation)
@@ -220,7 +220,7 @@ def predict_config(
     target = step.verify if isinstance(step, SpeculativeStep) else step
     regime = load_regime(str(evaluator.load.protocol), outcome.utilisation)
     breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
-    hosts = _host_doubts(evaluator, config, outcome, demand if simulates_hosts else None)
+    hosts = _host_doubts(evaluator, config, outcome, demand) if doubts_host else {}
     metrics = _within_arrivals(
         _metrics(evaluator, config, outcome, hosts, breakdown["decode"], regime=regime),
         capacity=_least_capacity(evaluator, config, outcome, hosts),
@@ -416,11 +416,10 @@ def _host_doubts(
     hosts = evaluator.hosts()
     if not hosts:
         return {}
-    own = outcome
-    if demand is None and outcome.simulation is not None:
-        own = _outcome(evaluator, config, None)
     ends = (_outcome(host, config, demand) for host in hosts)
-    return host_doubts(*(dict(one.values) | {UTILISATION: one.utilisation} for one in (own, *ends)))
+    return host_doubts(
+        *(dict(one.values) | {UTILISATION: one.utilisation} for one in (outcome, *ends))
+    )
 
 
 def _goodput(evaluator: Evaluator, values: Mapping[str, float]) -> float:
