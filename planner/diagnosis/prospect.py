@@ -21,7 +21,7 @@ from cost_models.memory import MemoryPlan
 from planner.estimator.load import Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand, run_demand
 from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
@@ -143,7 +143,7 @@ class SimulatedProspect(Prospect):
     @staticmethod
     def _values(evaluator: Evaluator, config: EngineConfig, demand: Demand) -> Prediction:
         """Predict what is compared with the run's own prediction: values, without their doubt."""
-        return predict_config(evaluator, config, demand, doubts_host=False)
+        return predict_config(evaluator, config, demand, host=HostDoubt.LEFT_OUT)
 
     def _on(self, gpu: GpuSpec) -> Evaluator:
         """Return the evaluator of another GPU; what it has computed belongs to the first."""

@@ -21,7 +21,7 @@ from typing import Any
 from cost_models.engine import EngineConfig
 from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand
 from planner.search.objective import DECIDING, expected, handicapped
 from planner.search.space import SearchSpace
@@ -65,15 +65,8 @@ class Finalist:
     objective: str
     doubt: float = 0.0
     """Share of the objective that it must gain while nobody knows how many drafts are right."""
-    num_simulations: int = 1
-    """1, or 3 where the prediction holds the doubt of the host."""
-
-    @property
-    def work(self) -> int:
-        """Steps that were simulated, and requests in steps."""
-        run = self.prediction.simulation
-        steps = run.num_steps + STEPS_PER_REQUEST * run.num_requests if run else 0
-        return self.num_simulations * steps
+    host: HostDoubt = HostDoubt.SIMULATED
+    """How the prediction holds the doubt of a borrowed host."""
 
     @property
     def config(self) -> EngineConfig:
@@ -177,20 +170,17 @@ class _Decision:
         return any(excess > -NEAR_LIMIT for excess in prediction.slo_excess.values())
 
     def _climb(self, best: Finalist) -> Finalist:
-        """Move along one knob at a time as long as that helps, at last by wider strides."""
-        strides = iter(STRIDES)
-        stride = next(strides)
-        while True:
+        """Move along one knob at a time as long as that helps; by wider strides where none does."""
+        place = 0
+        while place < len(STRIDES):
             before = best
             for knob in CLIMBED_KNOBS:
-                for config in self._beside(best.config, knob, stride):
+                for config in self._beside(best.config, knob, STRIDES[place]):
                     if self._has_had_enough():
                         return best
                     best = self._better(best, self._simulate(self._candidate(config)))
-            if best is before:
-                stride = next(strides, 0)
-                if not stride:
-                    return best
+            place = place + 1 if best is before else 0
+        return best
 
     def _speculate(self, best: Finalist) -> Finalist:
         """Draft on top of the winner where the closed form sees a gain beyond its doubt."""
@@ -211,8 +201,16 @@ class _Decision:
     def _has_had_enough(self) -> bool:
         """Whether another simulation would take longer than a person waits, or was called off."""
         known = self.simulated.values()
-        is_much = sum(one.work for one in known) >= MOST_WORK and len(known) >= FEWEST_SIMULATED
+        is_much = sum(map(self._work, known)) >= MOST_WORK and len(known) >= FEWEST_SIMULATED
         return is_much or len(known) >= MOST_SIMULATED or self.stopped()
+
+    def _work(self, one: Finalist) -> int:
+        """Steps that were simulated, and requests in steps: of hosts in doubt, thrice."""
+        run = one.prediction.simulation
+        if run is None:
+            return 0
+        hosts = self.evaluator.hosts() if one.host is HostDoubt.SIMULATED else ()
+        return (1 + len(hosts)) * (run.num_steps + STEPS_PER_REQUEST * run.num_requests)
 
     def _beside(self, config: EngineConfig, knob: str, stride: int) -> Iterator[EngineConfig]:
         """Yield the configurations that differ by one stride of a knob and were not simulated."""
@@ -231,16 +229,13 @@ class _Decision:
 
     def _simulate(self, candidate: Candidate) -> Finalist:
         """Predict a candidate; the doubt of its host only where it decides what is feasible."""
-        prediction = predict_config(
-            self.evaluator, candidate.config, self.demand, doubts_host=self.evaluator.risk > 0
-        )
-        num_hosts = len(self.evaluator.hosts()) if self.evaluator.risk else 0
+        host = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
         one = Finalist(
             candidate=candidate,
-            prediction=prediction,
+            prediction=predict_config(self.evaluator, candidate.config, self.demand, host=host),
             objective=self.objective,
             doubt=self._doubt(candidate.config),
-            num_simulations=1 + num_hosts,
+            host=host,
         )
         self.simulated[candidate.config] = one
         return one
@@ -257,19 +252,21 @@ class _Decision:
         return other if other.beats(best) else best
 
     def _sure(self, one: Finalist) -> Finalist:
-        """Return the same with the doubt of the host, where there is one."""
-        sure = with_every_doubt(one, self.evaluator, self.demand)
+        """Return the same with the doubt of the host simulated."""
+        sure = with_host_doubt(one, self.evaluator, self.demand, HostDoubt.SIMULATED)
         self.simulated[one.config] = sure
         return sure
 
 
-def with_every_doubt(one: Finalist, evaluator: Evaluator, demand: Demand) -> Finalist:
-    """Return the same with the doubt of the host simulated, where there is one and it is not."""
-    num_hosts = len(evaluator.hosts())
-    if one.num_simulations > 1 or not num_hosts:
+def with_host_doubt(
+    one: Finalist, evaluator: Evaluator, demand: Demand, how: HostDoubt
+) -> Finalist:
+    """Return the same with the doubt of a borrowed host, where it was left out so far."""
+    if one.host is not HostDoubt.LEFT_OUT or not evaluator.hosts():
         return one
-    prediction = predict_config(evaluator, one.config, demand, simulation=one.prediction.simulation)
-    return replace(one, prediction=prediction, num_simulations=1 + num_hosts)
+    simulation = one.prediction.simulation
+    prediction = predict_config(evaluator, one.config, demand, host=how, simulation=simulation)
+    return replace(one, prediction=prediction, host=how)
 
 
 def with_knob(

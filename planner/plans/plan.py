@@ -12,13 +12,13 @@ from planner.plans.decide import (
     best_of_each_split,
     decide,
     neighbouring,
-    with_every_doubt,
+    with_host_doubt,
     with_knob,
 )
 from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.intervals import probability_within
-from planner.prediction.predict import Prediction, config_to_json, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand
 from planner.quality import QUALITY_LOSS
 from planner.search.objective import quality_handicap
@@ -177,7 +177,9 @@ def make_plan(
     def rejected(candidate: Candidate) -> Alternative:
         other = known.get(candidate.config)
         if other is not None:
-            return _simulated_alternative(with_every_doubt(other, evaluator, demand), winner)
+            # What was near enough to decide has it simulated; the rest shows it at no cost.
+            other = with_host_doubt(other, evaluator, demand, HostDoubt.CLOSED_FORM)
+            return _simulated_alternative(other, winner)
         gain = _gain(candidate.raw_score, winner.candidate.raw_score)
         return _alternative(candidate, closed_form.predict(candidate.config), gain)
 

@@ -10,7 +10,7 @@ from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand
 
 TOLERANCE = 0.01
@@ -61,7 +61,7 @@ class _Bisection:
             else:
                 high = middle
         # Once more, with every doubt, what the search saw without that of the host.
-        prediction = self._at(low or slowest, doubts_host=True)
+        prediction = self._at(low or slowest, host=HostDoubt.SIMULATED)
         return HighestRate(
             rate_per_s=low, prediction=prediction, num_simulations=self.num_simulations
         )
@@ -79,13 +79,14 @@ class _Bisection:
             rate = other
         return (rate, rate, rate) if is_met else (0.0, 0.0, rate)
 
-    def _at(self, rate_per_s: float, *, doubts_host: bool = False) -> Prediction:
-        """Predict a rate; at a risk, the host's doubt decides what meets the SLO."""
+    def _at(self, rate_per_s: float, host: HostDoubt | None = None) -> Prediction:
+        """Predict a rate; only at a risk does the host's doubt decide what meets the SLO."""
+        deciding = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
         self.num_simulations += 1
         load = replace(self.evaluator.load, rate_per_s=rate_per_s)
         return predict_config(
             replace(self.evaluator, load=load),
             self.config,
             self.demand.at_rate(rate_per_s),
-            doubts_host=doubts_host or self.evaluator.risk > 0,
+            host=host or deciding,
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,9 +136,9 @@ def interval_90(
         if provenance is Provenance.DATASHEET:
             low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
     chance = NORMAL_Q95 * doubt.chance
-    below = np.sqrt(low**2 + chance**2 + doubt.below**2)
-    above = np.sqrt(high**2 + chance**2 + doubt.above**2)
-    return cast("tuple[Value, Value]", (value * np.exp(-below), value * np.exp(above)))
+    below: Any = np.sqrt(low**2 + chance**2 + doubt.below**2)
+    above: Any = np.sqrt(high**2 + chance**2 + doubt.above**2)
+    return value * np.exp(-below), value * np.exp(above)
 
 
 def upper_end(value: Value, high: Value, risk: float) -> Value:
@@ -154,7 +154,8 @@ def upper_end(value: Value, high: Value, risk: float) -> Value:
     if not risk:
         return value
     reach: float = NormalDist().inv_cdf(1 - risk / 2) / NORMAL_Q95
-    return cast("Value", value * (high / value) ** reach)
+    ratio: Value = (high / value) ** reach
+    return value * ratio
 
 
 def probability_within(limit: float, value: float, interval: tuple[float, float]) -> float:

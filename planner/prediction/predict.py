@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,17 @@ IDLE_POWER_FRACTION = 0.20
 
 UTILISATION = "utilisation"
 """Name of the load over the capacity among what a host's speed moves."""
+
+
+class HostDoubt(Enum):
+    """How the doubt of a borrowed host enters intervals and probabilities."""
+
+    LEFT_OUT = "left out"
+    """Where they are not asked for."""
+    CLOSED_FORM = "closed form"
+    """In a moment; rough where queues build."""
+    SIMULATED = "simulated"
+    """By two more simulations, as the values are; where there is nothing to simulate, as above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +208,7 @@ def predict_config(
     config: EngineConfig,
     demand: Demand | None = None,
     *,
-    doubts_host: bool = True,
+    host: HostDoubt = HostDoubt.SIMULATED,
     simulation: SimulationResult | None = None,
 ) -> Prediction:
     """Return the full prediction of one configuration.
@@ -206,8 +218,7 @@ def predict_config(
         config: What is deployed.
         demand: Requests to simulate; without them, or where the model does not fit, latencies
             and rates come from the closed form.
-        doubts_host: Whether intervals and probabilities hold the doubt of a borrowed host; it is
-            carried through all that is predicted, which is simulated twice more for it.
+        host: How the doubt of a borrowed host is carried through the prediction.
         simulation: Of this demand, where it was made before.
     """
     outcome = _outcome(evaluator, config, demand, simulation)
@@ -220,7 +231,7 @@ def predict_config(
     target = step.verify if isinstance(step, SpeculativeStep) else step
     regime = load_regime(str(evaluator.load.protocol), outcome.utilisation)
     breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
-    hosts = _host_doubts(evaluator, config, outcome, demand) if doubts_host else {}
+    hosts = _host_doubts(evaluator, config, outcome, demand, host)
     metrics = _within_arrivals(
         _metrics(evaluator, config, outcome, hosts, breakdown["decode"], regime=regime),
         capacity=_least_capacity(evaluator, config, outcome, hosts),
@@ -410,13 +421,19 @@ def _arriving_per_s(load: Load, demand: Demand | None) -> float:
 
 
 def _host_doubts(
-    evaluator: Evaluator, config: EngineConfig, outcome: _Outcome, demand: Demand | None
+    evaluator: Evaluator,
+    config: EngineConfig,
+    outcome: _Outcome,
+    demand: Demand | None,
+    how: HostDoubt,
 ) -> dict[str, Doubt]:
     """Return what a host that no run has shown leaves open; nothing where one has."""
     hosts = evaluator.hosts()
-    if not hosts:
+    if not hosts or how is HostDoubt.LEFT_OUT:
         return {}
-    ends = (_outcome(host, config, demand) for host in hosts)
+    if how is HostDoubt.CLOSED_FORM and outcome.simulation is not None:
+        outcome, demand = _outcome(evaluator, config, None), None
+    ends = (_outcome(end, config, demand) for end in hosts)
     return host_doubts(
         *(dict(one.values) | {UTILISATION: one.utilisation} for one in (outcome, *ends))
     )

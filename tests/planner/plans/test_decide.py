@@ -41,12 +41,13 @@ def _busy(tmp_path: Path) -> str:
 
 
 def simulated_score(workload: str, config: Any) -> tuple[bool, float]:
+    """Whether it is feasible, and the goodput that is expected of it."""
     problem = load_problem(gpu="h200", workload=workload, model="", engine="vllm")
     demand = workload_demand(problem.workload)
     prediction, _ = predict_problem(problem, config, {}, demand=demand)
-    metric, sign = DECIDING["goodput"].metric, DECIDING["goodput"].sign
-    value = sign * prediction.value(metric)
-    return prediction.feasible, value * (1 - quality_handicap(prediction.quality))
+    value = prediction.value(DECIDING["goodput"].metric)
+    certain = value * (1 - quality_handicap(prediction.quality))
+    return prediction.feasible, certain * prediction.probability
 
 
 def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(
