@@ -39,7 +39,7 @@ def probability_words(probability: float) -> str:
     """Return a probability in whole percent; none is called certain."""
     percent = round(100 * probability)
     if percent in (0, 100):
-        return "over 99 %" if percent else "under 1 %"
+        return ">99 %" if percent else "<1 %"
     return f"{percent} %"
 
 

@@ -67,16 +67,19 @@ def latency_table(prediction: Prediction) -> Table:
 
 
 def slo_lines(prediction: Prediction) -> Text:
-    """Return each limit of the SLO, met or missed, by how much, and how likely it holds."""
+    """Return each limit of the SLO, met or missed, by how much, and the probability that it holds.
+
+    Short enough for one line of the smallest column.
+    """
     text = Text()
     for name, excess in prediction.slo_excess.items():
         # Of a metric that is 0, the excess does not tell the limit.
         value = prediction.value(name)
         limit = f" ≤ {number(value / (1 + excess))}" if excess > -1 and value > 0 else ""
-        state, sign = ("met by", "✓") if excess <= 0 else ("MISSED by", "✗")
+        state, sign = ("by", "✓") if excess <= 0 else ("MISSED by", "✗")
         words = f"{sign} {name}{limit}: {state} {100 * abs(excess):.0f} %"
         if name in prediction.slo_probability:
-            words += f" ({probability_words(prediction.slo_probability[name])} likely)"
+            words += f", P {probability_words(prediction.slo_probability[name])}"
         text.append(f"{words}\n", style="" if excess <= 0 else "bold")
     return text
 

@@ -228,6 +228,6 @@ def test_lines_of_the_slo_name_the_probability(busy: Problem) -> None:
     )
     missed = replace(found, slo_excess={name: 0.3}, slo_probability={name: 0.002})
     assert list(limit_lines(missed)) == [
-        f"SLO {name}: MISSED, 30 % above the limit; probability that it holds: under 1 %"
+        f"SLO {name}: MISSED, 30 % above the limit; probability that it holds: <1 %"
     ]
-    assert probability_words(0.9999) == "over 99 %"
+    assert probability_words(0.9999) == ">99 %"
