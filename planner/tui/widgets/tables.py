@@ -79,7 +79,8 @@ def slo_lines(prediction: Prediction) -> Text:
         state, sign = ("by", "✓") if excess <= 0 else ("MISSED by", "✗")
         words = f"{sign} {name}{limit}: {state} {100 * abs(excess):.0f} %"
         if name in prediction.slo_probability:
-            words += f", P {probability_words(prediction.slo_probability[name])}"
+            likely = probability_words(prediction.slo_probability[name])
+            words += f", P{likely}" if likely[0] in "<>" else f", P={likely}"
         text.append(f"{words}\n", style="" if excess <= 0 else "bold")
     return text
 
