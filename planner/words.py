@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cost_models.speculation import Speculation
     from planner.diagnosis.finding import Diagnosis, RankedFinding, Remedy
     from planner.plans.scheduling import OrderAlternative, Scheduling
+    from planner.prediction.predict import Prediction
     from planner.quality import QualityLoss
     from planner.search.study import Candidate
 
@@ -32,6 +33,27 @@ def loss_words(quality: QualityLoss) -> str:
         return UNQUANTIZED
     low, high = quality.interval_90
     return f"{quality.loss_pct:.2f} % expected loss ({low:.2f} to {high:.2f}, {quality.provenance})"
+
+
+def probability_words(probability: float) -> str:
+    """Return a probability in whole percent; none is called certain."""
+    percent = round(100 * probability)
+    if percent in (0, 100):
+        return ">99 %" if percent else "<1 %"
+    return f"{percent} %"
+
+
+def limit_lines(prediction: Prediction) -> Iterator[str]:
+    """Yield of each limit whether the prediction keeps it, by how much, and how likely that is."""
+    for name, excess in prediction.slo_excess.items():
+        is_met = excess <= 0
+        distance = f"{100 * abs(excess):.0f} % {'below' if is_met else 'above'} the limit"
+        line = f"{name}: {'met' if is_met else 'MISSED'}, {distance}"
+        if name not in prediction.slo_probability:
+            yield f"limit on quality {line}"
+            continue
+        odds = ", with a probability of" if is_met else "; probability that it holds:"
+        yield f"SLO {line}{odds} {probability_words(prediction.slo_probability[name])}"
 
 
 def front_lines(front: Sequence[Candidate]) -> Iterator[str]:

@@ -35,7 +35,7 @@ from planner.calibration.solver import shared_apart, solve_costly
 from planner.calibration.steps import RUN_LOG_SD, SeenRun, StepFit, fit_steps
 from planner.calibration.unknowns import Slopes, Unknowns
 from planner.measuring.runs import MeasuredRun
-from planner.validation.validate import FRONT_END_LIMITED, calibration_from, predict_values_with
+from planner.validation.validate import FRONT_END_LIMITED, calibration_from, outcome_of_run
 
 FloatArray = NDArray[np.float64]
 
@@ -381,15 +381,15 @@ def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
 
 def misses(run: MeasuredRun, calibration: Calibration) -> list[float]:
     """Return log errors over those expected; 0 where an unknown front end hides the GPU."""
-    predicted = predict_values_with(run, calibration)
+    outcome = outcome_of_run(run, calibration)
     known = calibration.front_end.accepts_together
-    hidden = predicted.front_end_share >= FRONT_END_LIMITED and not known
+    hidden = outcome.front_end_share >= FRONT_END_LIMITED and not known
     skipped = OPEN_LOOP_ONLY if run.protocol == "closed_loop" else frozenset()
     found = []
     for name, log_sd in METRIC_LOG_SD.items():
         measured = run.measured.get(name)
         if measured and name not in skipped:
-            error = 0.0 if hidden else math.log(predicted.by_name[name] / measured)
+            error = 0.0 if hidden else math.log(outcome.values[name] / measured)
             bounded = min(max(error, -LARGEST_LOG_ERROR), LARGEST_LOG_ERROR)
             found.append(weight(run) * bounded / log_sd)
     return found

@@ -40,7 +40,7 @@ from planner.calibration.solver import OUTLIER
 from planner.calibration.text import text_rates
 from planner.files import write_text
 from planner.measuring.runs import MeasuredRun, as_run, read_runs
-from planner.prediction.predict import operators_used
+from planner.prediction.evaluator import operators_used
 from planner.validation.validate import Row, Validation, errors_by_metric, predict_run_with
 
 MOST_FOLDS = 5

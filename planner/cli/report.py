@@ -12,12 +12,12 @@ from cost_models.engine import EngineConfig
 from planner.cli.options import folded
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
-from planner.quality.table import QUALITY_LOSS
 from planner.words import (
     FRONT_TITLE,
     SCHEDULING_TITLE,
     front_lines,
     fusion_lines,
+    limit_lines,
     loss_words,
     scheduling_lines,
     speculation_words,
@@ -227,10 +227,7 @@ def _print_prediction_body(console: Console, prediction: Prediction) -> None:
     _print_steps(console, prediction)
     console.print()
     _say(console, f"Binding limit: {prediction.binding_limit}")
-    for name, excess in prediction.slo_excess.items():
-        state = "met" if excess <= 0 else "MISSED"
-        limit = "limit on quality" if name == QUALITY_LOSS else "SLO"
-        console.print(f"  {limit} {name}: {state}, {100 * excess:+.0f} % of the limit")
+    _say_all(console, limit_lines(prediction))
 
 
 def _print_speculation(console: Console, prediction: Prediction) -> None:

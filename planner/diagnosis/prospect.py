@@ -21,7 +21,7 @@ from cost_models.memory import MemoryPlan
 from planner.estimator.load import Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand, run_demand
 from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
@@ -107,23 +107,23 @@ class SimulatedProspect(Prospect):
         """Return the prediction on a GPU whose KV cache does not run out."""
         gpu = self.evaluator.gpu
         roomy = self._on(replace(gpu, memory_bytes=ROOMY * gpu.memory_bytes))
-        return predict_config(roomy, replace(self.config, kv_cache_max_tokens=0), self.demand)
+        return self._values(roomy, replace(self.config, kv_cache_max_tokens=0), self.demand)
 
     def with_clock(self, fraction: float) -> Prediction:
         """Return the prediction at a share of the SM clock: arithmetic slows, memory does not."""
         gpu = self.evaluator.gpu
         rates = {name: rate * fraction for name, rate in gpu.flop_per_s.items()}
         slow = self._on(replace(gpu, flop_per_s=rates))
-        return predict_config(slow, self.config, self.demand)
+        return self._values(slow, self.config, self.demand)
 
     def at_rate(self, rate_per_s: float) -> Prediction:
         """Return the prediction of an open loop at another mean rate."""
-        return predict_config(self.evaluator, self.config, self.demand.at_rate(rate_per_s))
+        return self._values(self.evaluator, self.config, self.demand.at_rate(rate_per_s))
 
     def with_clients(self, clients: int) -> Prediction:
         """Return the prediction of a closed loop of another number of clients."""
         fewer = replace(self.demand, protocol=Protocol.CLOSED_LOOP, concurrency=clients)
-        return predict_config(self.evaluator, self.config, fewer)
+        return self._values(self.evaluator, self.config, fewer)
 
     def nearly_alone(self) -> Prediction:
         """Return the prediction of a load under which hardly any two requests meet."""
@@ -138,7 +138,12 @@ class SimulatedProspect(Prospect):
             has_steady_state=False,
         )
         config = replace(self.config, **knobs)
-        return predict_config(self.evaluator, config, at_once).value("request_per_s")
+        return self._values(self.evaluator, config, at_once).value("request_per_s")
+
+    @staticmethod
+    def _values(evaluator: Evaluator, config: EngineConfig, demand: Demand) -> Prediction:
+        """Predict what is compared with the run's own prediction: values, without their doubt."""
+        return predict_config(evaluator, config, demand, host=HostDoubt.LEFT_OUT)
 
     def _on(self, gpu: GpuSpec) -> Evaluator:
         """Return the evaluator of another GPU; what it has computed belongs to the first."""
@@ -154,7 +159,7 @@ class SimulatedProspect(Prospect):
     def _predicted(self, config: EngineConfig) -> Prediction | None:
         if self.is_refused(config):
             return None
-        prediction = predict_config(self.evaluator, config, self.demand)
+        prediction = self._values(self.evaluator, config, self.demand)
         return prediction if prediction.fits else None
 
 

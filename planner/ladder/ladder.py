@@ -13,7 +13,7 @@ from planner.api import PlanRequest, Problem, check_runnable, load_problem, plan
 from planner.ladder.bench import Bench
 from planner.ladder.quality import Judge
 from planner.ladder.rungs import RUNGS, UNQUANTIZED, Rung, config_of, scheme_of
-from planner.prediction.predict import Prediction, config_to_json, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand, workload_demand
 from planner.quality import QualityLoss
 from planner.quality.files import load_quality
@@ -224,7 +224,9 @@ class _Climb:
             notes = [] if rung.is_baseline else _deployment_notes(self.problem, config)
         except ConfigError as error:
             return replace(step, notes=(error.message,), is_usable=False)
-        prediction = predict_config(self.problem.evaluator, config, self.demand)
+        prediction = predict_config(
+            self.problem.evaluator, config, self.demand, host=HostDoubt.LEFT_OUT
+        )
         if not prediction.fits:
             notes.append(_shortfall(prediction))
         usable = not notes

@@ -3,21 +3,27 @@
 Averages rank well where nothing is near its limit. Near a limit, or in a closed loop, queues and
 steps that hold prompts decide, which only the simulation shows: there the knobs of the step are
 climbed under it.
+
+A prediction errs, and near a limit it is chance on which side of it a run will fall. So the
+simulated configurations are compared by what is expected of them: the objective times the
+probability that the SLO holds (von Neumann and Morgenstern's expected value, of a run that is worth
+nothing outside its SLO), among those that the prediction, at the risk that is taken, sees within
+every limit (a chance constraint: Charnes and Cooper, Management Science 6, 1959).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.engine import EngineConfig
 from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand
-from planner.search.objective import DECIDING, handicapped
+from planner.search.objective import DECIDING, expected, handicapped
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
 
@@ -59,6 +65,8 @@ class Finalist:
     objective: str
     doubt: float = 0.0
     """Share of the objective that it must gain while nobody knows how many drafts are right."""
+    host: HostDoubt = HostDoubt.SIMULATED
+    """How the prediction holds the doubt of a borrowed host."""
 
     @property
     def config(self) -> EngineConfig:
@@ -76,14 +84,22 @@ class Finalist:
         """The simulated objective less what precision and drafts must gain; larger is better."""
         return handicapped(self.value, self.candidate.quality) - self.doubt * abs(self.value)
 
+    @property
+    def expected(self) -> float:
+        """The score as it counts where the SLO may not hold; larger is better."""
+        return expected(self.score, self.prediction.probability)
+
     def beats(self, other: Finalist) -> bool:
-        """Whether it is better by more than chance; of equals the closed form decides."""
+        """Whether more is expected of it than chance; of equals the closed form decides.
+
+        Where both miss a limit, whether it misses by less.
+        """
         if self.prediction.feasible != other.prediction.feasible:
             return self.prediction.feasible
         if not self.prediction.feasible:
             return self.prediction.violation < other.prediction.violation - LEAST_GAIN
-        gain = self.score - other.score
-        least = LEAST_GAIN * abs(other.score)
+        gain = self.expected - other.expected
+        least = LEAST_GAIN * abs(other.expected)
         return gain > least or (gain >= -least and self.candidate.score > other.candidate.score)
 
 
@@ -133,38 +149,38 @@ class _Decision:
 
     def run(self, finalists: list[Candidate]) -> list[Finalist]:
         best = self._simulate(finalists[0])
+        best = self._sure(best) if self.evaluator.slo else best
         if self._is_contested(best.prediction):
             for candidate in finalists[1:]:
-                if best.prediction.feasible and not _is_close(candidate, finalists[0]):
+                if best.prediction.feasible and not _may_catch_up(candidate, finalists[0], best):
                     continue
                 if self._has_had_enough():
                     break
                 best = self._better(best, self._simulate(candidate))
             best = self._climb(best)
-        best = self._speculate(best)
+        best = self._sure(self._speculate(best))
         return [best, *(one for one in self.simulated.values() if one is not best)]
 
     def _is_contested(self, prediction: Prediction) -> bool:
-        """Whether queues may decide: a closed loop, or an open one near a limit."""
+        """Whether queues may decide: a closed loop, or an open one near a limit or in doubt."""
         if self.demand.protocol is not Protocol.OPEN_LOOP or not prediction.feasible:
+            return True
+        if prediction.probability < 1 - LEAST_GAIN:
             return True
         return any(excess > -NEAR_LIMIT for excess in prediction.slo_excess.values())
 
     def _climb(self, best: Finalist) -> Finalist:
-        """Move along one knob at a time as long as that helps, at last by wider strides."""
-        strides = iter(STRIDES)
-        stride = next(strides)
-        while True:
+        """Move along one knob at a time as long as that helps; by wider strides where none does."""
+        place = 0
+        while place < len(STRIDES):
             before = best
             for knob in CLIMBED_KNOBS:
-                for config in self._beside(best.config, knob, stride):
+                for config in self._beside(best.config, knob, STRIDES[place]):
                     if self._has_had_enough():
                         return best
                     best = self._better(best, self._simulate(self._candidate(config)))
-            if best is before:
-                stride = next(strides, 0)
-                if not stride:
-                    return best
+            place = place + 1 if best is before else 0
+        return best
 
     def _speculate(self, best: Finalist) -> Finalist:
         """Draft on top of the winner where the closed form sees a gain beyond its doubt."""
@@ -184,12 +200,17 @@ class _Decision:
 
     def _has_had_enough(self) -> bool:
         """Whether another simulation would take longer than a person waits, or was called off."""
-        runs = [one.prediction.simulation for one in self.simulated.values()]
-        work = sum(
-            run.num_steps + STEPS_PER_REQUEST * run.num_requests for run in runs if run is not None
-        )
-        is_much = work >= MOST_WORK and len(runs) >= FEWEST_SIMULATED
-        return is_much or len(runs) >= MOST_SIMULATED or self.stopped()
+        known = self.simulated.values()
+        is_much = sum(map(self._work, known)) >= MOST_WORK and len(known) >= FEWEST_SIMULATED
+        return is_much or len(known) >= MOST_SIMULATED or self.stopped()
+
+    def _work(self, one: Finalist) -> int:
+        """Steps that were simulated, and requests in steps: of hosts in doubt, thrice."""
+        run = one.prediction.simulation
+        if run is None:
+            return 0
+        hosts = self.evaluator.hosts() if one.host is HostDoubt.SIMULATED else ()
+        return (1 + len(hosts)) * (run.num_steps + STEPS_PER_REQUEST * run.num_requests)
 
     def _beside(self, config: EngineConfig, knob: str, stride: int) -> Iterator[EngineConfig]:
         """Yield the configurations that differ by one stride of a knob and were not simulated."""
@@ -207,19 +228,45 @@ class _Decision:
         return evaluated(config, self.evaluator, self.objective)
 
     def _simulate(self, candidate: Candidate) -> Finalist:
-        prediction = predict_config(self.evaluator, candidate.config, self.demand)
+        """Predict a candidate; the doubt of its host only where it decides what is feasible."""
+        host = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
         one = Finalist(
             candidate=candidate,
-            prediction=prediction,
+            prediction=predict_config(self.evaluator, candidate.config, self.demand, host=host),
             objective=self.objective,
             doubt=self._doubt(candidate.config),
+            host=host,
         )
         self.simulated[candidate.config] = one
         return one
 
-    @staticmethod
-    def _better(best: Finalist, other: Finalist) -> Finalist:
+    def _better(self, best: Finalist, other: Finalist) -> Finalist:
+        """Return the better of two.
+
+        The doubt of the host, which takes two more simulations, makes it only less likely that a
+        limit holds within which the prediction is: what is not better without it is not with it.
+        """
+        if not other.beats(best):
+            return best
+        other = self._sure(other) if self.evaluator.slo else other
         return other if other.beats(best) else best
+
+    def _sure(self, one: Finalist) -> Finalist:
+        """Return the same with the doubt of the host simulated."""
+        sure = with_host_doubt(one, self.evaluator, self.demand, HostDoubt.SIMULATED)
+        self.simulated[one.config] = sure
+        return sure
+
+
+def with_host_doubt(
+    one: Finalist, evaluator: Evaluator, demand: Demand, how: HostDoubt
+) -> Finalist:
+    """Return the same with the doubt of a borrowed host, where it was left out so far."""
+    if one.host is not HostDoubt.LEFT_OUT or not evaluator.hosts():
+        return one
+    simulation = one.prediction.simulation
+    prediction = predict_config(evaluator, one.config, demand, host=how, simulation=simulation)
+    return replace(one, prediction=prediction, host=how)
 
 
 def with_knob(
@@ -246,8 +293,13 @@ def neighbouring(values: Sequence[Any], current: Any, *, stride: int = 1) -> lis
     return [*below[stride - 1 : stride], *above[stride - 1 : stride]]
 
 
-def _is_close(other: Candidate, best: Candidate) -> bool:
-    return other.score >= best.score - (1 - WORTH_SIMULATING) * abs(best.score)
+def _may_catch_up(other: Candidate, first: Candidate, best: Finalist) -> bool:
+    """Whether simulating another split may find more than what is expected of the best so far.
+
+    It may keep its SLO for certain, which the best does not.
+    """
+    hoped = expected(first.score, best.prediction.probability)
+    return other.score >= hoped - (1 - WORTH_SIMULATING) * abs(hoped)
 
 
 def _split(config: EngineConfig) -> tuple[Any, ...]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cost_models.engine import EngineConfig
-from planner.plans.decide import best_of_each_split, decide, neighbouring, with_knob
+from planner.plans.decide import (
+    Finalist,
+    best_of_each_split,
+    decide,
+    neighbouring,
+    with_host_doubt,
+    with_knob,
+)
 from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, config_to_json, predict_config
+from planner.prediction.intervals import probability_within
+from planner.prediction.predict import HostDoubt, Prediction, config_to_json, predict_config
 from planner.prediction.simulation import Demand
 from planner.quality import QUALITY_LOSS
 from planner.search.objective import quality_handicap
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchOptions, SearchResult, search
+from planner.words import probability_words
 
 NUM_ALTERNATIVES = 5
 
@@ -162,11 +171,15 @@ def make_plan(
     recommended = winner.prediction
     closed_form = _ClosedForm(evaluator, recommended)
     known = {finalist.config: finalist for finalist in simulated}
+    others = [c for c in finalists if c.config != winner.config]
+    others = [*_less_likely(simulated, others), *others][:NUM_ALTERNATIVES]
 
     def rejected(candidate: Candidate) -> Alternative:
         other = known.get(candidate.config)
         if other is not None:
-            return _alternative(candidate, other.prediction, _gain(other.value, winner.value))
+            # What was near enough to decide has it simulated; the rest shows it at no cost.
+            other = with_host_doubt(other, evaluator, demand, HostDoubt.CLOSED_FORM)
+            return _simulated_alternative(other, winner)
         gain = _gain(candidate.raw_score, winner.candidate.raw_score)
         return _alternative(candidate, closed_form.predict(candidate.config), gain)
 
@@ -174,9 +187,7 @@ def make_plan(
         status="feasible" if recommended.feasible else "infeasible",
         objective=options.objective,
         recommended=recommended,
-        alternatives=tuple(rejected(c) for c in finalists if c.config != winner.config)[
-            :NUM_ALTERNATIVES
-        ],
+        alternatives=tuple(rejected(candidate) for candidate in others),
         neighbours=_neighbours(space, closed_form),
         relaxations=() if recommended.feasible else _relaxations(recommended, evaluator.limits),
         search=found,
@@ -212,7 +223,41 @@ class _ClosedForm:
                 name: (1 + excess) * self.factor.get(name, 1.0) - 1
                 for name, excess in prediction.slo_excess.items()
             },
+            slo_probability={
+                name: self._probability(prediction, name, limit)
+                for name, limit in self.evaluator.slo.items()
+            },
         )
+
+    def _probability(self, prediction: Prediction, name: str, limit: float) -> float:
+        metric = prediction.metrics[name]
+        # A metric so much above the closed form keeps a limit as often as it one so much below.
+        return probability_within(
+            limit / self.factor.get(name, 1.0), metric.value, metric.interval_90
+        )
+
+
+def _less_likely(simulated: Sequence[Finalist], others: Sequence[Candidate]) -> list[Candidate]:
+    """Return what promised most of all, where the doubt of its SLO has decided against it."""
+    winner, known = simulated[0], {candidate.config for candidate in others}
+    promising = [
+        one
+        for one in simulated[1:]
+        if one.prediction.feasible and one.score > winner.score and one.config not in known
+    ]
+    return [one.candidate for one in sorted(promising, key=lambda one: -one.score)[:1]]
+
+
+def _simulated_alternative(other: Finalist, winner: Finalist) -> Alternative:
+    gain = _gain(other.value, winner.value)
+    odds = (other.prediction.probability, winner.prediction.probability)
+    if other.prediction.feasible and other.score > winner.score and odds[0] < odds[1]:
+        reason = (
+            f"{100 * gain:+.1f} % on the objective, but holds its SLO with a probability of "
+            f"{probability_words(odds[0])} instead of {probability_words(odds[1])}"
+        )
+        return Alternative(prediction=other.prediction, rejected_because=reason)
+    return _alternative(other.candidate, other.prediction, gain)
 
 
 def _alternative(other: Candidate, prediction: Prediction, gain: float) -> Alternative:

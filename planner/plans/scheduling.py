@@ -14,7 +14,7 @@ import numpy as np
 from cost_models.engine import EngineConfig
 from cost_models.engine_rules import EngineRules
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand
 from planner.simulator import SimulationResult
 
@@ -190,7 +190,7 @@ class _Orders:
 
     def _under(self, order: str, demand: Demand) -> Prediction:
         config: EngineConfig = replace(self.recommended.config, queue_order=order)
-        return predict_config(self.evaluator, config, demand)
+        return predict_config(self.evaluator, config, demand, host=HostDoubt.LEFT_OUT)
 
 
 def _changes(before: Prediction, after: Prediction) -> dict[str, tuple[float, float]]:

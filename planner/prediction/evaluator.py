@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance, believed
-from cost_models.calibration import Calibration
+from cost_models.calibration import Calibration, Provenance
 from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes, vllm_largest
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
@@ -25,7 +25,7 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryKnobs, MemoryModel, MemoryPlan
 from cost_models.metrics import PERCENTILES, chunk_gap
 from cost_models.model import ModelSpec
-from cost_models.precision import kv_dtype
+from cost_models.precision import kv_dtype, quantization
 from cost_models.profile_io import load_model
 from cost_models.speculation import (
     AnyStep,
@@ -44,7 +44,17 @@ from planner.estimator import (
     serving_curve,
 )
 from planner.estimator.load import Protocol
-from planner.prediction.intervals import upper_factor
+from planner.prediction.intervals import (
+    HOST_Q95,
+    NEAR_CAPACITY,
+    NORMAL_Q95,
+    TOLD_BY_ACCEPTANCE,
+    Doubt,
+    host_doubts,
+    interval_90,
+    load_regime,
+    upper_end,
+)
 from planner.quality import QUALITY_LOSS, QualityLoss, QualityTable
 
 FloatArray = NDArray[np.float64]
@@ -130,6 +140,8 @@ class _Part:
     estimate: Estimate
     highest_rate_per_s: FloatArray
     saturated: ServingCurve
+    slo_metrics: Mapping[str, FloatArray]
+    """At the risk that is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,14 +162,27 @@ class Evaluator:
     _steps: dict[EngineConfig, AnyStep] = field(default_factory=dict, repr=False)
     _decodes: dict[EngineConfig, FloatArray] = field(default_factory=dict, repr=False)
     _curves: dict[EngineConfig, ServingCurve] = field(default_factory=dict, repr=False)
+    _hosts: list[Evaluator] = field(default_factory=list, repr=False)
 
     def under(self, load: Load) -> Evaluator:
         """Return the same for another load; nothing made for this one is kept."""
-        return replace(self, load=load, _steps={}, _decodes={}, _curves={})
+        return replace(self, load=load, _steps={}, _decodes={}, _curves={}, _hosts=[])
 
     def calibrated(self, calibration: Calibration) -> Evaluator:
         """Return the same under another calibration."""
-        return replace(self, calibration=calibration, _steps={}, _decodes={}, _curves={})
+        return replace(self, calibration=calibration, _steps={}, _decodes={}, _curves={}, _hosts=[])
+
+    def hosts(self) -> tuple[Evaluator, ...]:
+        """Return the same at the fast and the slow end of 90 % of the hosts that it may run on.
+
+        None where a run has shown the host. They judge by the value itself, whatever the risk.
+        """
+        if not self.calibration.borrows_host:
+            return ()
+        if not self._hosts:
+            for factor in (1.0 / HOST_Q95, HOST_Q95):
+                self._hosts.append(self.calibrated(self.calibration.with_slower_host(factor)))
+        return tuple(replace(host, load=self.load, slo=self.slo, risk=0.0) for host in self._hosts)
 
     def evaluate(self, rows: Slice, *, with_highest_rate: bool = True) -> Evaluation:
         """Return the predictions for every row of a slice."""
@@ -168,7 +193,7 @@ class Evaluator:
         for index, config in self._curve_groups(rows):
             curve = self.curve(config)
             limits = Limits(lanes=lanes[index], max_sequences=slots[index])
-            result = estimate(curve, self.load_of(config), limits, self.front_end(config))
+            result = self._estimate(config, limits, self.load_of(config))
             highest = (
                 self._highest_rate(curve, config, limits, result)
                 if with_highest_rate
@@ -180,6 +205,7 @@ class Evaluator:
                     estimate=result,
                     highest_rate_per_s=highest,
                     saturated=curve.at(np.maximum(slots[index], 1.0)),
+                    slo_metrics=self._at_risk(result, config, limits, self.load_of(config)),
                 )
             )
         return self._assembled(rows, memory, slots, parts)
@@ -409,9 +435,9 @@ class Evaluator:
         self, curve: ServingCurve, config: EngineConfig, limits: Limits, at_load: Estimate
     ) -> FloatArray:
         """Walk up the curve until the SLO breaks; one row per set of limits."""
-        load, chunk_tokens = self.load_of(config), self.tokens_per_chunk(config)
+        load = self.load_of(config)
         if load.protocol is not Protocol.OPEN_LOOP:
-            met = _meets(self.slo_excess(_metrics(at_load, chunk_tokens, self.slo)))
+            met = _meets(self.slo_excess(self._at_risk(at_load, config, limits, load)))
             return np.where(met, at_load.request_per_s, 0.0)
         lanes = np.asarray(limits.lanes, dtype=np.float64)[:, None]
         slots = np.asarray(limits.max_sequences, dtype=np.float64)[:, None]
@@ -419,17 +445,65 @@ class Evaluator:
         rates = RATE_STEPS * curve.rate_at(batches) * lanes
         probe = replace(load, rate_per_s=rates)
         wide = Limits(lanes=lanes, max_sequences=slots)
-        result = estimate(curve, probe, wide, self.front_end(config))
-        excess = self.slo_excess(_metrics(result, chunk_tokens, self.slo))
+        result = self._estimate(config, wide, probe)
+        excess = self.slo_excess(self._at_risk(result, config, wide, probe))
         met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
         return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
 
+    def _estimate(self, config: EngineConfig, limits: Limits, load: Load) -> Estimate:
+        return estimate(self.curve(config), load, limits, self.front_end(config))
+
+    def _at_risk(
+        self, result: Estimate, config: EngineConfig, limits: Limits, load: Load
+    ) -> dict[str, FloatArray]:
+        """Return the SLO's metrics of an estimate at the upper end of the interval of 1 - risk.
+
+        What the closed form knows of it: residuals, drafts and the host's doubt.
+        """
+        chunk_tokens = self.tokens_per_chunk(config)
+        values = _metrics(result, chunk_tokens, self.slo)
+        if not self.risk:
+            return values
+        hosts = (host._estimate(config, limits, load) for host in self.hosts())
+        doubts = host_doubts(values, *(_metrics(end, chunk_tokens, self.slo) for end in hosts))
+        is_near = result.utilisation >= NEAR_CAPACITY
+        found = {}
+        for name, value in values.items():
+            near, far = (
+                self.interval(name, value, config, regime=regime, doubt=doubts.get(name, Doubt()))
+                for regime in (load_regime(str(load.protocol), share) for share in (1.0, 0.0))
+            )
+            found[name] = upper_end(value, np.where(is_near, near[1], far[1]), self.risk)
+        return found
+
+    def interval(
+        self, name: str, value: Value, config: EngineConfig, *, regime: str, doubt: Doubt
+    ) -> tuple[Value, Value]:
+        """Return the 90 % interval of a metric: residuals, drafts, and what else is in doubt.
+
+        Args:
+            name: Metric.
+            value: Its prediction, or one for each of many configurations like this one.
+            config: What is deployed.
+            regime: Kind of load, as `load_regime` names it.
+            doubt: Of the simulation, the block size and the host.
+        """
+        if name.split(".", maxsplit=1)[0] in TOLD_BY_ACCEPTANCE:
+            drafts = self.acceptance_log_error(config) / NORMAL_Q95
+            doubt = replace(doubt, chance=math.hypot(doubt.chance, drafts))
+        return interval_90(
+            name, value, self.calibration, self.provenance_of(config), regime=regime, doubt=doubt
+        )
+
+    def provenance_of(self, config: EngineConfig) -> Provenance:
+        """Return `calibrated` only if every operator that weighs was fitted or served here."""
+        unseen = operators_used(config, self.model) - self.calibration.seen_operators
+        borrows = any(operator in self.calibration.borrowed for operator in unseen)
+        return Provenance.DATASHEET if borrows else self.calibration.provenance
+
     def slo_excess(self, metrics: Mapping[str, Value]) -> dict[str, Value]:
-        """Return predicted / allowed - 1 for each metric of the SLO, at the risk that is taken."""
-        return {
-            name: metrics[name] * self._upper_factor(name) / limit - 1.0
-            for name, limit in self.slo.items()
-        }
+        """Return predicted / allowed - 1 for each metric of the SLO."""
+        return {name: metrics[name] / limit - 1.0 for name, limit in self.slo.items()}
 
     @property
     def limits(self) -> dict[str, float]:
@@ -449,12 +523,6 @@ class Evaluator:
         loss = self.quality_of(config)
         return {QUALITY_LOSS: loss.excess(self.max_quality_loss_pct, self.risk)}
 
-    def _upper_factor(self, name: str) -> float:
-        calibration, protocol = self.calibration, str(self.load.protocol)
-        return upper_factor(
-            name, calibration, calibration.provenance, protocol=protocol, risk=self.risk
-        )
-
     def _quality_excess(self, rows: Slice) -> dict[str, FloatArray]:
         return {
             name: np.full(len(rows), excess)
@@ -470,11 +538,14 @@ class Evaluator:
     ) -> Evaluation:
         size = len(rows)
         metrics: dict[str, FloatArray] = {}
+        at_risk = {name: np.zeros(size) for name in self.slo}
         utilisation, share, highest, lane_rate, user_speed = np.zeros((5, size))
         chunk_tokens = self.tokens_per_chunk(rows.base)
         for part in parts:
             for name, values in _metrics(part.estimate, chunk_tokens).items():
                 metrics.setdefault(name, np.zeros(size))[part.index] = values
+            for name, values in part.slo_metrics.items():
+                at_risk[name][part.index] = values
             utilisation[part.index] = part.estimate.utilisation
             share[part.index] = part.estimate.front_end_share
             highest[part.index] = part.highest_rate_per_s
@@ -491,7 +562,7 @@ class Evaluator:
             front_end_share=share,
             refused_share=self._refused(rows),
             highest_rate_per_s=highest,
-            slo_excess=self.slo_excess(metrics) | self._quality_excess(rows),
+            slo_excess=self.slo_excess(at_risk) | self._quality_excess(rows),
             saturated_tok_per_s_per_gpu=lane_rate * lanes_per_gpu * self.load.osl.mean,
             saturated_tok_per_s_per_user=user_speed,
         )
@@ -568,3 +639,18 @@ def _kept(config: EngineConfig, knobs: tuple[str, ...]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def operators_used(config: EngineConfig, model: ModelSpec) -> set[str]:
+    """Return `family/dtype` of the operators that weigh."""
+    row = quantization(config.quantization)
+    gemm = "bfloat16" if row.experts_only else row.gemm_dtype
+    kv_table = kv_dtype(config.kv_cache_dtype).attention_dtype
+    used = {f"gemm/{gemm}"}
+    if model.uses_mla:
+        used |= {f"mla_prefill/{kv_table}", f"mla_decode/{kv_table}"}
+    else:
+        used |= {f"attention_prefill/{kv_table}", f"attention_decode/{kv_table}"}
+    if model.is_moe:
+        used.add(f"moe/{row.moe_dtype}")
+    return used

@@ -10,7 +10,7 @@ from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand
 
 TOLERANCE = 0.01
@@ -53,36 +53,40 @@ class _Bisection:
         self.num_simulations = 0
 
     def run(self) -> HighestRate:
-        low, high, best = self._bracket()
-        if low == 0.0:
-            return HighestRate(
-                rate_per_s=0.0, prediction=best, num_simulations=self.num_simulations
-            )
-        while high / low > 1 + TOLERANCE:
+        low, high, slowest = self._bracket()
+        while low and high / low > 1 + TOLERANCE:
             middle = (low * high) ** 0.5
-            prediction = self._at(middle)
-            if prediction.feasible:
-                low, best = middle, prediction
+            if self._at(middle).feasible:
+                low = middle
             else:
                 high = middle
-        return HighestRate(rate_per_s=low, prediction=best, num_simulations=self.num_simulations)
+        # Once more, with every doubt, what the search saw without that of the host.
+        prediction = self._at(low or slowest, host=HostDoubt.SIMULATED)
+        return HighestRate(
+            rate_per_s=low, prediction=prediction, num_simulations=self.num_simulations
+        )
 
-    def _bracket(self) -> tuple[float, float, Prediction]:
-        """Return a rate that meets the SLO, twice that or less that does not, and the first."""
+    def _bracket(self) -> tuple[float, float, float]:
+        """Return a rate that meets the SLO or 0, twice that or less that does not, and the last."""
         rate = float(np.asarray(self.evaluator.load.rate_per_s))
-        prediction = self._at(rate)
-        factor = 2.0 if prediction.feasible else 0.5
+        is_met = self._at(rate).feasible
+        factor = 2.0 if is_met else 0.5
         for _ in range(LARGEST_STEPS):
-            other = self._at(rate * factor)
-            if other.feasible != prediction.feasible:
-                low, best = (rate, prediction) if prediction.feasible else (rate * factor, other)
-                return low, low * 2.0, best
-            rate, prediction = rate * factor, other
-        return (rate, rate, prediction) if prediction.feasible else (0.0, 0.0, prediction)
+            other = rate * factor
+            if self._at(other).feasible != is_met:
+                low = rate if is_met else other
+                return low, low * 2.0, other
+            rate = other
+        return (rate, rate, rate) if is_met else (0.0, 0.0, rate)
 
-    def _at(self, rate_per_s: float) -> Prediction:
+    def _at(self, rate_per_s: float, host: HostDoubt | None = None) -> Prediction:
+        """Predict a rate; only at a risk does the host's doubt decide what meets the SLO."""
+        deciding = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
         self.num_simulations += 1
         load = replace(self.evaluator.load, rate_per_s=rate_per_s)
         return predict_config(
-            replace(self.evaluator, load=load), self.config, self.demand.at_rate(rate_per_s)
+            replace(self.evaluator, load=load),
+            self.config,
+            self.demand.at_rate(rate_per_s),
+            host=host or deciding,
         )

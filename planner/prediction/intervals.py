@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.calibration import HOST_LOG_SD, Calibration, Provenance, interval_keys
 from cost_models.engine import EngineConfig
+
+FloatArray = NDArray[np.float64]
+Value = TypeVar("Value", float, FloatArray)
 
 BORROWED_WIDENING = 2.5
 """Intervals are this much wider where operators are carried over from another GPU."""
@@ -52,6 +59,14 @@ UNKNOWN_BLOCK_EFFECT = 0.026
 As far as the interval of what vLLM's kernel shows reaches; TensorRT-LLM's has not been measured.
 """
 
+TOLD_BY_ACCEPTANCE = frozenset(
+    {
+        "tpot_ms", "e2el_ms", "output_tok_per_s", "output_tok_per_s_per_gpu", "request_per_s",
+        "goodput_request_per_s", "usd_per_million_output_tokens", "output_tokens_per_joule",
+    }
+)  # fmt: skip
+"""Metrics that hang on how many tokens a step yields."""
+
 NORMAL_Q95 = 1.645
 """Standard errors to either side that hold 90 % of a normal distribution."""
 
@@ -76,27 +91,30 @@ def load_regime(protocol: str, utilisation: float) -> str:
     return "open_loop_near_capacity" if is_open and utilisation >= NEAR_CAPACITY else protocol
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Doubt:
-    """What past residuals do not hold, in log over the value; added to them in quadrature."""
+    """What past residuals do not hold, in log over the value; added to them in quadrature.
+
+    Each may be an array: one value for each of many configurations.
+    """
 
     chance: float = 0.0
     """Standard error, as that of a simulated percentile."""
-    below: float = 0.0
+    below: float | FloatArray = 0.0
     """How far the value falls at the fast end of 90 % of the hosts that it may run on."""
-    above: float = 0.0
+    above: float | FloatArray = 0.0
     """How far it rises at the other."""
 
 
 def interval_90(
     name: str,
-    value: float,
+    value: Value,
     calibration: Calibration,
     provenance: Provenance,
     *,
     regime: str = "",
     doubt: Doubt = Doubt(),
-) -> tuple[float, float]:
+) -> tuple[Value, Value]:
     """Return the interval that held 90 % of cross-validated measurements of this metric.
 
     Those under the same kind of load, where there are enough. A statistic that no run has
@@ -105,11 +123,11 @@ def interval_90(
 
     Args:
         name: Metric.
-        value: Its prediction.
+        value: Its prediction, or one for each of many configurations.
         calibration: Whose residuals are known.
         provenance: Whether the operators are the GPU's own.
         regime: Kind of load, as `load_regime` names it.
-        doubt: What else may move it.
+        doubt: What else may move it; its arrays are of the value's shape.
     """
     low, high = (abs(side) for side in _log_interval(name, calibration, regime))
     if name not in MEMORY_METRICS:
@@ -117,13 +135,62 @@ def interval_90(
             low = high = max(low, high)
         if provenance is Provenance.DATASHEET:
             low, high = low * BORROWED_WIDENING, high * BORROWED_WIDENING
-    low = math.hypot(low, NORMAL_Q95 * doubt.chance, doubt.below)
-    high = math.hypot(high, NORMAL_Q95 * doubt.chance, doubt.above)
-    return value * math.exp(-low), value * math.exp(high)
+    chance = NORMAL_Q95 * doubt.chance
+    below: Any = np.sqrt(low**2 + chance**2 + doubt.below**2)
+    above: Any = np.sqrt(high**2 + chance**2 + doubt.above**2)
+    return value * np.exp(-below), value * np.exp(above)
+
+
+def upper_end(value: Value, high: Value, risk: float) -> Value:
+    """Return the upper end of the interval that holds 1 - risk.
+
+    The 90 % interval is known; others keep its shape and scale like a normal distribution's.
+
+    Args:
+        value: Prediction.
+        high: Upper end of its 90 % interval.
+        risk: Share of measurements outside, above and below together; 0 asks for the value itself.
+    """
+    if not risk:
+        return value
+    reach: float = NormalDist().inv_cdf(1 - risk / 2) / NORMAL_Q95
+    ratio: Value = (high / value) ** reach
+    return value * ratio
+
+
+def probability_within(limit: float, value: float, interval: tuple[float, float]) -> float:
+    """Return the probability that a metric keeps an upper limit.
+
+    Its logarithm is normal to either side of the prediction, each side as wide as the interval
+    shows: the quantiles of 5, 50 and 95 % are joined as a normal distribution joins them. So a
+    limit holds at a risk r, as `upper_end` has it, just where its probability is 1 - r / 2 or more.
+
+    Args:
+        limit: Above 0.
+        value: Prediction, in the limit's unit.
+        interval: Of 90 %.
+    """
+    if value <= 0:
+        return 1.0
+    if not math.isfinite(value):
+        return 0.0
+    reach = abs(math.log((interval[1] if limit >= value else interval[0]) / value))
+    distance = math.log(limit / value)
+    return NormalDist().cdf(NORMAL_Q95 * distance / reach) if reach else float(distance >= 0)
+
+
+def probability_of_all(probabilities: Iterable[float]) -> float:
+    """Return the probability that every limit holds: that of the least likely.
+
+    A machine slower than predicted breaks them together. Of events that rise and fall together
+    (comonotone) all hold as often as the rarest; the upper bound of Frechet and Hoeffding for any
+    others (Nelsen, An Introduction to Copulas, 2006, section 2.5). 1 without a limit.
+    """
+    return min(probabilities, default=1.0)
 
 
 def within_arrivals(
-    name: str, value: float, interval: tuple[float, float], *, room: float
+    name: str, value: float, interval: tuple[float, float], *, room: float, least: float
 ) -> tuple[float, float]:
     """Return an interval that ends where everything is served that comes.
 
@@ -132,18 +199,37 @@ def within_arrivals(
         value: Its prediction.
         interval: What residuals and doubts make of it.
         room: Requests that come over those that are served; infinite in a closed loop.
+        least: Share of the predicted rate that a slow machine serves too, as `least_served` has
+            it; 0 where that is not known.
     """
     low, high = interval
     if name in RATES:
         high = min(high, room * value)
+    if name in RATES_ALIKE:
+        low = max(low, least * value)
     if name == COST:
         low = max(low, value / room)
+        high = min(high, value / least) if least else high
     return low, high
 
 
-def host_doubts(
-    values: Mapping[str, float], faster: Mapping[str, float], slower: Mapping[str, float]
-) -> dict[str, Doubt]:
+def least_served(*, room: float, capacity: float, latency: float) -> float:
+    """Return the rate at the low end of an open loop's interval, over the predicted rate.
+
+    As many are served as come, or as the machine can: a rate that rises with the capacity has
+    its quantiles at the capacity's. Where even the low end of the capacity suffices, a run lasts
+    as long as its requests take to arrive and the last ones to be answered.
+
+    Args:
+        room: Rate of the arrivals over the predicted rate, 1 or more: what the last answers add
+            to the run's time.
+        capacity: Low end of the capacity over the rate of the arrivals.
+        latency: Upper end of a request's latency over the prediction.
+    """
+    return min(capacity, 1.0) * room / (1.0 + (room - 1.0) * latency)
+
+
+def host_doubts(values: Mapping[str, Value], *ends: Mapping[str, Value]) -> dict[str, Doubt]:
     """Return what a borrowed host's speed leaves open, metric by metric.
 
     The prior of the host's speed is carried through the prediction: near capacity, where a slower
@@ -151,16 +237,24 @@ def host_doubts(
 
     Args:
         values: Predicted with the borrowed constants.
-        faster: The same at the fast end of 90 % of the hosts, `HOST_Q95` below.
-        slower: At the slow end.
+        ends: The same at the ends of 90 % of the hosts, `HOST_Q95` faster and slower; of one
+            shape. A value that is 0 at an end tells nothing.
     """
     doubts = {}
     for name, value in values.items():
-        ends = [found[name] for found in (faster, slower) if found.get(name, 0.0) > 0]
-        if value > 0 and name not in MEMORY_METRICS and ends:
-            moves = [math.log(end / value) for end in ends]
-            doubts[name] = Doubt(below=max(0.0, -min(moves)), above=max(0.0, *moves))
+        moves = [_log_ratio(found[name], value) for found in ends]
+        if moves and name not in MEMORY_METRICS:
+            below, above = (np.max([sign * m for m in moves], axis=0) for sign in (-1, 1))
+            doubts[name] = Doubt(below=np.maximum(below, 0.0), above=np.maximum(above, 0.0))
     return doubts
+
+
+def _log_ratio(value: Value, base: Value) -> FloatArray:
+    """Return the logarithm of a ratio; 0 where either is not a positive number."""
+    pair = np.asarray(np.broadcast_arrays(value, base), dtype=np.float64)
+    known = np.isfinite(pair).all(axis=0) & (pair > 0).all(axis=0)
+    top, bottom = np.log(np.where(known, pair, 1.0))
+    return np.asarray(top - bottom)
 
 
 def block_size_error(
@@ -199,23 +293,3 @@ def _log_interval(name: str, calibration: Calibration, regime: str) -> tuple[flo
                 # Cost is one over a rate: what is cheap for one is fast for the other.
                 return (-ends[1], -ends[0]) if name == COST else ends
     return -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
-
-
-def upper_factor(
-    name: str, calibration: Calibration, provenance: Provenance, *, protocol: str, risk: float
-) -> float:
-    """Return the upper end of the interval that holds 1 - risk of the measurements, over the value.
-
-    The 90 % interval is known; others keep its shape and scale like a normal distribution's.
-
-    Args:
-        name: Metric.
-        calibration: Whose residuals are known.
-        provenance: Whether the operators are the GPU's own.
-        protocol: How requests come.
-        risk: Share of measurements outside, above and below together; 0 asks for the value itself.
-    """
-    if not risk:
-        return 1.0
-    _, high = interval_90(name, 1.0, calibration, provenance, regime=protocol)
-    return float(high ** (NormalDist().inv_cdf(1 - risk / 2) / NORMAL_Q95))

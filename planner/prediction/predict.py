@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from cost_models.calibration import Calibration, Provenance
+from cost_models.calibration import Provenance
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
-from cost_models.model import ModelSpec
-from cost_models.precision import kv_dtype, quantization
 from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
@@ -27,14 +26,15 @@ from planner.prediction.evaluator import (
 )
 from planner.prediction.fusion import fusion_savings
 from planner.prediction.intervals import (
-    HOST_Q95,
     MEMORY_METRICS,
-    NORMAL_Q95,
     Doubt,
     block_size_error,
     host_doubts,
-    interval_90,
+    least_served,
     load_regime,
+    probability_of_all,
+    probability_within,
+    upper_end,
     within_arrivals,
 )
 from planner.prediction.simulation import (
@@ -56,13 +56,19 @@ IDLE_POWER_FRACTION = 0.20
 """Share of the board's power limit drawn between steps."""
 
 
-TOLD_BY_ACCEPTANCE = frozenset(
-    {
-        "tpot_ms", "e2el_ms", "output_tok_per_s", "output_tok_per_s_per_gpu", "request_per_s",
-        "goodput_request_per_s", "usd_per_million_output_tokens", "output_tokens_per_joule",
-    }
-)  # fmt: skip
-"""Metrics that hang on how many tokens a step yields."""
+UTILISATION = "utilisation"
+"""Name of the load over the capacity among what a host's speed moves."""
+
+
+class HostDoubt(Enum):
+    """How the doubt of a borrowed host enters intervals and probabilities."""
+
+    LEFT_OUT = "left out"
+    """Where they are not asked for."""
+    CLOSED_FORM = "closed form"
+    """In a moment; rough where queues build."""
+    SIMULATED = "simulated"
+    """By two more simulations, as the values are; where there is nothing to simulate, as above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,9 @@ class Prediction:
     fusion_savings: Mapping[str, Mapping[str, float]]
     """Seconds that fused kernels save such steps, by chain of operators."""
     slo_excess: Mapping[str, float]
-    """Predicted over allowed, less 1, by SLO metric or quality."""
+    """Predicted over allowed, less 1, by SLO metric or quality; at the risk that is taken."""
+    slo_probability: Mapping[str, float]
+    """Probability that each limit of the SLO holds, by metric; its metric's interval tells it."""
     highest_rate_per_s: float
     """Highest request rate that meets the SLO; 0 where none does."""
     refused_share: float
@@ -115,6 +123,13 @@ class Prediction:
     def meets_slo(self) -> bool:
         """Whether every limit of the SLO holds at the predicted value."""
         return all(excess <= 0 for excess in self.slo_excess.values())
+
+    @property
+    def probability(self) -> float:
+        """Probability that it keeps the whole SLO; 0 where it does not fit or refuses prompts."""
+        if not self.fits or self.refused_share > 0:
+            return 0.0
+        return probability_of_all(self.slo_probability.values())
 
     @property
     def violation(self) -> float:
@@ -152,6 +167,10 @@ class Prediction:
             "fusion_savings": _rounded_steps(self.fusion_savings),
             "highest_rate_per_s": _rounded(self.highest_rate_per_s),
             "slo_excess": {name: _rounded(value) for name, value in self.slo_excess.items()},
+            "slo_probability": {
+                "all": _rounded(self.probability),
+                "by_limit": {name: _rounded(p) for name, p in self.slo_probability.items()},
+            },
             "binding_limit": self.binding_limit,
             "speculation": _speculation_to_json(self.speculation),
             "simulation": (
@@ -169,15 +188,19 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PredictedValues:
-    """The values of a prediction, without how sure they are or where they come from."""
+class Outcome:
+    """What comes of a configuration under a load."""
 
-    by_name: Mapping[str, float]
-    """By the metric's name in a measured run."""
     evaluation: Evaluation
-    """The closed form, one row."""
+    memory: MemoryPlan
     simulation: SimulationResult | None
-    """The run behind latencies and rates; None where they come from the closed form."""
+    values: Mapping[str, float]
+    """Every metric by name."""
+
+    @property
+    def utilisation(self) -> float:
+        """Load over the rate that can be sustained."""
+        return float(self.evaluation.utilisation[0])
 
     @property
     def front_end_share(self) -> float:
@@ -185,30 +208,13 @@ class PredictedValues:
         return float(self.evaluation.front_end_share[0])
 
 
-def predicted_values(
-    evaluator: Evaluator, config: EngineConfig, demand: Demand | None = None
-) -> PredictedValues:
-    """Return the values that `predict_config` predicts: all that a fit compares.
-
-    Intervals and shares of operators take longer than a short simulation.
-    """
-    evaluation = evaluator.evaluate(Slice(base=config, columns={}))
-    memory = single(evaluation.memory)
-    simulation = None
-    if demand is not None and memory.fits:
-        simulation = simulate_config(evaluator, config, memory, demand)
-        simulation = simulation if simulation.served.size else None
-    values = _closed_form(evaluator, evaluation)
-    if demand is not None and simulation is not None:
-        limits = request_limits(evaluator.slo)
-        values |= simulated_metrics(simulation, demand, limits)
-        values |= with_chunk_gaps(values, evaluator.tokens_per_chunk(config))
-    values |= _economy(evaluator.gpu, config, evaluation, values)
-    return PredictedValues(by_name=values, evaluation=evaluation, simulation=simulation)
-
-
 def predict_config(
-    evaluator: Evaluator, config: EngineConfig, demand: Demand | None = None
+    evaluator: Evaluator,
+    config: EngineConfig,
+    demand: Demand | None = None,
+    *,
+    host: HostDoubt = HostDoubt.SIMULATED,
+    simulation: SimulationResult | None = None,
 ) -> Prediction:
     """Return the full prediction of one configuration.
 
@@ -217,42 +223,83 @@ def predict_config(
         config: What is deployed.
         demand: Requests to simulate; without them, or where the model does not fit, latencies
             and rates come from the closed form.
+        host: How the doubt of a borrowed host is carried through the prediction.
+        simulation: Of this demand, where it was made before.
     """
-    valued = predicted_values(evaluator, config, demand)
-    evaluation, simulation, values = valued.evaluation, valued.simulation, valued.by_name
-    memory = single(evaluation.memory)
+    outcome = outcome_of(evaluator, config, demand, simulation)
+    values, evaluation, simulation = outcome.values, outcome.evaluation, outcome.simulation
     point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
     refused_share = float(evaluation.refused_share[0])
     if simulation is not None:
         refused_share = simulation.num_refused / simulation.num_requests
     step, batches = evaluator.step_model(config), step_batches(evaluator, config, point)
     target = step.verify if isinstance(step, SpeculativeStep) else step
-    regime = load_regime(str(evaluator.load.protocol), float(evaluation.utilisation[0]))
+    regime = load_regime(str(evaluator.load.protocol), outcome.utilisation)
     breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
+    hosts = _host_doubts(evaluator, config, outcome, demand, host)
+    metrics = _within_arrivals(
+        _metrics(evaluator, config, outcome, hosts, breakdown["decode"], regime=regime),
+        capacity=_least_capacity(evaluator, config, outcome, hosts),
+        arriving_per_s=_arriving_per_s(evaluator.load, demand),
+    )
     prediction = Prediction(
         config=config,
-        metrics=_within_arrivals(
-            _metrics(evaluator, config, values, simulation, breakdown["decode"], regime=regime),
-            arriving_per_s=_arriving_per_s(evaluator.load, demand),
-        ),
-        memory=memory,
+        metrics=metrics,
+        memory=outcome.memory,
         step_time_breakdown=breakdown,
         fusion_savings={name: fusion_savings(target, batch) for name, batch in batches.items()},
-        slo_excess=evaluator.slo_excess(values) | evaluator.quality_excess(config),
+        slo_excess=_slo_excess(evaluator, metrics) | evaluator.quality_excess(config),
+        slo_probability={
+            name: probability_within(limit, metrics[name].value, metrics[name].interval_90)
+            for name, limit in evaluator.slo.items()
+        },
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
         refused_share=refused_share,
-        front_end_share=valued.front_end_share,
+        front_end_share=outcome.front_end_share,
         regime=regime,
         binding_limit="",
         quality=evaluator.quality_of(config),
         simulation=simulation,
-        time_by_operator=(
-            operator_seconds(simulation, evaluator.step_model(config)) if simulation else {}
-        ),
+        time_by_operator=operator_seconds(simulation, step) if simulation else {},
         speculation=evaluator.speculation(config),
     )
     slots = float(evaluation.slots[0])
     return replace(prediction, binding_limit=_binding_limit(prediction, point, slots))
+
+
+def outcome_of(
+    evaluator: Evaluator,
+    config: EngineConfig,
+    demand: Demand | None,
+    simulation: SimulationResult | None = None,
+) -> Outcome:
+    """Return what comes of a configuration: all that a fit compares.
+
+    Intervals and shares of operators, which `predict_config` adds, take longer than a short
+    simulation.
+    """
+    evaluation = evaluator.evaluate(Slice(base=config, columns={}))
+    memory = single(evaluation.memory)
+    if demand is not None and memory.fits and simulation is None:
+        simulation = simulate_config(evaluator, config, memory, demand)
+        simulation = simulation if simulation.served.size else None
+    values = _closed_form(evaluator, evaluation)
+    if demand is not None and simulation is not None:
+        limits = request_limits(evaluator.slo)
+        values |= simulated_metrics(simulation, demand, limits)
+        values |= with_chunk_gaps(values, evaluator.tokens_per_chunk(config))
+    values |= _economy(evaluator.gpu, config, evaluation, values)
+    return Outcome(evaluation=evaluation, memory=memory, simulation=simulation, values=values)
+
+
+def _slo_excess(evaluator: Evaluator, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Return predicted over allowed, less 1, at the risk that is taken."""
+    return evaluator.slo_excess(
+        {
+            name: upper_end(metrics[name].value, metrics[name].interval_90[1], evaluator.risk)
+            for name in evaluator.slo
+        }
+    )
 
 
 def step_batches(
@@ -319,53 +366,60 @@ def _closed_form(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, floa
 def _metrics(
     evaluator: Evaluator,
     config: EngineConfig,
-    values: Mapping[str, float],
-    simulation: SimulationResult | None,
+    outcome: Outcome,
+    hosts: Mapping[str, Doubt],
     decode_step: Mapping[str, float],
     *,
     regime: str,
 ) -> dict[str, Metric]:
     calibration = evaluator.calibration
-    provenance = provenance_of(calibration, config, evaluator)
-    chance = percentile_errors(simulation) if simulation else {}
-    doubt = evaluator.acceptance_log_error(config) / NORMAL_Q95
-    unsure = {name: doubt for name in values if name.split(".")[0] in TOLD_BY_ACCEPTANCE}
-    hosts = _host_doubts(evaluator, config)
+    provenance = evaluator.provenance_of(config)
+    chance = percentile_errors(outcome.simulation) if outcome.simulation else {}
     share = decode_step.get("attention_decode", 0.0) / sum(decode_step.values())
-    return {
-        name: Metric(
-            value=value,
-            interval_90=interval_90(
-                name,
-                value,
-                calibration,
-                provenance,
-                regime=regime,
-                doubt=replace(
-                    hosts.get(name, Doubt()),
-                    chance=math.hypot(
-                        chance.get(name, 0.0),
-                        unsure.get(name, 0.0),
-                        block_size_error(name, config, calibration, attention_share=share),
-                    ),
-                ),
-            ),
-            provenance=provenance,
-        )
-        for name, value in values.items()
-    }
+    metrics = {}
+    for name, value in outcome.values.items():
+        block = block_size_error(name, config, calibration, attention_share=share)
+        doubt = replace(hosts.get(name, Doubt()), chance=math.hypot(chance.get(name, 0.0), block))
+        interval = evaluator.interval(name, value, config, regime=regime, doubt=doubt)
+        metrics[name] = Metric(value=value, interval_90=interval, provenance=provenance)
+    return metrics
 
 
-def _within_arrivals(metrics: Mapping[str, Metric], *, arriving_per_s: float) -> dict[str, Metric]:
+def _within_arrivals(
+    metrics: Mapping[str, Metric],
+    *,
+    capacity: float,
+    arriving_per_s: float,
+) -> dict[str, Metric]:
     """Return the metrics with intervals that end where everything is served that comes."""
     served_per_s = metrics["request_per_s"].value
     room = max(arriving_per_s / served_per_s, 1.0) if served_per_s > 0 else math.inf
+    least, latency = 0.0, metrics["e2el_ms.mean"]
+    if math.isfinite(room):
+        slower = latency.interval_90[1] / latency.value
+        least = least_served(room=room, capacity=capacity, latency=slower)
     return {
         name: replace(
-            metric, interval_90=within_arrivals(name, metric.value, metric.interval_90, room=room)
+            metric,
+            interval_90=within_arrivals(
+                name, metric.value, metric.interval_90, room=room, least=least
+            ),
         )
         for name, metric in metrics.items()
     }
+
+
+def _least_capacity(
+    evaluator: Evaluator, config: EngineConfig, outcome: Outcome, hosts: Mapping[str, Doubt]
+) -> float:
+    """Return the low end of the highest rate that can be sustained, over the load.
+
+    Clients that wait for answers are served at the machine's capacity: it errs as their rate does.
+    """
+    slower = Doubt(below=hosts[UTILISATION].above) if UTILISATION in hosts else Doubt()
+    regime = str(Protocol.CLOSED_LOOP)
+    low, _ = evaluator.interval("request_per_s", 1.0, config, regime=regime, doubt=slower)
+    return low / outcome.utilisation if outcome.utilisation > 0 else math.inf
 
 
 def _arriving_per_s(load: Load, demand: Demand | None) -> float:
@@ -376,46 +430,23 @@ def _arriving_per_s(load: Load, demand: Demand | None) -> float:
     return drawn_per_s if math.isfinite(drawn_per_s) else float(np.max(load.rate_per_s))
 
 
-def _host_doubts(evaluator: Evaluator, config: EngineConfig) -> dict[str, Doubt]:
+def _host_doubts(
+    evaluator: Evaluator,
+    config: EngineConfig,
+    outcome: Outcome,
+    demand: Demand | None,
+    how: HostDoubt,
+) -> dict[str, Doubt]:
     """Return what a host that no run has shown leaves open; nothing where one has."""
-    if not evaluator.calibration.borrows_host:
+    hosts = evaluator.hosts()
+    if not hosts or how is HostDoubt.LEFT_OUT:
         return {}
-    faster, slower = (
-        evaluator.calibrated(evaluator.calibration.with_slower_host(factor))
-        for factor in (1.0 / HOST_Q95, HOST_Q95)
+    if how is HostDoubt.CLOSED_FORM and outcome.simulation is not None:
+        outcome, demand = outcome_of(evaluator, config, None), None
+    ends = (outcome_of(end, config, demand) for end in hosts)
+    return host_doubts(
+        *(dict(one.values) | {UTILISATION: one.utilisation} for one in (outcome, *ends))
     )
-    return host_doubts(*(_wholly_closed(one, config) for one in (evaluator, faster, slower)))
-
-
-def _wholly_closed(evaluator: Evaluator, config: EngineConfig) -> dict[str, float]:
-    """Predict everything in closed form."""
-    evaluation = evaluator.evaluate(Slice(base=config, columns={}))
-    values = _closed_form(evaluator, evaluation)
-    return values | _economy(evaluator.gpu, config, evaluation, values)
-
-
-def provenance_of(
-    calibration: Calibration, config: EngineConfig, evaluator: Evaluator
-) -> Provenance:
-    """Return `calibrated` only if every operator that weighs was fitted or served on this GPU."""
-    unseen = operators_used(config, evaluator.model) - calibration.seen_operators
-    borrows = any(operator in calibration.borrowed for operator in unseen)
-    return Provenance.DATASHEET if borrows else calibration.provenance
-
-
-def operators_used(config: EngineConfig, model: ModelSpec) -> set[str]:
-    """Return `family/dtype` of the operators that weigh."""
-    row = quantization(config.quantization)
-    gemm = "bfloat16" if row.experts_only else row.gemm_dtype
-    kv_table = kv_dtype(config.kv_cache_dtype).attention_dtype
-    used = {f"gemm/{gemm}"}
-    if model.uses_mla:
-        used |= {f"mla_prefill/{kv_table}", f"mla_decode/{kv_table}"}
-    else:
-        used |= {f"attention_prefill/{kv_table}", f"attention_decode/{kv_table}"}
-    if model.is_moe:
-        used.add(f"moe/{row.moe_dtype}")
-    return used
 
 
 def _goodput(evaluator: Evaluator, values: Mapping[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -93,6 +94,23 @@ def quality_handicap(loss: QualityLoss) -> float:
 def handicapped(score: Score, loss: QualityLoss) -> Score:
     """Return a score, or an array of them, less what the precisions must gain before preferred."""
     return score - abs(score) * quality_handicap(loss)
+
+
+def expected(score: float, probability: float) -> float:
+    """Return a score as it counts where its SLO holds with some probability only.
+
+    What is served outside the SLO is worth nothing. Of what is earned (a score above 0) so much
+    is expected as the score times the probability; what is paid (one below 0) is paid for all and
+    counts for the share that is of use: a token within the SLO costs the score over the
+    probability. Scores at one probability keep their order.
+
+    Args:
+        score: Larger is better.
+        probability: That the SLO holds.
+    """
+    if score >= 0:
+        return score * probability
+    return score / probability if probability > 0 else -math.inf
 
 
 def violation(evaluation: Evaluation) -> FloatArray:

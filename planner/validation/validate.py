@@ -23,7 +23,7 @@ from planner.estimator.load import Lengths, Load, Protocol
 from planner.measuring.bench_limits import tuned_limits
 from planner.measuring.runs import MeasuredRun, as_run, read_runs
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import PredictedValues, predict_config, predicted_values
+from planner.prediction.predict import Outcome, outcome_of, predict_config
 from planner.prediction.simulation import run_demand
 
 REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}
@@ -263,10 +263,10 @@ def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
     )
 
 
-def predict_values_with(run: MeasuredRun, calibration: Calibration) -> PredictedValues:
+def outcome_of_run(run: MeasuredRun, calibration: Calibration) -> Outcome:
     """Predict the values of a serving run alone, as a fit needs them many times."""
     evaluator, config = run_evaluator(run, calibration)
-    return predicted_values(evaluator, config, run_demand(run, evaluator.load))
+    return outcome_of(evaluator, config, run_demand(run, evaluator.load))
 
 
 def run_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator, EngineConfig]:

@@ -34,6 +34,7 @@ from planner.prediction.predict import predict_config
 from planner.prediction.simulation import workload_demand
 from planner.search.study import evaluated
 from planner.tuning.pool import measured_goodput_per_s
+from planner.words import probability_words
 from planner.workloads.workload import Workload, load_workload
 from tests.bench import run_bench
 
@@ -174,7 +175,8 @@ def _line(run: Measured, best: Measured, roles: list[str]) -> str:
         f"  {run.goodput_per_s:7.2f} requests/s within the SLO,"
         f" {100 * run.goodput_per_s / best.goodput_per_s:5.1f} % of the best;"
         f" {run.request_per_s:6.2f}/s in all; predicted {run.predicted.value:6.2f} within the SLO"
-        f"{'' if run.predicted.prediction.feasible else ', which it misses'};"
+        f"{'' if run.predicted.prediction.feasible else ', which it misses'}"
+        f" (holds with {probability_words(run.predicted.prediction.probability)});"
         f" {knobs}; {', '.join(roles)} {'MISSES ' + ', '.join(run.missed) if run.missed else ''}"
     )
 

@@ -17,6 +17,7 @@ from planner.words import (
     front_lines,
     fusion_lines,
     loss_words,
+    probability_words,
     scheduling_lines,
     speculation_words,
 )
@@ -66,15 +67,21 @@ def latency_table(prediction: Prediction) -> Table:
 
 
 def slo_lines(prediction: Prediction) -> Text:
-    """Return each limit of the SLO, met or missed, by how much."""
+    """Return each limit of the SLO, met or missed, by how much, and the probability that it holds.
+
+    Short enough for one line of the smallest column.
+    """
     text = Text()
     for name, excess in prediction.slo_excess.items():
         # Of a metric that is 0, the excess does not tell the limit.
         value = prediction.value(name)
         limit = f" ≤ {number(value / (1 + excess))}" if excess > -1 and value > 0 else ""
-        state, sign = ("met by", "✓") if excess <= 0 else ("MISSED by", "✗")
-        words = f"{sign} {name}{limit}: {state} {100 * abs(excess):.0f} %\n"
-        text.append(words, style="" if excess <= 0 else "bold")
+        state, sign = ("by", "✓") if excess <= 0 else ("MISSED by", "✗")
+        words = f"{sign} {name}{limit}: {state} {100 * abs(excess):.0f} %"
+        if name in prediction.slo_probability:
+            likely = probability_words(prediction.slo_probability[name])
+            words += f", P{likely}" if likely[0] in "<>" else f", P={likely}"
+        text.append(f"{words}\n", style="" if excess <= 0 else "bold")
     return text
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ from planner.plans.decide import (
     CLIMBED_KNOBS,
     LEAST_GAIN,
     NEAR_LIMIT,
+    Finalist,
     decide,
     neighbouring,
     with_knob,
 )
+from planner.prediction.predict import predict_config
 from planner.prediction.simulation import workload_demand
-from planner.search.objective import DECIDING, quality_handicap
-from planner.search.study import Candidate, SearchOptions, search
+from planner.search.objective import DECIDING, expected, quality_handicap
+from planner.search.study import Candidate, SearchOptions, evaluated, search
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -41,12 +46,13 @@ def _busy(tmp_path: Path) -> str:
 
 
 def simulated_score(workload: str, config: Any) -> tuple[bool, float]:
+    """Whether it is feasible, and the goodput that is expected of it."""
     problem = load_problem(gpu="h200", workload=workload, model="", engine="vllm")
     demand = workload_demand(problem.workload)
     prediction, _ = predict_problem(problem, config, {}, demand=demand)
-    metric, sign = DECIDING["goodput"].metric, DECIDING["goodput"].sign
-    value = sign * prediction.value(metric)
-    return prediction.feasible, value * (1 - quality_handicap(prediction.quality))
+    value = prediction.value(DECIDING["goodput"].metric)
+    certain = value * (1 - quality_handicap(prediction.quality))
+    return prediction.feasible, certain * prediction.probability
 
 
 def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(
@@ -132,3 +138,82 @@ def test_an_uncontested_plan_is_decided_by_headroom() -> None:
     gains = [a.rejected_because for a in found.alternatives]
     assert all(reason.startswith("-") for reason in gains)
     assert all(a.prediction.simulation is None for a in found.alternatives)
+
+
+Made = Callable[..., Finalist]
+
+
+@pytest.fixture(scope="module")
+def made() -> Made:
+    """Make a finalist with an objective's value and the probability that its SLO holds."""
+    problem = load_problem(gpu="h200", workload="chat", engine="vllm")
+    config, evaluator = problem.default_config, problem.evaluator
+    closed = predict_config(evaluator, config)
+
+    def make(value: float, probability: float, objective: str = "goodput") -> Finalist:
+        name = DECIDING[objective].metric
+        metrics = dict(closed.metrics) | {name: replace(closed.metrics[name], value=value)}
+        likely = {"ttft_ms.p99": probability, "tpot_ms.p99": 1.0}
+        return Finalist(
+            candidate=evaluated(config, evaluator, objective),
+            prediction=replace(closed, metrics=metrics, slo_probability=likely),
+            objective=objective,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("objective", DECIDING)
+def test_of_two_that_promise_alike_the_one_with_more_headroom_wins(
+    made: Made, objective: str
+) -> None:
+    safe, bold = made(10.0, 0.9, objective), made(10.0, 0.6, objective)
+    assert safe.beats(bold)
+    assert not bold.beats(safe)
+
+
+@pytest.mark.parametrize("objective", DECIDING)
+def test_where_every_limit_holds_the_objective_decides_as_it_is(made: Made, objective: str) -> None:
+    better = 10.1 if DECIDING[objective].sign > 0 else 9.9
+    good, usual = made(better, 1.0, objective), made(10.0, 1.0, objective)
+    assert good.expected == good.score
+    assert good.beats(usual)
+    assert not usual.beats(good)
+
+
+def test_a_large_gain_is_worth_a_small_risk_and_a_small_one_is_not(made: Made) -> None:
+    safe = made(10.0, 0.88)
+    assert safe.beats(made(10.06, 0.61))
+    assert made(15.0, 0.61).beats(safe)
+
+
+def test_what_is_predicted_to_miss_its_slo_is_no_bargain(made: Made) -> None:
+    """A limit is a limit: at half the probability ends what a plan may recommend."""
+    fast, slow = made(30.0, 0.49), made(10.0, 0.51)
+    fast = replace(fast, prediction=replace(fast.prediction, slo_excess={"ttft_ms.p99": 0.01}))
+    assert slow.beats(fast)
+    assert not fast.beats(slow)
+
+
+def test_expectation_keeps_order_at_one_probability() -> None:
+    """So rates that are searched until the SLO breaks, at one probability, rank as they are."""
+    for probability in (0.5, 0.9):
+        for worse, better in ((1.0, 2.0), (-2.0, -1.0)):
+            assert expected(worse, probability) < expected(better, probability)
+    # A token within the SLO costs what is paid for all, over the share of them.
+    assert expected(-3.0, 0.75) == -4.0
+    assert expected(-3.0, 0.0) == -math.inf
+
+
+def test_a_plan_says_what_it_turned_down_for_its_odds() -> None:
+    """Bursts near the capacity: small steps serve a little more, and wait a little longer."""
+    workload = str(REPOSITORY / "docs/regret_h100/code_open.json")
+    pins = {"quantization": "fp8_dynamic", "kv_cache_dtype": "fp8"}
+    found = plan(PlanRequest(gpu="h100", workload=workload, engine="vllm", pins=pins, trials=0))
+    best, first = found.recommended, found.alternatives[0]
+    assert first.prediction.value("goodput_request_per_s") > best.value("goodput_request_per_s")
+    assert first.prediction.probability < best.probability
+    odds = [round(100 * one.probability) for one in (first.prediction, best)]
+    assert first.rejected_because.endswith(
+        f"but holds its SLO with a probability of {odds[0]} % instead of {odds[1]} %"
+    )

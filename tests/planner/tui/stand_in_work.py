@@ -189,6 +189,7 @@ def prediction(config: EngineConfig, *, slower: float = 1.0) -> Prediction:
         fusion_savings={"decode": {"norms+residual": 5.1e-4, "SwiGLU": 4e-5, "attention": 1.3e-4}},
         quality=LOSS if config.quantization == "fp8" else QualityLoss(),
         slo_excess={name: values[name] / limit - 1 for name, limit in limits.items()},
+        slo_probability=dict.fromkeys(limits, 0.9),
         highest_rate_per_s=rate,
         refused_share=0.0,
         front_end_share=0.1,
