@@ -102,9 +102,11 @@ def test_an_slo_that_is_kept_leaves_nothing_to_say_of_where_time_went() -> None:
     assert only(f"{VLLM}:h200_vllm_llama-3.1-8b_fp8_A_c8", ttft_ms__mean=10_000).is_well
 
 
-def test_a_gap_that_nothing_explains_is_said_to_be_so() -> None:
+def test_a_queue_that_a_slower_host_would_make_is_no_gap() -> None:
+    """Over eight times the predicted TTFT: the slowest of twenty hosts comes near to that."""
     run = only(f"{REGRET_H100}:h100_sxm_vllm_Llama-3.1-8B-Instruct_495ffdc160")
-    assert [c.metric for c in run.unexplained] == ["ttft_ms.mean"]
+    assert not run.unexplained
+    assert "host_bound" in [ranked.finding.cause for ranked in run.findings]
 
 
 def test_a_host_bound_run_of_one_precision_is_no_wrong_kernel() -> None:
