@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_an_slo_that_is_missed_is_what_causes_are_ranked_by() -> None:
 
 def test_an_slo_that_is_kept_leaves_nothing_to_say_of_where_time_went() -> None:
     assert only(f"{VLLM}:h200_vllm_llama-3.1-8b_fp8_A_c8", ttft_ms__mean=10_000).is_well
+
+
+def test_a_gap_that_nothing_explains_is_said_to_be_so(tmp_path: Path) -> None:
+    """A run that is well, but for a TTFT that something outside of what was recorded stretched."""
+    lines = map(json.loads, VLLM.read_text().splitlines())
+    record = next(r for r in lines if r["run_id"] == "h200_vllm_llama-3.1-8b_fp8_A_c8")
+    del record["workload"]["requests_file"]
+    for name, value in record["measured"]["ttft_ms"].items():
+        record["measured"]["ttft_ms"][name] = 100 * value
+    runs = tmp_path / "runs.jsonl"
+    runs.write_text(json.dumps(record) + "\n")
+    assert "ttft_ms.mean" in [complaint.metric for complaint in only(str(runs)).unexplained]
 
 
 def test_a_queue_that_a_slower_host_would_make_is_no_gap() -> None:
