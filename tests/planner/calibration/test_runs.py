@@ -144,6 +144,11 @@ def test_the_command_writes_a_file_that_the_others_read(runs_file: Path, tmp_pat
     assert "not told by these runs" in done.stdout
     written = json.loads(out.read_text())
     assert written["data"]["runs"] == ["run-1"]
+    # By the profile's name, however the run spells it: a file of one's own may move.
+    assert written["data"]["gpus"] == ["h200_sxm"]
+    assert written["data"]["operators"] == [
+        "attention_decode/bfloat16", "attention_prefill/bfloat16", "gemm/bfloat16"
+    ]  # fmt: skip
     assert "tp_gap_s" in written["not_told"]
     assert set(written["relative_errors"]) >= {"host_s", "gemm"}
     shipped = validate(runs_file).overall["tpot_ms.mean"].mape_pct

@@ -44,12 +44,30 @@ def test_only_runs_of_ones_own_on_that_gpu_tell_its_host(tmp_path: Path) -> None
     gpu = load_gpu("h200")
     assert load_calibration(gpu, "vllm").borrows_host
     assert not load_calibration(gpu, "trtllm").borrows_host
-    for taught, borrows in (("h200", False), ("h100", True)):
+    for taught, borrows in (("h200_sxm", False), ("h100_sxm", True)):
         own = tmp_path / f"{taught}.json"
         own.write_text(
             json.dumps({"schema_version": 1, "engine": "vllm", "data": {"gpus": [taught]}})
         )
         assert load_calibration(gpu, "vllm", own=[own]).borrows_host is borrows
+
+
+@pytest.mark.parametrize(
+    ("seen", "provenance"),
+    [((), Provenance.DATASHEET), (("attention_prefill/fp8",), Provenance.CALIBRATED)],
+)
+def test_a_borrowed_operator_that_own_runs_have_used_is_calibrated(
+    seen: tuple[str, ...], provenance: Provenance
+) -> None:
+    problem = api.load_problem(gpu="h200", workload="chat", engine="vllm")
+    calibration = replace(
+        problem.evaluator.calibration,
+        borrowed=frozenset({"attention_prefill/fp8"}),
+        seen_operators=frozenset(seen),
+    )
+    evaluator = replace(problem.evaluator, calibration=calibration)
+    config = replace(problem.default_config, quantization="fp8_dynamic", kv_cache_dtype="fp8")
+    assert evaluator.provenance_of(config) is provenance
 
 
 def test_doubts_add_in_quadrature(lopsided: Calibration) -> None:
