@@ -78,18 +78,17 @@ def calibrate_runs(
     fitted = replace(
         with_constants(shipped, fit.values),
         memory=memory.constants,
-        intervals=_laid_over(shipped.intervals, _intervals(checked)),
+        intervals=_laid_over(shipped.intervals, _intervals(checked) if checked.has_taught else {}),
         sources=(f"{len(runs)} runs of {names}",),
     )
     rates = text_rates(runs)
-    # Where the priors stay and too few runs were left out to tell how they err here, this machine
-    # is as unknown as before.
-    knows = checked.has_taught or bool(_intervals(checked))
+    # Where the priors stay this machine is as unknown as before, and so are its intervals.
+    unseen: dict[str, list[str]] = {} if checked.has_taught else {"gpus": [], "operators": []}
     content = engine_constants_to_json(fitted) | {
         "versions": read_engine_file(engine)["versions"],
         "relative_errors": {name: round(error, 4) for name, error in fit.relative_errors.items()},
         "not_told": list(fit.not_told),
-        "data": _data(runs) | ({} if knows else {"gpus": [], "operators": []}),
+        "data": _data(runs) | unseen,
         **rates.to_json(),
     }
     write_text(Path(out), json.dumps(content, indent=1) + "\n")

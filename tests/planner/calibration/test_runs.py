@@ -8,14 +8,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cost_models.calibration_io import read_engine_file
+from cost_models.calibration_io import load_calibration, read_engine_file
+from cost_models.profile_io import load_gpu
+from planner.calibration import runs as under_test
 from planner.calibration.constants import shipped_priors
 from planner.calibration.fit import Fit, calibrated, fit_constants
+from planner.calibration.runs import calibrate_runs
 from planner.calibration.steps import RUN_LOG_SD
 from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import predict_run, predict_run_with, validate
@@ -154,3 +158,22 @@ def test_the_command_writes_a_file_that_the_others_read(runs_file: Path, tmp_pat
     shipped = validate(runs_file).overall["tpot_ms.mean"].mape_pct
     own = validate(runs_file, calibration=str(out)).overall["tpot_ms.mean"].mape_pct
     assert own < shipped
+
+
+def test_where_the_priors_stay_the_host_stays_unknown(
+    runs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit that loses teaches nothing: neither constants nor intervals nor whose host it is."""
+    lost = under_test.kept_where_it_gains
+    monkeypatch.setattr(
+        under_test,
+        "kept_where_it_gains",
+        lambda checked, priors: (replace(lost(checked, priors)[0], has_taught=False), []),
+    )
+    few = write(tmp_path / "few.jsonl", [json.loads(runs_file.read_text().splitlines()[1])])
+    out = tmp_path / "mine.json"
+    calibrate_runs([str(few)], engine="vllm", out=str(out))
+    gpu = load_gpu("h200")
+    own, shipped = load_calibration(gpu, "vllm", own=[out]), load_calibration(gpu, "vllm")
+    assert own.borrows_host
+    assert own.intervals == shipped.intervals
