@@ -307,14 +307,10 @@ class Evaluator:
     def _curve_groups(self, rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:
         """Group rows that share a serving curve: (row numbers, one of their configurations)."""
         columns = {knob: rows.column(knob) for knob in self._seen(rows.base, CURVE_KNOBS)}
-        pairs = zip(
-            columns["cuda_graph_max_batch_size"].tolist(),
-            rows.column("max_batch_size").tolist(),
-            strict=True,
-        )
-        columns["cuda_graph_max_batch_size"] = np.array(
-            [self._felt_graphs(rows.base, *pair) for pair in pairs]
-        )
+        graphs, batches = columns["cuda_graph_max_batch_size"], rows.column("max_batch_size")
+        pairs = list(zip(graphs.tolist(), batches.tolist(), strict=True))
+        felt = {pair: self._felt_graphs(rows.base, *pair) for pair in set(pairs)}
+        columns["cuda_graph_max_batch_size"] = np.array([felt[pair] for pair in pairs])
         keys = list(zip(*(column.tolist() for column in columns.values()), strict=True))
         groups: dict[tuple[Any, ...], list[int]] = {}
         for row, key in enumerate(keys):
