@@ -209,6 +209,8 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
             f"{path}: this version has no constant {min(unknown)!r}",
             hint="the form of a term has changed since: fit the file anew with planner calibrate",
         )
+    gpus = _seen_gpus(data)
+    is_of_this_gpu = calibration.gpu in gpus
     fitted = operators_from_json(data.get("operators", {}))
     operators = {
         family: {**getattr(calibration.operators, family), **fits}
@@ -223,10 +225,10 @@ def _overlaid(calibration: Calibration, path: Path) -> Calibration:
         intervals={**calibration.intervals, **_intervals(data.get("intervals", {}))},
         provenance=Provenance.CALIBRATED,
         seen_versions=_seen_versions(data) or calibration.seen_versions,
-        seen_gpus=_seen_gpus(data) or calibration.seen_gpus,
-        knows_host=calibration.knows_host or calibration.gpu in _seen_gpus(data),
+        seen_gpus=gpus or calibration.seen_gpus,
+        knows_host=calibration.knows_host or is_of_this_gpu,
         seen_operators=calibration.seen_operators
-        | (_seen_operators(data) if calibration.gpu in _seen_gpus(data) else frozenset()),
+        | (_seen_operators(data) if is_of_this_gpu else frozenset()),
         acceptances={**calibration.acceptances, **_acceptances(data.get("acceptances", {}))},
         sources=(*calibration.sources, str(path)),
     )
