@@ -12,6 +12,7 @@ from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import HostDoubt, Prediction, predict_config
 from planner.prediction.simulation import Demand
+from planner.simulator import SimulationResult
 
 TOLERANCE = 0.01
 """Relative width of the last bracket."""
@@ -47,46 +48,67 @@ def find_rate(evaluator: Evaluator, config: EngineConfig, demand: Demand) -> Hig
     return _Bisection(evaluator, config, demand).run()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probe:
+    rate_per_s: float
+    prediction: Prediction
+
+
 class _Bisection:
     def __init__(self, evaluator: Evaluator, config: EngineConfig, demand: Demand) -> None:
         self.evaluator, self.config, self.demand = evaluator, config, demand
         self.num_simulations = 0
 
     def run(self) -> HighestRate:
-        low, high, slowest = self._bracket()
+        low, high, best = self._bracket()
         while low and high / low > 1 + TOLERANCE:
-            middle = (low * high) ** 0.5
-            if self._at(middle).feasible:
-                low = middle
+            middle = self._at((low * high) ** 0.5)
+            if middle.prediction.feasible:
+                low, best = middle.rate_per_s, middle
             else:
-                high = middle
-        # Once more, with every doubt, what the search saw without that of the host.
-        prediction = self._at(low or slowest, host=HostDoubt.SIMULATED)
+                high = middle.rate_per_s
         return HighestRate(
-            rate_per_s=low, prediction=prediction, num_simulations=self.num_simulations
+            rate_per_s=low,
+            prediction=self._with_every_doubt(best),
+            num_simulations=self.num_simulations,
         )
 
-    def _bracket(self) -> tuple[float, float, float]:
-        """Return a rate that meets the SLO or 0, twice that or less that does not, and the last."""
-        rate = float(np.asarray(self.evaluator.load.rate_per_s))
-        is_met = self._at(rate).feasible
+    def _bracket(self) -> tuple[float, float, _Probe]:
+        """Return a rate that meets the SLO or 0, twice that or less that does not, and a probe.
+
+        Of the first, or of the slowest that was tried.
+        """
+        probe = self._at(float(np.asarray(self.evaluator.load.rate_per_s)))
+        is_met = probe.prediction.feasible
         factor = 2.0 if is_met else 0.5
         for _ in range(LARGEST_STEPS):
-            other = rate * factor
-            if self._at(other).feasible != is_met:
-                low = rate if is_met else other
-                return low, low * 2.0, other
-            rate = other
-        return (rate, rate, rate) if is_met else (0.0, 0.0, rate)
+            other = self._at(probe.rate_per_s * factor)
+            if other.prediction.feasible != is_met:
+                best = probe if is_met else other
+                return best.rate_per_s, best.rate_per_s * 2.0, best
+            probe = other
+        low = probe.rate_per_s if is_met else 0.0
+        return low, low, probe
 
-    def _at(self, rate_per_s: float, host: HostDoubt | None = None) -> Prediction:
+    def _at(self, rate_per_s: float) -> _Probe:
         """Predict a rate; only at a risk does the host's doubt decide what meets the SLO."""
-        deciding = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
         self.num_simulations += 1
+        host = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
+        return _Probe(rate_per_s=rate_per_s, prediction=self._predicted(rate_per_s, host))
+
+    def _with_every_doubt(self, probe: _Probe) -> Prediction:
+        """Predict it, from the same simulation, with the doubt that the search left out."""
+        simulation = probe.prediction.simulation
+        return self._predicted(probe.rate_per_s, HostDoubt.SIMULATED, simulation)
+
+    def _predicted(
+        self, rate_per_s: float, host: HostDoubt, simulation: SimulationResult | None = None
+    ) -> Prediction:
         load = replace(self.evaluator.load, rate_per_s=rate_per_s)
         return predict_config(
             replace(self.evaluator, load=load),
             self.config,
             self.demand.at_rate(rate_per_s),
-            host=host or deciding,
+            host=host,
+            simulation=simulation,
         )
