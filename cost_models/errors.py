@@ -3,7 +3,8 @@
 PlannerError
 ├── ProfileError        a GPU, model, workload, calibration or run file is missing or wrong
 ├── ConfigError         a knob has a value that the model, GPU or engine cannot take
-│   └── UnsupportedModelError   an architecture that is not understood
+│   ├── UnsupportedModelError   an architecture that is not understood
+│   └── SimulationStalled       requests that would wait for ever
 └── MeasurementError    hardware or an engine failed while it was being measured
 
 "Does not fit" and "misses the SLO" are answers, not errors: see
@@ -49,3 +50,7 @@ class MeasurementError(PlannerError):
     """Hardware or an engine failed while it was being measured."""
 
     exit_status = 3
+
+
+class SimulationStalled(ConfigError):
+    """A simulated engine would never come to the requests that wait for it."""

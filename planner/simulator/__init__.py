@@ -2,16 +2,17 @@
 
 from planner.simulator.arrivals import gamma_arrivals, offline_arrivals, poisson_arrivals
 from planner.simulator.clock import StepClock, StepCostModel
-from planner.simulator.limits import EngineLimits
+from planner.simulator.limits import EngineLimits, Refusal
 from planner.simulator.requests import Requests
 from planner.simulator.results import SimulationResult
-from planner.simulator.simulate import Arrivals, Share, simulate, simulate_in_step
+from planner.simulator.simulate import Arrivals, ServerModel, simulate
 
 __all__ = [
     "Arrivals",
     "EngineLimits",
+    "Refusal",
     "Requests",
-    "Share",
+    "ServerModel",
     "SimulationResult",
     "StepClock",
     "StepCostModel",
@@ -19,5 +20,4 @@ __all__ = [
     "offline_arrivals",
     "poisson_arrivals",
     "simulate",
-    "simulate_in_step",
 ]

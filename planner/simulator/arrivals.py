@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 READ_AHEAD = 4096
 """Arrivals turned into Python numbers at a time."""
@@ -29,28 +30,37 @@ class ArrivalSource(Protocol):
 
 
 class OpenLoop:
-    """Requests arrive at given times, however slow the server is."""
+    """Requests arrive at given times, however slow the server is.
 
-    def __init__(self, arrival_s: FloatArray) -> None:
+    Args:
+        arrival_s: Ascending.
+        indices: Index of each request; counted from 0 where absent.
+    """
+
+    def __init__(self, arrival_s: FloatArray, indices: IntArray | None = None) -> None:
         self._arrival_s = arrival_s
-        self._ahead: list[float] = []
-        self._index = 0
+        self._indices = np.arange(len(arrival_s)) if indices is None else indices
+        self._ahead: list[tuple[float, int]] = []
+        self._taken = 0
         self.next_s = self._peek()
 
     def take(self) -> int:
         """Send the next request and return its index."""
-        self._index += 1
+        index = self._ahead[self._taken % READ_AHEAD][1]
+        self._taken += 1
         self.next_s = self._peek()
-        return self._index - 1
+        return index
 
     def finished(self, time_s: float) -> None:
         """Nobody waits for an end."""
 
     def _peek(self) -> float:
-        offset = self._index % READ_AHEAD
+        offset = self._taken % READ_AHEAD
         if offset == 0:
-            self._ahead = self._arrival_s[self._index : self._index + READ_AHEAD].tolist()
-        return self._ahead[offset] if offset < len(self._ahead) else math.inf
+            ahead = slice(self._taken, self._taken + READ_AHEAD)
+            times, indices = self._arrival_s[ahead].tolist(), self._indices[ahead].tolist()
+            self._ahead = list(zip(times, indices, strict=True))
+        return self._ahead[offset][0] if offset < len(self._ahead) else math.inf
 
 
 class ClosedLoop:

@@ -1,4 +1,7 @@
-"""The loop: plan a step, take it, or take many at once when nothing else can happen.
+"""One scheduler instance: what a step holds, how long it takes, and what it leaves behind.
+
+A server (`planner.simulator.server`) has one of them, or one for each attention-DP rank and
+pipeline micro-batch (`planner.simulator.lockstep`), and drives them.
 
 Between two events (an arrival that can be seen, an admission, a sequence that ends, a block
 that is not there) only contexts grow, so decode steps are added up in closed form. The exact
@@ -18,12 +21,10 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from cost_models.frontend import FrontEndConstants
-from planner.simulator.arrivals import ArrivalSource
 from planner.simulator.chunking import Chunks
 from planner.simulator.clock import DecodeSpan, MixedStep, StepClock
-from planner.simulator.front_end import FrontEnd
 from planner.simulator.kv_manager import KvManager
-from planner.simulator.limits import EngineLimits
+from planner.simulator.limits import EngineLimits, Refusal
 from planner.simulator.queue_order import WaitingQueue
 from planner.simulator.recorder import RequestRecorder
 from planner.simulator.request import Request
@@ -50,50 +51,56 @@ class StepTiming:
 
 
 class Engine:
-    """One scheduler: its queue, its batch, its KV cache and its clock.
+    """One scheduler instance: its queue, its batch, its KV cache and its clock.
 
-    A step is planned, timed and taken apart from each other, so that engines can be made to
+    A step is planned, timed and taken apart from each other, so that instances can be made to
     keep step (`planner.simulator.lockstep`).
+
+    Args:
+        requests: Every request of the deployment, by index.
+        results: Where their times are written.
+        clock: Step costs.
+        limits: Batch, tokens, KV blocks and policies.
+        constants: How far scheduling runs ahead, and how many slots are held too long.
+        number: Of this instance among all of the deployment.
     """
 
     def __init__(
         self,
         requests: Requests,
-        source: ArrivalSource,
+        results: RequestRecorder,
         *,
         clock: StepClock,
         limits: EngineLimits,
         constants: FrontEndConstants,
-        exact: bool = False,
+        number: int = 0,
     ) -> None:
         self.requests = requests
+        self.number = number
         # Read one by one: through a view a number costs a fifth of what NumPy takes.
         self._isl, self._osl = requests.isl.data, requests.osl.data
         self._max_tokens = requests.max_tokens.data
-        self.source = source
         self.clock = clock
         self.limits = limits
-        self.exact = exact
         reuse = limits.enable_block_reuse and requests.prefix_hashes is not None
         self.kv = KvManager(
             limits.pool,
             reuse_hash_tokens=requests.prefix_hash_tokens if reuse else 0,
             host_blocks=limits.host_blocks,
         )
-        self.front_end = FrontEnd(constants)
-        self._first_token_s = constants.first_token_s
-        self.results = RequestRecorder(len(requests))
+        self.results = results
         self.steps = StepRecorder()
         self.waiting = WaitingQueue(limits.order, self.kv)
         self.slots = max(limits.max_batch_size - constants.slot_lag, 1)
         self._reserves = limits.capacity.reserves
-        self._overlap = limits.overlap and constants.steps_in_flight > 1
-        self._lag = 1 if self._overlap else 0
+        self.overlap = limits.overlap and constants.steps_in_flight > 1
+        """Whether a step is planned while the one before it runs."""
+        self._lag = 1 if self.overlap else 0
         """Steps between an event and the first step that is planned with it."""
         self._steps_taken = 0
-        self._scheduled_s = 0.0
+        self.scheduled_s = 0.0
         """When the next step is planned: what has come by then is seen."""
-        self._end_s = 0.0
+        self.end_s = 0.0
         """When the last step planned ends on the GPU."""
         self._prefilling: list[Request] = []
         self._started: dict[Request, None] = {}
@@ -108,81 +115,41 @@ class Engine:
         """Cached tokens of the decoding sequences in the next step, its own included."""
         self._leaving: deque[tuple[int, Request]] = deque()
         """Ended requests whose slot and blocks are free when that many steps are taken."""
-        self._unsent_first: list[Request] = []
-        self._unsent_last: list[Request] = []
+        self.unsent_first: list[Request] = []
+        self.unsent_last: list[Request] = []
         """Requests whose first or last token was made in the last step planned."""
-        self._unsent_tokens = 0
+        self.unsent_tokens = 0
 
-    def run(self) -> None:
-        """Serve until no request is left."""
-        while self._advance():
-            pass
+    @property
+    def num_held(self) -> int:
+        """Requests that wait or run, and those that still hold their slot."""
+        return self.waiting.count + len(self._started) + len(self._leaving)
 
-    def _advance(self) -> bool:
-        """Plan and take a step, or several equal ones; False when all is served."""
-        chunks = self.plan()
-        if chunks:
-            step = self.mixed_step(chunks)
-            self.take_mixed_step(chunks, step, self.mixed_timing(step))
-        elif self.decoding:
-            span = self.decode_span()
-            steps = 1 if self.exact else self.uninterrupted_steps(span)
-            self.take_decode_steps(steps, self.decode_timing(span, steps))
-        else:
-            return self._skip_idle_time()
-        return True
+    def queue(self, index: int) -> None:
+        """A request has passed the front end: it waits for a slot and for KV blocks."""
+        self.results.served_by[index] = self.number
+        request = self._request(index)
+        request.place = self._queued
+        self._queued += 1
+        self.waiting.push(request)
 
     def plan(self) -> Chunks:
-        """See what has come, admit it, and return what is prefilled in the next step."""
-        if not self._overlap:
-            self._send(self._end_s)
-        if self._leaving:
-            self._release_due()
-        self._see_arrivals()
+        """Admit what waits, and return what is prefilled in the next step."""
         if not self._reserves and self.decoding:
             self._make_room_to_grow()
         if self.waiting.count:
             self._admit()
         return self._chunks() if self._prefilling else []
 
-    # What the planner sees
-
-    def _release_due(self) -> None:
+    def release_due(self) -> None:
         """Give back slots and blocks of requests that ended long enough ago."""
         leaving = self._leaving
         while leaving and leaving[0][0] <= self._steps_taken:
             self.kv.release(leaving.popleft()[1])
 
-    def _see_arrivals(self) -> None:
-        """Move requests through the front end into the queue, as far as the plan sees them."""
-        now_s, source, front_end = self._scheduled_s, self.source, self.front_end
-        while source.next_s <= now_s:
-            self._accept(source.next_s, source.take())
-        if front_end.next_s <= now_s:
-            for index in front_end.passed(now_s):
-                self._queue(self._request(index))
-
-    def _queue(self, request: Request) -> None:
-        request.place = self._queued
-        self._queued += 1
-        self.waiting.push(request)
-
-    def _accept(self, arrival_s: float, index: int) -> None:
-        """A client has sent a request: pass it on, or turn it away."""
-        self.results.arrive(index, arrival_s)
-        isl = self._isl[index]
-        if self._refused(index, isl):
-            self.results.refuse(index)
-            self.source.finished(arrival_s)
-            return
-        self.front_end.accept(arrival_s, index, isl)
-
-    def _refused(self, index: int, isl: int) -> bool:
-        limits = self.limits
-        if limits.refuses(isl=isl):
-            return True
-        final = min(isl + self._max_tokens[index], limits.max_seq_len) - 1
-        return limits.pool.units(final, final_tokens=final) > limits.pool.capacity
+    def refusal(self, index: int) -> Refusal:
+        """Return why the engine turns a request away when it comes, if it does."""
+        return self.limits.refusal(isl=self._isl[index], max_tokens=self._max_tokens[index])
 
     def _request(self, index: int) -> Request:
         """Make the request that the engine works on; outputs end at max_seq_len."""
@@ -261,7 +228,7 @@ class Engine:
             self._stop_decoding(request)
             request.generated = request.context_offset + self._steps_taken - request.isl + 1
             request.prefill_len = request.isl + request.generated
-            self.results.pause(request.index, self._end_s)
+            self.results.pause(request.index, self.end_s)
         else:
             self._prefilling.remove(request)
         request.prefilled = 0
@@ -284,19 +251,18 @@ class Engine:
     def mixed_timing(self, step: MixedStep, *, added_s: float = 0.0) -> StepTiming:
         """Return when the next step runs if it is this one."""
         time = self.clock.mixed(step, added_s=added_s)
-        output_s = self._end_s
-        if self._overlap:
-            output_s = max(output_s, self._scheduled_s + time.floor_s)
-        start_s = max(self._end_s, self._scheduled_s)
-        hidden_s = min(time.launch_s, start_s - self._scheduled_s)
+        output_s = self.end_s
+        if self.overlap:
+            output_s = max(output_s, self.scheduled_s + time.floor_s)
+        start_s = max(self.end_s, self.scheduled_s)
+        hidden_s = min(time.launch_s, start_s - self.scheduled_s)
         onboard_s = self.kv.take_onboarded() * self.limits.onboard_block_s
         end_s = start_s + time.seconds - hidden_s + onboard_s
-        scheduled_s = output_s if self._overlap else end_s
+        scheduled_s = output_s if self.overlap else end_s
         return StepTiming(output_s, start_s, end_s, scheduled_s, end_s - start_s, 0.0)
 
     def take_mixed_step(self, chunks: Chunks, step: MixedStep, timing: StepTiming) -> None:
         """Take one step that prefills, beside whatever decodes."""
-        self._send(timing.output_s)
         self._record(timing, 1, step.prompts, step.tokens)
         self._grow(1)
         self._pass(timing)
@@ -319,12 +285,12 @@ class Engine:
     def _make_first_token(self, request: Request) -> None:
         """The prompt is computed and its next token made; from the next step on it decodes."""
         self.kv.prefilled(request)
-        self._unsent_first.append(request)
+        self.unsent_first.append(request)
         step = self._steps_taken
         left = request.osl - request.generated - 1
         request.context_offset = request.prefill_len - step
         if left == 0:
-            self._unsent_last.append(request)
+            self.unsent_last.append(request)
             self._leave(request)
             return
         request.finish_step = step + left
@@ -340,23 +306,23 @@ class Engine:
 
     def decode_timing(self, span: DecodeSpan, steps: int) -> StepTiming:
         """Return when the next steps run if they only decode."""
-        start_s = max(self._end_s, self._scheduled_s)
+        start_s = max(self.end_s, self.scheduled_s)
         took_s = first_s = span.seconds(steps)
         until_last_s = 0.0
         if steps > 1:
             first_s, until_last_s = span.seconds(1), span.seconds(steps - 1)
         end_s = start_s + took_s
-        scheduled_s = start_s + until_last_s if self._overlap else end_s
-        return StepTiming(self._end_s, start_s, end_s, scheduled_s, first_s, until_last_s)
+        scheduled_s = start_s + until_last_s if self.overlap else end_s
+        return StepTiming(self.end_s, start_s, end_s, scheduled_s, first_s, until_last_s)
 
-    def take_decode_steps(self, steps: int, timing: StepTiming) -> None:
-        """Take decode steps, no more than nothing interrupts."""
-        self._send(timing.output_s)
-        at_once = 1.0
-        if steps > 1:
-            first_end_s = timing.start_s + timing.first_s
-            last_start_s = timing.start_s + timing.until_last_s
-            at_once = self.front_end.stream(first_end_s, last_start_s, steps - 1, self.decoding)
+    def take_decode_steps(self, steps: int, timing: StepTiming, at_once: float = 1.0) -> None:
+        """Take decode steps, no more than nothing interrupts.
+
+        Args:
+            steps: How many.
+            timing: When they run.
+            at_once: Steps whose tokens a client gets at once, on average.
+        """
         self._record(timing, steps, at_once=at_once)
         self._grow(steps)
         self._pass(timing)
@@ -364,19 +330,21 @@ class Engine:
 
     def take_no_step(self, steps: int, timing: StepTiming) -> None:
         """Sit idle while engines in step with this one take theirs."""
-        self._send(timing.output_s)
         self._steps_taken += steps
         self._pass(timing)
 
     def _pass(self, timing: StepTiming) -> None:
         """Move the clock to the end of the steps just taken."""
-        self._scheduled_s = timing.scheduled_s
-        self._end_s = timing.end_s
+        self.scheduled_s = timing.scheduled_s
+        self.end_s = timing.end_s
 
-    def uninterrupted_steps(self, span: DecodeSpan) -> int:
-        """Return the steps of such lengths until something else can happen, at least one."""
-        # Whoever has the last token of the step before may send the next request.
-        self._send(self._end_s)
+    def uninterrupted_steps(self, span: DecodeSpan, event_s: float) -> int:
+        """Return the steps of such lengths until something else can happen, at least one.
+
+        Args:
+            span: The steps.
+            event_s: When a client or the front end next does something.
+        """
         steps = self._finish_in() if self.decoding else MOST_STEPS
         # What leaves makes room for whoever waits, and for prefixes that would be evicted.
         if self._leaving and (self.waiting.count or self.kv.cache is not None):
@@ -384,15 +352,10 @@ class Engine:
         if not self._reserves:
             room = self.kv.room(reserving=False)
             steps = self.kv.pool.steps_within(self._steps_taken, room, steps)
-        event_s = self.next_event_s()
         if event_s < math.inf and steps > 1:
-            wait = span.steps_until(event_s - max(self._end_s, self._scheduled_s))
+            wait = span.steps_until(event_s - max(self.end_s, self.scheduled_s))
             steps = min(steps, wait + self._lag)
         return max(steps, 1)
-
-    def next_event_s(self) -> float:
-        """Return when a client or the front end next does something."""
-        return min(self.source.next_s, self.front_end.next_s)
 
     def _finish_in(self) -> int:
         """Return the steps until the first sequence ends, that step included."""
@@ -410,13 +373,13 @@ class Engine:
 
     def _end_step(self) -> None:
         """Take out the sequences that made their last token in the step just taken."""
-        self._unsent_tokens = self.decoding + len(self._unsent_first)
+        self.unsent_tokens = self.decoding + len(self.unsent_first)
         finishing = self._finishing
         while finishing and finishing[0][0] <= self._steps_taken:
             step, _, request = heappop(finishing)
             if step == request.finish_step:
                 self._stop_decoding(request)
-                self._unsent_last.append(request)
+                self.unsent_last.append(request)
                 self._leave(request)
 
     def _stop_decoding(self, request: Request) -> None:
@@ -432,46 +395,22 @@ class Engine:
 
     # Time and output
 
-    def _skip_idle_time(self) -> bool:
-        """Nothing runs: send what is left and wait for the next request; False without one."""
-        if self.come_to_rest():
-            return True
-        event_s = self.next_event_s()
-        self.wait_until(event_s)
-        return event_s < math.inf
-
     def come_to_rest(self) -> bool:
-        """Send and free what is left of the last step; return whether anybody waits."""
-        self._send(self._end_s)
+        """Free what is left of the last step; return whether anybody waits."""
         while self._leaving:
             self.kv.release(self._leaving.popleft()[1])
-        self._scheduled_s = max(self._scheduled_s, self._end_s)
+        self.scheduled_s = max(self.scheduled_s, self.end_s)
         return self.waiting.count > 0
 
     def wait_until(self, event_s: float) -> None:
         """Sit idle until something happens; for ever if nothing does."""
-        self._scheduled_s = self._end_s = max(self._scheduled_s, event_s)
+        self.scheduled_s = self.end_s = max(self.scheduled_s, event_s)
 
-    def _send(self, output_s: float) -> None:
-        """The tokens of the last step planned leave the engine."""
-        if not self._unsent_tokens:
-            return
-        streamed_s = self.front_end.deliver(output_s, self._unsent_tokens)
-        self._unsent_tokens = 0
-        self.steps.output_delay_s = max(output_s - self._end_s, 0.0)
+    def sent(self, output_s: float, streamed_s: float) -> None:
+        """Learn when the tokens of the last step planned left the engine and the front end."""
+        self.unsent_tokens = 0
+        self.steps.output_delay_s = max(output_s - self.end_s, 0.0)
         self.steps.stream_delay_s = streamed_s - output_s
-        delivered_s = streamed_s + self._first_token_s
-        if self._unsent_first:
-            for request in self._unsent_first:
-                self.front_end.begin_stream()
-                self.results.first_token(request.index, delivered_s)
-            self._unsent_first.clear()
-        if self._unsent_last:
-            for request in self._unsent_last:
-                self.front_end.end_stream()
-                self.results.last_token(request.index, delivered_s)
-                self.source.finished(delivered_s)
-            self._unsent_last.clear()
 
     def _record(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from cost_models.engine import EngineConfig
 from cost_models.memory import MemoryPlan
@@ -10,6 +11,18 @@ from planner.simulator.block_pool import PoolShape
 from planner.simulator.capacity import POLICIES, CapacityPolicy, GuaranteedNoEvict
 from planner.simulator.chunking import Chunking, EqualProgress, FirstComeChunks, WholePrompts
 from planner.simulator.queue_order import ORDERS, FirstComeFirstServed, QueueOrder
+
+
+class Refusal(IntEnum):
+    """Which limit turns a request away."""
+
+    NONE = 0
+    MAX_SEQ_LEN = 1
+    """The prompt leaves no room for a token."""
+    MAX_NUM_TOKENS = 2
+    """The prompt is longer than a step, and prompts are not chunked."""
+    KV_CACHE = 3
+    """The whole KV cache cannot hold the prompt and the output that the client allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +53,21 @@ class EngineLimits:
         """Whether a prompt may be spread over steps."""
         return not isinstance(self.chunking, WholePrompts)
 
-    def refuses(self, *, isl: int) -> bool:
-        """Whether the engine turns a prompt away at submission."""
-        too_long = isl >= self.max_seq_len
-        return too_long or (not self.chunks and isl > self.max_num_tokens)
+    def refusal(self, *, isl: int, max_tokens: int) -> Refusal:
+        """Return why the engine turns a request away at submission, if it does.
+
+        Args:
+            isl: Prompt tokens.
+            max_tokens: Output tokens that the client allows.
+        """
+        if isl >= self.max_seq_len:
+            return Refusal.MAX_SEQ_LEN
+        if not self.chunks and isl > self.max_num_tokens:
+            return Refusal.MAX_NUM_TOKENS
+        final = min(isl + max_tokens, self.max_seq_len) - 1
+        if self.pool.units(final, final_tokens=final) > self.pool.capacity:
+            return Refusal.KV_CACHE
+        return Refusal.NONE
 
     @classmethod
     def of(

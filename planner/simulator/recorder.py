@@ -18,6 +18,7 @@ class RequestRecorder:
         "pauses_s",
         "preemptions",
         "refused",
+        "served_by",
         "started_s",
     )
 
@@ -31,6 +32,9 @@ class RequestRecorder:
         self.preemptions = array("i", [0]) * count
         self.cached_tokens = array("i", [0]) * count
         self.refused = array("b", [0]) * count
+        """Why the engine turned it away (`planner.simulator.limits.Refusal`); 0 if it did not."""
+        self.served_by = array("i", [0]) * count
+        """Number of the scheduler instance that served it."""
         self.pauses_s = array("d")
         """Gaps between two tokens of a request that lay in a pause."""
         self._paused_s: dict[int, list[float]] = {}
@@ -40,9 +44,9 @@ class RequestRecorder:
         """The client sends the request."""
         self.arrival_s[index] = time_s
 
-    def refuse(self, index: int) -> None:
+    def refuse(self, index: int, reason: int) -> None:
         """The engine turns the request away."""
-        self.refused[index] = 1
+        self.refused[index] = reason
 
     def start(self, index: int, time_s: float, cached_tokens: int) -> None:
         """The first chunk of the prompt runs; what runs again after a pause does not count."""

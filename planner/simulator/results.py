@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,8 +34,6 @@ class EngineTrace:
     """What one scheduler did."""
 
     log: StepLog
-    pauses_s: FloatArray
-    """Gaps between two tokens that lay in a pause."""
     pool: PoolShape
     max_seq_len: int
     shares_prefixes: bool = False
@@ -85,7 +83,15 @@ class RequestColumns:
     preemptions: IntArray
     cached_tokens: IntArray
     """Prompt tokens that block reuse found."""
-    refused: NDArray[np.bool_]
+    refusal: NDArray[np.int8]
+    """Why the engine turned it away, as `planner.simulator.limits.Refusal`; 0 if it did not."""
+    served_by: NDArray[np.int32]
+    """Number of the scheduler instance in `SimulationResult.engines`; 0 for refused requests."""
+
+    @property
+    def refused(self) -> BoolArray:
+        """Whether the engine turned the request away."""
+        return self.refusal > 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +100,9 @@ class SimulationResult:
 
     requests: RequestColumns
     engines: tuple[EngineTrace, ...]
-    """One per replica, attention-DP rank or pipeline micro-batch."""
+    """One for each scheduler instance of each server."""
+    pauses_s: FloatArray
+    """Gaps between two tokens of a request that lay in a pause."""
     front_end: FrontEndConstants
     wall_s: float
     warm_up_requests: int = 0
@@ -147,7 +155,11 @@ class SimulationResult:
     def metrics(self) -> ServingMetrics:
         """Latencies and rates; every gap between tokens counts towards ITL."""
         since_s = float(self.times.arrival_s.min()) if self.served.size else 0.0
-        gaps = [gap_histogram(t.log, t.pauses_s, since_s=since_s) for t in self.engines]
+        pauses = [self.pauses_s, *(np.zeros(0) for _ in self.engines[1:])]
+        gaps = [
+            gap_histogram(trace.log, own, since_s=since_s)
+            for trace, own in zip(self.engines, pauses, strict=True)
+        ]
         merged = gaps[0]
         for other in gaps[1:]:
             merged.merge(other)
@@ -226,8 +238,7 @@ class SimulationResult:
         """
         delay_s = self.front_end.first_token_s
         first_s = self.requests.first_token_s[index] - delay_s
-        # Engines took every n-th request each; see `merged`.
-        outputs = self._outputs_s[index % len(self.engines)]
+        outputs = self._outputs_s[int(self.requests.served_by[index])]
         # Streaming may have held the token up for a part of a step.
         start = int(np.searchsorted(outputs, first_s + 1e-9, side="right")) - 1
         return outputs[start : start + int(self.requests.osl[index])] + delay_s
@@ -236,25 +247,6 @@ class SimulationResult:
     def _outputs_s(self) -> list[FloatArray]:
         """When the tokens of every step left, for each engine."""
         return [np.concatenate(list(_outputs(trace.log))) for trace in self.engines]
-
-
-def merged(parts: Sequence[SimulationResult]) -> SimulationResult:
-    """Return the result of engines that took every n-th request each, in order of arrival."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = {}
-    for column in fields(RequestColumns):
-        values = [getattr(part.requests, column.name) for part in parts]
-        joined = np.empty(sum(map(len, values)), values[0].dtype)
-        for lane, own in enumerate(values):
-            joined[lane :: len(parts)] = own
-        columns[column.name] = joined
-    return SimulationResult(
-        requests=RequestColumns(**columns),
-        engines=tuple(trace for part in parts for trace in part.engines),
-        front_end=parts[0].front_end,
-        wall_s=sum(part.wall_s for part in parts),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from planner.simulator import (
     Arrivals,
     EngineLimits,
     Requests,
+    ServerModel,
     SimulationResult,
     StepClock,
     simulate,
@@ -102,8 +103,6 @@ def run(
     return simulate(
         requests,
         arrivals,
-        clock=clock,
-        limits=limits or engine_limits(),
-        front_end=front_end,
+        ServerModel(clock=clock, limits=limits or engine_limits(), front_end=front_end),
         exact=exact,
     )

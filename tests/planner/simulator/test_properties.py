@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from cost_models.frontend import FrontEndConstants
 from planner.simulator import Arrivals, EngineLimits, Requests, SimulationResult
-from planner.simulator.arrivals import ClosedLoop, OpenLoop
 from planner.simulator.capacity import POLICIES
 from planner.simulator.chunking import EqualProgress, FirstComeChunks, WholePrompts
 from planner.simulator.engine import Engine
@@ -21,6 +21,8 @@ from planner.simulator.queue_order import (
     PriorityWithAgeing,
     ShortestJobFirst,
 )
+from planner.simulator.recorder import RequestRecorder
+from planner.simulator.server import SingleServer
 from tests.planner.simulator.stand_in import (
     CLOCK,
     SLOW_LAUNCH_CLOCK,
@@ -147,7 +149,7 @@ def _tokens_made(result: SimulationResult) -> int:
     """Decoded tokens, and one for each prompt that was computed (again after each pause)."""
     log, columns = result.engines[0].log, result.requests
     decoded = int((log.decoding.astype(int) * log.steps).sum())
-    resumed_while_decoding = len(result.engines[0].pauses_s)
+    resumed_while_decoding = len(result.pauses_s)
     return decoded + int((~columns.refused).sum()) + resumed_while_decoding
 
 
@@ -155,18 +157,13 @@ def _tokens_made(result: SimulationResult) -> int:
 @given(workloads(), engines(), clocks)
 def test_blocks_are_conserved_at_every_step(workload, limits, clock) -> None:  # type: ignore[no-untyped-def]
     requests, arrivals = workload
-    engine = Engine(
-        requests,
-        OpenLoop(arrivals.arrival_s)
-        if arrivals.arrival_s is not None
-        else ClosedLoop(concurrency=arrivals.concurrency, num_requests=len(requests)),
-        clock=clock,
-        limits=limits,
-        constants=FrontEndConstants(),
-        exact=True,
-    )
+    results, constants = RequestRecorder(len(requests)), FrontEndConstants()
+    engine = Engine(requests, results, clock=clock, limits=limits, constants=constants)
+    source = arrivals.source(len(requests))
+    server = SingleServer(engine, source, results, constants, exact=True)
     total = engine.kv.pool.unnumbered_free
-    while engine._advance():
+    while server.next_s < math.inf:
+        server.advance()
         _check_blocks(engine, total)
     cached = engine.kv.cache.cached_blocks if engine.kv.cache else 0
     assert engine.kv.pool.used == engine.kv.pool.reserved == 0
