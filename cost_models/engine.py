@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """A deployment of one model on one or more replicas of GPUs.
+    """What the engine of one server is told; `cost_models.deployment` says how many there are.
 
     Defaults are those of `trtllm-serve` 1.2 on its PyTorch backend.
     """
@@ -21,7 +21,6 @@ class EngineConfig:
     enable_attention_dp: bool = False
     """Attention is replicated and each rank serves its own requests."""
     moe_backend: str = "CUTLASS"
-    num_replicas: int = 1
     max_batch_size: int = 2048
     """Sequences in one iteration (per rank under attention DP)."""
     max_num_tokens: int = 8192
@@ -34,7 +33,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     """vLLM: share of the whole GPU that the engine may use."""
     kv_cache_max_tokens: int = 0
-    """Pins the KV capacity of a replica; 0 lets the fraction decide."""
+    """Pins the KV capacity; 0 lets the fraction decide."""
     enable_chunked_prefill: bool = False
     enable_block_reuse: bool = True
     enable_partial_reuse: bool = True
@@ -72,14 +71,9 @@ class EngineConfig:
         return bool(self.decoding_type) and self.max_draft_len > 0
 
     @property
-    def gpus_per_replica(self) -> int:
-        """GPUs that one replica of the model takes."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size
-
-    @property
     def num_gpus(self) -> int:
-        """GPUs of the whole deployment."""
-        return self.gpus_per_replica * self.num_replicas
+        """GPUs of the server: those of one replica of the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
     def moe_tensor_parallel_size(self) -> int:
@@ -97,10 +91,10 @@ class EngineConfig:
         return self.tensor_parallel_size if self.enable_attention_dp else 1
 
     @property
-    def lanes_per_replica(self) -> int:
-        """Batches that one replica runs side by side, in step: ranks x pipeline stages."""
+    def num_instances(self) -> int:
+        """Scheduler instances: batches that run side by side, in step; ranks x pipeline stages."""
         return self.attention_dp_ranks * self.pipeline_parallel_size
 
 
 KNOBS: tuple[str, ...] = tuple(field.name for field in fields(EngineConfig))
-"""Every knob that `--set`, `--pin` and `--limit` take."""
+"""Every knob of an engine."""

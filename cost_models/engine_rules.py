@@ -302,7 +302,6 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "tensor_parallel_size": (1, 64),
     "pipeline_parallel_size": (1, 64),
     "moe_expert_parallel_size": (1, 64),
-    "num_replicas": (1, 64),
     "stream_interval": (1, 10_000),
     "max_draft_len": (0, 64),
     "max_matching_ngram_size": (0, 64),

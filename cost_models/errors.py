@@ -4,7 +4,7 @@ PlannerError
 ├── ProfileError        a GPU, model, workload, calibration or run file is missing or wrong
 ├── ConfigError         a knob has a value that the model, GPU or engine cannot take
 │   ├── UnsupportedModelError   an architecture that is not understood
-│   └── SimulationStalled       requests that would wait for ever
+│   └── SimulationStalledError  requests that would wait for ever
 └── MeasurementError    hardware or an engine failed while it was being measured
 
 "Does not fit" and "misses the SLO" are answers, not errors: see
@@ -52,5 +52,5 @@ class MeasurementError(PlannerError):
     exit_status = 3
 
 
-class SimulationStalled(ConfigError):
+class SimulationStalledError(ConfigError):
     """A simulated engine would never come to the requests that wait for it."""

@@ -45,6 +45,10 @@ class GpuSpec:
     usd_per_hour: float
     """On-demand price of one GPU for one hour."""
 
+    def __hash__(self) -> int:
+        """Return the hash of its name: equal GPUs have equal names."""
+        return hash(self.name)
+
     @property
     def host_link_bytes_per_s(self) -> float:
         """Bandwidth from host memory."""

@@ -200,7 +200,7 @@ class MemoryModel:
         return np.asarray(peak, dtype=np.float64)
 
     def _communication_bytes(self) -> float:
-        ranks = self.config.gpus_per_replica
+        ranks = self.config.num_gpus
         if ranks == 1:
             return 0.0
         per_doubling = self.constants.communication_bytes_per_doubling

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cost_models.calibration_io import load_calibration
+from cost_models.cluster import Cluster
+from cost_models.deployment import DEPLOYMENT_KNOBS, Deployment
 from cost_models.engine import EngineConfig
 from cost_models.engine_profile_io import load_engine
 from cost_models.engine_rules import EngineRules, Violation
@@ -22,7 +24,7 @@ from planner.knobs import apply_settings, parse_limits
 from planner.measuring.runs import ENGINE_DEFAULTS
 from planner.plans.plan import Plan, make_plan
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import Prediction, predict_deployment
 from planner.prediction.simulation import Demand, workload_demand
 from planner.quality.files import load_quality
 from planner.search.space import DRAFTS, OUTER_KNOBS, SearchSpace
@@ -58,6 +60,17 @@ class Problem:
             max_seq_len=self.workload.max_seq_len,
         )
 
+    @property
+    def default_deployment(self) -> Deployment:
+        """One server with the engine's own defaults."""
+        return self.deployment_of(self.default_config)
+
+    def deployment_of(self, config: EngineConfig, *, num_servers: int = 1) -> Deployment:
+        """Return like servers of a configuration, on as many GPUs as they take."""
+        num_gpus = config.num_gpus * num_servers
+        cluster = Cluster(gpu=self.gpu, num_gpus=num_gpus)
+        return Deployment.of(config, cluster, num_servers=num_servers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
@@ -68,6 +81,9 @@ class PlanRequest:
     model: str = ""
     engine: str = "trtllm"
     num_gpus: int = 1
+    """GPUs at hand: the plan takes as few of them as meet the SLO at the offered load."""
+    use_all: bool = False
+    """Take all of them."""
     slo: Mapping[str, float] = field(default_factory=dict)
     risk: float = 0.0
     """The SLO must hold at the upper end of the interval of 1 - risk; 0 is the value itself."""
@@ -204,6 +220,7 @@ def _asked(problem: Problem, request: PlanRequest) -> dict[str, Any]:
         "model": _full_path(request.model or problem.workload.model),
         "engine": request.engine,
         "num_gpus": request.num_gpus,
+        "use_all": request.use_all,
         "slo": dict(problem.slo),
         "risk": request.risk,
         "max_quality_loss_pct": request.max_quality_loss_pct,
@@ -225,18 +242,19 @@ def search_space(problem: Problem, request: PlanRequest) -> SearchSpace:
         raise ConfigError(f"--num-gpus {request.num_gpus}", hint=f"accepted: 1 to {MAX_GPUS}")
     limits = parse_limits(request.pins, request.limits)
     base = replace(problem.default_config, cuda_graph_padding=True, enable_block_reuse=True)
-    base = replace(base, **{k: v[0] for k, v in limits.items() if len(v) == 1})
+    single = {k: v[0] for k, v in limits.items() if len(v) == 1}
+    base = replace(base, **{k: v for k, v in single.items() if k not in DEPLOYMENT_KNOBS})
     if base.decoding_type:
         base = replace(base, **_unstated_drafting(problem, base.decoding_type, limits))
     if "max_batch_size" not in limits:
         base = replace(base, max_batch_size=min(base.max_batch_size, base.max_num_tokens))
+    deployment = Deployment.of(base, Cluster(gpu=problem.gpu, num_gpus=request.num_gpus))
     space = SearchSpace(
         model=problem.model,
-        gpu=problem.gpu,
-        num_gpus=request.num_gpus,
         rules=problem.rules,
-        base=base,
+        base=deployment.with_knobs(router=single.get("router", deployment.router)),
         limits=limits,
+        use_all=request.use_all,
     )
     if not any(True for _ in space.splits()):
         raise ConfigError(_why_empty(problem, space))
@@ -279,27 +297,27 @@ def predict(  # noqa: PLR0913  one argument for each thing a user names
         gpu=gpu, workload=workload, model=model, engine=engine, slo=slo, calibration=calibration
     )
     demand = workload_demand(problem.workload, seed=seed)
-    chosen = config or problem.default_config
+    chosen = problem.deployment_of(config or problem.default_config)
     return predict_problem(problem, chosen, settings or {}, demand=demand)[0]
 
 
 def predict_problem(
     problem: Problem,
-    config: EngineConfig,
+    deployment: Deployment,
     settings: Mapping[str, str],
     *,
     demand: Demand | None = None,
 ) -> tuple[Prediction, list[Violation]]:
-    """Return the prediction of a configuration, and why the engine could not deploy it.
+    """Return the prediction of a deployment, and why the engine could not deploy it.
 
     Without a demand to simulate, latencies and rates come from the closed form.
 
     Raises:
         ConfigError: A knob has a value that cannot be computed.
     """
-    chosen = apply_settings(config, settings)
-    violations = check_runnable(problem, chosen)
-    return predict_config(problem.evaluator, chosen, demand), violations
+    chosen = apply_settings(deployment, settings)
+    violations = check_runnable(problem, chosen.config)
+    return predict_deployment(problem.evaluator, chosen, demand), violations
 
 
 def check_runnable(problem: Problem, config: EngineConfig) -> list[Violation]:
@@ -362,7 +380,7 @@ def _objective(name: str) -> str:
 def _why_empty(problem: Problem, space: SearchSpace) -> str:
     """Name the knob that leaves nothing deployable."""
     values = {k: v[0] for k, v in space.limits.items() if k in OUTER_KNOBS}
-    first = replace(space.base, **values)
+    first = replace(space.base.config, **{k: v for k, v in values.items() if k in OUTER_KNOBS})
     if first.num_gpus > space.num_gpus:
         return (
             f"the pinned parallel sizes need {first.num_gpus} GPUs, --num-gpus is {space.num_gpus}"

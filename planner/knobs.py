@@ -8,11 +8,21 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from cost_models.deployment import ALL_KNOBS, DEPLOYMENT_KNOBS, ROUTERS, Deployment
 from cost_models.engine import KNOBS, EngineConfig
 from cost_models.engine_rules import check_values
 from cost_models.errors import ConfigError
 
-TYPES: Mapping[str, str] = {field.name: str(field.type) for field in fields(EngineConfig)}
+TYPES: Mapping[str, str] = {
+    "num_servers": "int",
+    "router": "str",
+    **{field.name: str(field.type) for field in fields(EngineConfig)},
+}
+
+OTHER_NAMES: Mapping[str, str] = {"num_replicas": "num_servers"}
+"""Knobs under a name that people use too: each server runs one replica of the model."""
+
+MOST_SERVERS = 4096
 
 OPTION_PATHS: Mapping[str, str] = {
     "kv_cache_config.dtype": "kv_cache_dtype",
@@ -74,16 +84,47 @@ def parse_assignments(texts: Iterable[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def apply_settings(config: EngineConfig, settings: Mapping[str, str]) -> EngineConfig:
-    """Return the configuration with knobs set from text.
+def apply_settings(deployment: Deployment, settings: Mapping[str, str]) -> Deployment:
+    """Return the deployment with knobs set from text.
 
     Raises:
         ConfigError: Unknown knob, or a value that it cannot take.
     """
     values = {known_knob(knob): parse_value(knob, text) for knob, text in settings.items()}
+    changed = deployment.with_knobs(**values)
+    _check_knobs(values)
+    check_values(changed.config)
+    return changed
+
+
+def apply_engine_settings(config: EngineConfig, settings: Mapping[str, str]) -> EngineConfig:
+    """Return an engine configuration with knobs set from text.
+
+    Raises:
+        ConfigError: Unknown knob, a value that it cannot take, or a knob of the deployment.
+    """
+    values = {known_knob(knob): parse_value(knob, text) for knob, text in settings.items()}
+    for knob in DEPLOYMENT_KNOBS:
+        if knob in values:
+            raise ConfigError(
+                f"{knob} is a knob of a deployment", hint="one server alone is measured here"
+            )
     changed = replace(config, **values)
     check_values(changed)
     return changed
+
+
+def _check_knobs(values: Mapping[str, Any]) -> None:
+    """Refuse what no deployment takes.
+
+    Raises:
+        ConfigError: A number of servers or a router that there is not.
+    """
+    num_servers, router = values.get("num_servers", 1), values.get("router", ROUTERS[0])
+    if not 1 <= num_servers <= MOST_SERVERS:
+        raise ConfigError(f"num_servers={num_servers}", hint=f"accepted: 1 to {MOST_SERVERS}")
+    if router not in ROUTERS:
+        raise ConfigError(f"router={router!r}", hint=f"known: {', '.join(ROUTERS)}")
 
 
 def parse_limits(pins: Mapping[str, str], limits: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
@@ -103,7 +144,9 @@ def parse_limits(pins: Mapping[str, str], limits: Mapping[str, str]) -> dict[str
         allowed[known_knob(knob)] = tuple(distinct)
     for knob, values in allowed.items():
         for value in values:
-            check_values(replace(EngineConfig(), **{knob: value}))
+            _check_knobs({knob: value})
+            if knob not in DEPLOYMENT_KNOBS:
+                check_values(replace(EngineConfig(), **{knob: value}))
     return allowed
 
 
@@ -113,10 +156,11 @@ def known_knob(knob: str) -> str:
     Raises:
         ConfigError: Unknown, with the nearest known ones.
     """
-    if knob in KNOBS:
+    knob = OTHER_NAMES.get(knob, knob)
+    if knob in ALL_KNOBS:
         return knob
-    close = get_close_matches(knob, KNOBS, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(KNOBS)}"
+    close = get_close_matches(knob, ALL_KNOBS, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(ALL_KNOBS)}"
     raise ConfigError(f"knob {knob!r} is unknown", hint=hint)
 
 

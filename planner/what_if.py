@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cost_models.engine import KNOBS, EngineConfig
+from cost_models.deployment import ALL_KNOBS, ROUTERS, Deployment
 from cost_models.errors import PlannerError
 from planner.api import PlanRequest, Problem, plan_problem, predict_problem, search_space
 from planner.knobs import TYPES
 from planner.plans.plan import Plan
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import Prediction, predict_deployment
 from planner.quality import QUALITY_LOSS, QualityLoss
 from planner.search.space import DRAFTS
 from planner.workloads.change import changed_workload
@@ -98,15 +98,15 @@ class SensitivityPoint:
     """Why it cannot be computed or deployed; empty when it can."""
 
 
-def ask(problem: Problem, config: EngineConfig, settings: Mapping[str, str]) -> Answer:
-    """Return what a configuration with changed knobs would do.
+def ask(problem: Problem, deployment: Deployment, settings: Mapping[str, str]) -> Answer:
+    """Return what a deployment with changed knobs would do.
 
     Raises:
         ConfigError: A knob has a value that cannot be computed.
     """
-    prediction, violations = predict_problem(problem, config, settings)
+    prediction, violations = predict_problem(problem, deployment, settings)
     return Answer(
-        base=predict_config(problem.evaluator, config),
+        base=predict_deployment(problem.evaluator, deployment),
         prediction=prediction,
         not_deployable=tuple(str(v) for v in violations),
     )
@@ -117,14 +117,14 @@ def knobs_of(problem: Problem) -> tuple[str, ...]:
     absent = frozenset() if problem.model.is_moe else EXPERT_KNOBS
     if problem.rules.name != "vllm":
         absent = absent | ONLY_VLLM
-    return tuple(knob for knob in KNOBS if knob not in absent)
+    return tuple(knob for knob in ALL_KNOBS if knob not in absent)
 
 
 def legal_values(
-    problem: Problem, config: EngineConfig, knob: str, *, num_gpus: int
+    problem: Problem, deployment: Deployment, knob: str, *, num_gpus: int
 ) -> tuple[Any, ...]:
     """Return the values that a control offers for a knob, the present one among them."""
-    present = getattr(config, knob)
+    present = deployment.knob(knob)
     drafting = _drafting_values(problem, knob)
     if drafting:
         return drafting if present in drafting else _inserted(drafting, present)
@@ -135,6 +135,8 @@ def legal_values(
         values = rule.mla_values if problem.model.uses_mla and rule.mla_values else rule.values
     elif knob in _searched(problem, num_gpus):
         values = _searched(problem, num_gpus)[knob]
+    elif knob == "router":
+        values = ROUTERS
     elif knob == "cuda_graph_max_batch_size":
         values = (0, *_searched(problem, num_gpus)["max_batch_size"])
     else:
@@ -155,11 +157,11 @@ def _drafting_values(problem: Problem, knob: str) -> tuple[Any, ...]:
 
 
 def sensitivity(
-    problem: Problem, config: EngineConfig, knob: str, *, num_gpus: int
+    problem: Problem, deployment: Deployment, knob: str, *, num_gpus: int
 ) -> tuple[SensitivityPoint, ...]:
     """Return what each value of one knob would do, all others held."""
-    values = legal_values(problem, config, knob, num_gpus=num_gpus)
-    return tuple(_sensitivity_point(problem, config, knob, value) for value in values)
+    values = legal_values(problem, deployment, knob, num_gpus=num_gpus)
+    return tuple(_sensitivity_point(problem, deployment, knob, value) for value in values)
 
 
 def metric_value(prediction: Prediction, metric: str) -> float:
@@ -212,14 +214,14 @@ def changed_load(
     return replace(problem, workload=workload, evaluator=evaluator)
 
 
-def plan_of(problem: Problem, config: EngineConfig, request: PlanRequest) -> Plan:
-    """Return the plan that recommends just this configuration, with its neighbours.
+def plan_of(problem: Problem, deployment: Deployment, request: PlanRequest) -> Plan:
+    """Return the plan that recommends just this deployment, with its neighbours.
 
     Raises:
         ConfigError: The engine cannot deploy it.
     """
-    pins = {knob: str(getattr(config, knob)) for knob in KNOBS}
-    num_gpus = max(request.num_gpus, config.num_gpus)
+    pins = {knob: str(deployment.knob(knob)) for knob in ALL_KNOBS}
+    num_gpus = max(request.num_gpus, deployment.num_gpus)
     return plan_problem(problem, replace(request, pins=pins, limits={}, num_gpus=num_gpus))
 
 
@@ -232,7 +234,7 @@ def _searched(problem: Problem, num_gpus: int) -> Mapping[str, tuple[Any, ...]]:
     space = search_space(problem, request)
     names = (
         "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size",
-        "num_replicas", "moe_expert_parallel_size", "max_batch_size", "max_num_tokens",
+        "num_servers", "moe_expert_parallel_size", "max_batch_size", "max_num_tokens",
         "free_gpu_memory_fraction",
     )  # fmt: skip
     return {name: space.choices(name) for name in names}
@@ -252,10 +254,10 @@ def _inserted(values: tuple[Any, ...], present: Any) -> tuple[Any, ...]:
 
 
 def _sensitivity_point(
-    problem: Problem, config: EngineConfig, knob: str, value: Any
+    problem: Problem, deployment: Deployment, knob: str, value: Any
 ) -> SensitivityPoint:
     try:
-        answer = ask(problem, config, {knob: str(value)})
+        answer = ask(problem, deployment, {knob: str(value)})
     except PlannerError as error:
         return SensitivityPoint(value=value, prediction=None, reason=str(error))
     reason = answer.not_deployable[0] if answer.not_deployable else ""

@@ -12,7 +12,7 @@ from cost_models.profile_io import load_gpu
 from planner.api import load_problem
 from planner.calibration.own import SHIPPED, files_in_force
 from planner.measuring.cases import asked_of_plan, plan_configs
-from planner.prediction.predict import predict_config
+from planner.prediction.predict import predict_deployment
 from planner.prediction.simulation import workload_demand
 
 SHOWN_METRICS = (
@@ -116,7 +116,10 @@ def compare_predictions(plan: str, before: str, after: str) -> tuple[Change, ...
     given = {name: asked[name] for name in ("gpu", "workload", "model", "engine", "slo")}
     problems = [load_problem(**given, calibration=calibration) for calibration in (before, after)]
     demand = workload_demand(problems[0].workload)
-    predictions = [predict_config(problem.evaluator, config, demand) for problem in problems]
+    predictions = [
+        predict_deployment(problem.evaluator, problem.deployment_of(config), demand)
+        for problem in problems
+    ]
     one, other = ({name: p.value(name) for name in SHOWN_METRICS} for p in predictions)
     return _changes(one, other, all_names=True)
 

@@ -100,8 +100,8 @@ def _tells(run: MeasuredRun) -> bool:
 
 def _misses(run: MeasuredRun, calibration: Calibration) -> list[tuple[str, float]]:
     """Log errors of what the engine reported."""
-    evaluator, config = run_evaluator(run, calibration)
-    plan = single(evaluator.memory(Slice(base=config, columns={})))
+    evaluator, deployment = run_evaluator(run, calibration)
+    plan = single(evaluator.memory(Slice(base=deployment)))
     found = []
     for name in REPORTED:
         predicted, measured = float(getattr(plan, name)), run.measured.get(name, 0.0)

@@ -225,7 +225,8 @@ class SeenRun:
         requests = read_streams(run)
         if not requests:
             return None
-        evaluator, config = run_evaluator(run, calibration)
+        evaluator, deployment = run_evaluator(run, calibration)
+        config = deployment.config
         windows = windows_of(observed_steps(requests, config.max_num_tokens))
         model = evaluator.step_model(config)
         # Drafts give a step more tokens than the windows count.

@@ -111,8 +111,12 @@ def searching_options(function: Any) -> Any:
     return _with_options(
         function,
         click.option(
-            "--num-gpus", default=1, show_default=True, help="GPUs at hand, up to one node of 8."
+            "--num-gpus",
+            default=1,
+            show_default=True,
+            help="GPUs at hand, up to one node of 8; as few as meet the SLO are taken.",
         ),
+        click.option("--use-all", is_flag=True, help="Take all GPUs at hand."),
         click.option(
             "--objective",
             default="",
@@ -204,6 +208,20 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Callable[[int, i
     with bar:
         task = bar.add_task(label, total=None)
         yield lambda done, in_all: bar.update(task, completed=done, total=in_all)
+
+
+@contextmanager
+def rate_progress(*, shown: bool) -> Iterator[Callable[[int, float], None] | None]:
+    """Tell on stderr which rate is simulated while the block runs, if a person watches."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415  help must not wait
+
+    with Console(stderr=True).status("simulating") as status:
+        yield lambda done, rate: status.update(
+            f"highest rate under the SLO: {rate:.4g} requests/s (simulation {done})"
+        )
 
 
 def print_json(data: Mapping[str, Any]) -> None:

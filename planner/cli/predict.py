@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cost_models.errors import ConfigError
-from planner.cli.options import common_options, print_json, quality_limit_option, read_slo
+from planner.cli.options import (
+    common_options,
+    print_json,
+    quality_limit_option,
+    rate_progress,
+    read_slo,
+)
 
 if TYPE_CHECKING:
     from planner.prediction.predict import Prediction
@@ -50,7 +57,8 @@ def predict_command(  # noqa: PLR0913  one argument for each output
 ) -> int:
     """Say what one configuration would do; without --set or --config, the engine's defaults.
 
-    Exit status 1 says that it does not fit, or breaks a limit of the SLO or of quality.
+    Exit status 1 says that it does not fit, refuses requests, or breaks a limit of the SLO or of
+    quality.
     """
     from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
     from planner.knobs import (  # noqa: PLC0415
@@ -58,7 +66,8 @@ def predict_command(  # noqa: PLR0913  one argument for each output
         config_from_options,
         parse_assignments,
     )
-    from planner.prediction.predict import predict_config  # noqa: PLC0415
+    from planner.prediction.highest_rate import check_has_rate, highest_rate  # noqa: PLC0415
+    from planner.prediction.predict import predict_deployment  # noqa: PLC0415
     from planner.prediction.simulation import workload_demand  # noqa: PLC0415
 
     options["slo"] = read_slo(options["slo"])
@@ -67,19 +76,25 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     extra: dict[str, Any] = {"ignored_options": []}
     if config_file:
         config, extra["ignored_options"] = config_from_options(options_file(config_file), config)
-    config = apply_settings(config, parse_assignments(settings, "--set"))
-    violations = check_runnable(problem, config)
+    deployment = problem.deployment_of(config)
+    deployment = apply_settings(deployment, parse_assignments(settings, "--set"))
+    violations = check_runnable(problem, deployment.config)
     extra["limits"] = problem.evaluator.limits
     extra["not_deployable"] = [str(violation) for violation in violations]
     demand = workload_demand(problem.workload, seed=seed)
+    with rate_progress(shown=not as_json) as progress:
+        found = highest_rate(problem.evaluator, deployment, demand, progress=progress)
+    evaluator = problem.evaluator
     if find_rate:
-        from planner.prediction.find_rate import find_rate as find  # noqa: PLC0415
-
-        found = find(problem.evaluator, config, demand)
+        check_has_rate(demand.protocol)
         extra["found_rate_per_s"] = found.rate_per_s
-        prediction = found.prediction
-    else:
-        prediction = predict_config(problem.evaluator, config, demand)
+        if found.rate_per_s:
+            evaluator, demand = (
+                evaluator.at_rate(found.rate_per_s),
+                demand.at_rate(found.rate_per_s),
+            )
+    prediction = predict_deployment(evaluator, deployment, demand)
+    prediction = replace(prediction, highest_rate_per_s=found.rate_per_s)
     _write_simulation(prediction, requests_out=requests_out, itl=itl, timeline=timeline)
     if as_json:
         print_json(prediction.to_json() | extra)
@@ -87,7 +102,7 @@ def predict_command(  # noqa: PLR0913  one argument for each output
         from planner.cli.report import print_prediction  # noqa: PLC0415
 
         print_prediction(prediction, engine=options["engine"], notes=extra)
-    return 0 if prediction.fits and prediction.meets_slo else 1
+    return 0 if prediction.feasible else 1
 
 
 def _write_simulation(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cost_models.engine import EngineConfig
+from cost_models.deployment import Deployment
 from planner.cli.options import folded
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
@@ -67,7 +67,7 @@ def print_plan(plan: Plan, *, gpu: str, workload: str, engine: str) -> None:
     else:
         _say(console, f"No configuration for {workload} on {gpu} meets every limit; the nearest:")
     console.print()
-    _print_config(console, best.config, engine=engine)
+    _print_config(console, best.deployment, engine=engine)
     _print_prediction_body(console, best)
     if plan.risk:
         held = 100 * (1 - plan.risk)
@@ -77,6 +77,7 @@ def print_plan(plan: Plan, *, gpu: str, workload: str, engine: str) -> None:
             f"  to be feasible: {relaxation.limit} from {relaxation.given:.4g} "
             f"to {relaxation.needed:.4g}"
         )
+    _print_growth(console, plan)
     _print_neighbours(console, plan.neighbours)
     _print_scheduling(console, plan.scheduling)
     if plan.alternatives:
@@ -84,7 +85,7 @@ def print_plan(plan: Plan, *, gpu: str, workload: str, engine: str) -> None:
         for alternative in plan.alternatives:
             _say(
                 console,
-                f"  {_short(alternative.prediction.config)}: {alternative.rejected_because}",
+                f"  {_short(alternative.prediction.deployment)}: {alternative.rejected_because}",
             )
     if plan.search.pareto:
         _print_front(console, plan.search.pareto)
@@ -102,7 +103,7 @@ def print_prediction(
 ) -> None:
     """Print what one configuration would do, and what the command found beside."""
     console = _console()
-    _print_config(console, prediction.config, engine=engine)
+    _print_config(console, prediction.deployment, engine=engine)
     _print_prediction_body(console, prediction)
     notes = notes or {}
     if "found_rate_per_s" in notes:
@@ -172,7 +173,8 @@ def print_profiles() -> None:
     console.print(f"engines: {', '.join(list_engines())}")
 
 
-def _print_config(console: Console, config: EngineConfig, *, engine: str) -> None:
+def _print_config(console: Console, deployment: Deployment, *, engine: str) -> None:
+    config = deployment.config
     fraction = "gpu_memory_utilization" if engine == "vllm" else "free_gpu_memory_fraction"
     pairs = (
         ("quantization", config.quantization, "kv_cache_dtype", config.kv_cache_dtype),
@@ -188,7 +190,7 @@ def _print_config(console: Console, config: EngineConfig, *, engine: str) -> Non
             "enable_attention_dp",
             config.enable_attention_dp,
         ),
-        ("replicas", config.num_replicas, "moe_config.backend", config.moe_backend),
+        ("servers", deployment.num_servers, "moe_config.backend", config.moe_backend),
         ("max_batch_size", config.max_batch_size, "max_num_tokens", config.max_num_tokens),
         ("max_seq_len", config.max_seq_len, "tokens_per_block", config.tokens_per_block),
         (
@@ -211,6 +213,11 @@ def _print_config(console: Console, config: EngineConfig, *, engine: str) -> Non
         ("capacity_scheduler_policy", config.capacity_scheduler_policy),
     ):
         console.print(f"  {name} {value}")
+    if deployment.num_servers > 1:
+        console.print(
+            f"  {deployment.num_servers} servers on {deployment.num_gpus} GPUs, "
+            f"router {deployment.router}"
+        )
     if config.speculates:
         for name in ("decoding_type", "max_draft_len", "speculative_model"):
             if value := getattr(config, name):
@@ -255,9 +262,11 @@ def _print_rates(console: Console, prediction: Prediction) -> None:
             f"({low:.4g} to {high:.4g}, {metric.provenance})"
         )
     if prediction.highest_rate_per_s > 0:
+        num_servers = prediction.deployment.num_servers
+        whole = f" of all {num_servers} servers" if num_servers > 1 else ""
         console.print(
             f"  {'Headroom':9}{prediction.highest_rate_per_s:>10.4g} requests/s is the highest "
-            "rate under the SLO"
+            f"rate under the SLO{whole}"
         )
 
 
@@ -285,8 +294,8 @@ def _print_simulation(console: Console, prediction: Prediction) -> None:
         f"KV cache {100 * run.kv_mean_fraction:.0f} % used on average, "
         f"{100 * run.kv_max_fraction:.0f} % at most, {run.num_preemptions} preemptions",
     )
-    if run.num_refused:
-        console.print(f"  REFUSED: {run.num_refused} requests are longer than the engine takes")
+    for refused in prediction.refusals:
+        _say(console, f"  REFUSED: {refused}")
 
 
 def _print_memory(console: Console, prediction: Prediction) -> None:
@@ -332,6 +341,28 @@ def _print_neighbours(console: Console, neighbours: Iterable[Neighbour]) -> None
         _say(console, f"  {neighbour.knob}={neighbour.value}: {neighbour.verdict}")
 
 
+def _print_growth(console: Console, plan: Plan) -> None:
+    """Print what further GPUs would buy, where there are any."""
+    at_hand, taken = plan.num_gpus, plan.recommended.deployment.num_gpus
+    if plan.status != "feasible" or at_hand <= taken:
+        return
+    console.print(f"\nThis takes {taken} of {at_hand} GPUs; --use-all spends them. More would buy")
+    if not plan.growth:
+        console.print("  nothing")
+        return
+    table = _table("GPUs", "deployment", "highest rate /s", "TTFT P99", "TPOT", "USD/M tokens")
+    for step in plan.growth:
+        table.add_row(
+            str(step.deployment.num_gpus),
+            _split(step.deployment),
+            f"{step.highest_rate_per_s:.4g}",
+            f"{step.ttft_p99_ms:.1f} ms",
+            f"{step.tpot_mean_ms:.2f} ms",
+            f"{step.usd_per_million_output_tokens:.3g}",
+        )
+    console.print(table)
+
+
 def _print_scheduling(console: Console, found: Scheduling) -> None:
     console.print(f"\n{SCHEDULING_TITLE}")
     _say_all(console, scheduling_lines(found))
@@ -370,7 +401,15 @@ def _print_errors(console: Console, metrics: Mapping[str, MetricError]) -> None:
     console.print(table)
 
 
-def _short(config: EngineConfig) -> str:
+def _short(deployment: Deployment) -> str:
+    config = deployment.config
+    limits = f"batch {config.max_batch_size} tokens {config.max_num_tokens}"
+    return f"{_split(deployment)} {limits}"
+
+
+def _split(deployment: Deployment) -> str:
+    """Return how a deployment stores and splits the model, and in how many servers."""
+    config = deployment.config
     parts = [config.quantization, f"kv {config.kv_cache_dtype}", f"TP{config.tensor_parallel_size}"]
     if config.pipeline_parallel_size > 1:
         parts.append(f"PP{config.pipeline_parallel_size}")
@@ -378,9 +417,8 @@ def _short(config: EngineConfig) -> str:
         parts.append(f"EP{config.moe_expert_parallel_size}")
     if config.enable_attention_dp:
         parts.append("attention DP")
-    if config.num_replicas > 1:
-        parts.append(f"{config.num_replicas} replicas")
-    return " ".join([*parts, f"batch {config.max_batch_size}", f"tokens {config.max_num_tokens}"])
+    servers = [f"{deployment.num_servers} x"] if deployment.num_servers > 1 else []
+    return " ".join([*servers, *parts])
 
 
 def _say(console: Console, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.engine_profile_io import load_engine
 from cost_models.engine_rules import EngineRules
@@ -21,7 +22,7 @@ from cost_models.memory import MemoryPlan
 from planner.estimator.load import Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import HostDoubt, Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import Demand, run_demand
 from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
@@ -48,9 +49,14 @@ class Prospect:
     """The prediction of a run of which memory alone is known: it failed before any request."""
 
     evaluator: Evaluator
-    config: EngineConfig
+    deployment: Deployment
     rules: EngineRules
     base: Prediction
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine of each server was told."""
+        return self.deployment.config
 
     @property
     def engine(self) -> str:
@@ -59,10 +65,10 @@ class Prospect:
 
     def memory_with(self, **knobs: Any) -> MemoryPlan | None:
         """Return how memory divides with knobs turned; None where the engine does not take them."""
-        changed = replace(self.config, **knobs)
-        if self.is_refused(changed):
+        changed = self.deployment.with_knobs(**knobs)
+        if self.is_refused(changed.config):
             return None
-        return predict_config(self.evaluator, changed).memory
+        return predict_deployment(self.evaluator, changed).memory
 
     def is_refused(self, config: EngineConfig) -> bool:
         """Whether an engine does not take a configuration for a reason that the run's has not."""
@@ -79,7 +85,7 @@ class SimulatedProspect(Prospect):
     demand: Demand
     simulation: SimulationResult
     """The run behind `base`."""
-    _known: dict[EngineConfig, Prediction | None] = field(default_factory=dict)
+    _known: dict[Deployment, Prediction | None] = field(default_factory=dict)
 
     @property
     def is_open_loop(self) -> bool:
@@ -98,7 +104,7 @@ class SimulatedProspect(Prospect):
 
     def with_knobs(self, **knobs: Any) -> Prediction | None:
         """Return the prediction with knobs turned; None where it is not legal or does not fit."""
-        changed = replace(self.config, **knobs)
+        changed = self.deployment.with_knobs(**knobs)
         if changed not in self._known:
             self._known[changed] = self._predicted(changed)
         return self._known[changed]
@@ -107,23 +113,24 @@ class SimulatedProspect(Prospect):
         """Return the prediction on a GPU whose KV cache does not run out."""
         gpu = self.evaluator.gpu
         roomy = self._on(replace(gpu, memory_bytes=ROOMY * gpu.memory_bytes))
-        return self._values(roomy, replace(self.config, kv_cache_max_tokens=0), self.demand)
+        unbound = self.deployment.with_knobs(kv_cache_max_tokens=0)
+        return self._values(roomy, unbound, self.demand)
 
     def with_clock(self, fraction: float) -> Prediction:
         """Return the prediction at a share of the SM clock: arithmetic slows, memory does not."""
         gpu = self.evaluator.gpu
         rates = {name: rate * fraction for name, rate in gpu.flop_per_s.items()}
         slow = self._on(replace(gpu, flop_per_s=rates))
-        return self._values(slow, self.config, self.demand)
+        return self._values(slow, self.deployment, self.demand)
 
     def at_rate(self, rate_per_s: float) -> Prediction:
         """Return the prediction of an open loop at another mean rate."""
-        return self._values(self.evaluator, self.config, self.demand.at_rate(rate_per_s))
+        return self._values(self.evaluator, self.deployment, self.demand.at_rate(rate_per_s))
 
     def with_clients(self, clients: int) -> Prediction:
         """Return the prediction of a closed loop of another number of clients."""
         fewer = replace(self.demand, protocol=Protocol.CLOSED_LOOP, concurrency=clients)
-        return self._values(self.evaluator, self.config, fewer)
+        return self._values(self.evaluator, self.deployment, fewer)
 
     def nearly_alone(self) -> Prediction:
         """Return the prediction of a load under which hardly any two requests meet."""
@@ -137,13 +144,13 @@ class SimulatedProspect(Prospect):
             arrival_s=np.zeros(len(self.demand)),
             has_steady_state=False,
         )
-        config = replace(self.config, **knobs)
-        return self._values(self.evaluator, config, at_once).value("request_per_s")
+        changed = self.deployment.with_knobs(**knobs)
+        return self._values(self.evaluator, changed, at_once).value("request_per_s")
 
     @staticmethod
-    def _values(evaluator: Evaluator, config: EngineConfig, demand: Demand) -> Prediction:
+    def _values(evaluator: Evaluator, deployment: Deployment, demand: Demand) -> Prediction:
         """Predict what is compared with the run's own prediction: values, without their doubt."""
-        return predict_config(evaluator, config, demand, host=HostDoubt.LEFT_OUT)
+        return predict_deployment(evaluator, deployment, demand, host=HostDoubt.LEFT_OUT)
 
     def _on(self, gpu: GpuSpec) -> Evaluator:
         """Return the evaluator of another GPU; what it has computed belongs to the first."""
@@ -156,10 +163,10 @@ class SimulatedProspect(Prospect):
             slo=known.slo,
         )
 
-    def _predicted(self, config: EngineConfig) -> Prediction | None:
-        if self.is_refused(config):
+    def _predicted(self, deployment: Deployment) -> Prediction | None:
+        if self.is_refused(deployment.config):
             return None
-        prediction = self._values(self.evaluator, config, self.demand)
+        prediction = self._values(self.evaluator, deployment, self.demand)
         return prediction if prediction.fits else None
 
 
@@ -171,19 +178,19 @@ def prospect_of(run: MeasuredRun) -> Prospect:
     """
     calibration = run_calibration(run)
     try:
-        evaluator, config = run_evaluator(run, calibration)
+        evaluator, deployment = run_evaluator(run, calibration)
         demand = None if run.protocol == "capacity" else run_demand(run, evaluator.load)
     except PlannerError:
         # A run that failed before its requests were sent has no lengths, only memory.
-        evaluator, config = capacity_evaluator(run, calibration)
+        evaluator, deployment = capacity_evaluator(run, calibration)
         demand = None
-    base = predict_config(evaluator, config, demand)
+    base = predict_deployment(evaluator, deployment, demand)
     rules = load_engine(run.engine)
     if demand is None or base.simulation is None:
-        return Prospect(evaluator=evaluator, config=config, rules=rules, base=base)
+        return Prospect(evaluator=evaluator, deployment=deployment, rules=rules, base=base)
     return SimulatedProspect(
         evaluator=evaluator,
-        config=config,
+        deployment=deployment,
         rules=rules,
         base=base,
         demand=demand,

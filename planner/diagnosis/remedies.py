@@ -76,7 +76,7 @@ def tried(
         found.setdefault(outcome, Tried(remedy=remedy, prediction=after))
 
     def rank(one: Tried) -> tuple[int, float]:
-        return one.prediction.config.num_gpus, -gain(prospect.base, one.prediction, metric)
+        return one.prediction.deployment.num_gpus, -gain(prospect.base, one.prediction, metric)
 
     return sorted(found.values(), key=rank)[:MOST_REMEDIES]
 
@@ -92,7 +92,7 @@ def _is_worth_it(before: Prediction, after: Prediction, metric: str) -> bool:
 
 
 def _remedy(case: RunCase, prospect: Prospect, knobs: Knobs, after: Prediction) -> Remedy:
-    words = [case.turn(name, getattr(prospect.config, name), knobs[name]) for name in knobs]
+    words = [case.turn(name, prospect.deployment.knob(name), knobs[name]) for name in knobs]
     return Remedy(
         knob=case.knob(next(iter(knobs))),
         action=", ".join(words),

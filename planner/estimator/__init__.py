@@ -7,14 +7,14 @@ from planner.estimator.curve import (
     mixed_batch,
     serving_curve,
 )
-from planner.estimator.estimate import Estimate, Limits, estimate
+from planner.estimator.estimate import Estimate, Servers, estimate
 from planner.estimator.load import Lengths, Load
 
 __all__ = [
     "Estimate",
     "Lengths",
-    "Limits",
     "Load",
+    "Servers",
     "ServingCurve",
     "decode_steps",
     "estimate",

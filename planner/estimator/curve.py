@@ -1,7 +1,7 @@
-"""How one lane of a deployment runs at every batch size: step times, TPOT, request rate.
+"""How one scheduler instance runs at every batch size: step times, TPOT, request rate.
 
-A lane is a batch of its own: a replica, an attention-DP rank of one, or one of the
-micro-batches that fill a pipeline. The curve depends on the step model and the token
+An instance has a batch of its own: a server has one, or one for each attention-DP rank and each
+of the micro-batches that fill a pipeline. The curve depends on the step model and the token
 budget only, so all configurations that differ in other knobs share it.
 """
 
@@ -33,14 +33,14 @@ class ServingCurve:
     mixed_step_s: FloatArray
     """A step that prefills prompts beside."""
     mixed_share: FloatArray
-    """Share of the steps that prefill, on this lane or on one that keeps step with it."""
+    """Share of the steps that prefill, on this instance or on one that keeps step with it."""
     prompts_per_mixed_step: FloatArray
     chunks_per_prompt: FloatArray
     """Mixed steps that one prompt takes."""
     tpot_s: FloatArray
     """Mean step: the time between two tokens of a sequence."""
     rate_per_s: FloatArray
-    """Requests that the lane completes."""
+    """Requests that the instance completes."""
 
     def at(self, decoding: ArrayLike) -> ServingCurve:
         """Return the curve interpolated at other batch sizes."""
@@ -93,7 +93,7 @@ def mixed_batch(
 ) -> StepBatch:
     """Return a step that prefills `prompts` prompts, or a share of one, beside what decodes.
 
-    `prefilling` is the share of the lanes in step that do so in the same step.
+    `prefilling` is the share of the instances in step that do so in the same step.
     """
     prompt = computed_prompt(load)
     sequences = np.maximum(prompts, 1.0)
@@ -116,7 +116,7 @@ def serving_curve(
     config: EngineConfig,
     lockstep: bool = False,
 ) -> ServingCurve:
-    """Return a lane's steady state at every batch size of `BATCH_GRID`.
+    """Return an instance's steady state at every batch size of `BATCH_GRID`.
 
     With S sequences decoding, x = S/(osl − 1) requests end per step and as many prompts
     must be prefilled. A mixed step takes k of them, at least one and at most what
@@ -125,14 +125,14 @@ def serving_curve(
     prefill while it decodes, so f counts those of the S − 1 others. Where prompts come
     faster than steps can take them, prefill limits the rate and fewer sequences decode.
 
-    Lanes that keep step (attention-DP ranks, micro-batches of a pipeline) all wait for the one
-    that prefills: of R lanes at least one does in F = 1 − (1 − f)^R of the steps.
+    Instances in step (attention-DP ranks, micro-batches of a pipeline) all wait for the one
+    that prefills: of R instances at least one does in F = 1 − (1 − f)^R of the steps.
 
     Args:
-        step: Step cost of the lane.
+        step: Step cost of the instance.
         load: What is served.
-        decode_s: `decode_steps` of the same step model: it does not hang on the budget.
-        config: Its token budget, whether it chunks prompts, and how many lanes keep step.
+        decode_s: `decode_steps` of the same step model: it does not depend on the budget.
+        config: Its token budget, whether it chunks prompts, and how many instances keep step.
         lockstep: Requests end and come back together, so a step takes as many prompts
             as it can hold, not only those that one step sets free.
     """
@@ -147,10 +147,10 @@ def serving_curve(
     own_share = np.minimum(wanted / prompts, 1.0)
     chunks = np.maximum(1.0, np.ceil(prompt / budget)) if config.enable_chunked_prefill else 1.0
     closed = load.protocol is Protocol.CLOSED_LOOP
-    lanes = config.lanes_per_replica
+    instances = config.num_instances
     met_share = own_share * (1 - 1 / decoding) if closed else own_share
-    mixed_share = 1 - (1 - met_share) * (1 - own_share) ** (lanes - 1)
-    prefilling = own_share / (1 - (1 - own_share) ** lanes)
+    mixed_share = 1 - (1 - met_share) * (1 - own_share) ** (instances - 1)
+    prefilling = own_share / (1 - (1 - own_share) ** instances)
     mixed_s = step.seconds(
         mixed_batch(load, decoding=decoding, prompts=prompts, prefilling=prefilling)
     )

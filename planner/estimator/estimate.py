@@ -25,13 +25,15 @@ OVERLOAD_REQUESTS = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What bounds the lanes of a deployment. Arrays broadcast over configurations."""
+class Servers:
+    """How many servers share a load, and what bounds each. Arrays broadcast over configurations."""
 
-    lanes: ArrayLike
-    """Batches that run side by side: replicas x attention-DP ranks x pipeline stages."""
+    num_servers: ArrayLike = 1
+    """Each has a front end of its own, and gets the same share of the requests."""
+    instances: ArrayLike = 1
+    """Scheduler instances of each server, in step: attention-DP ranks x pipeline stages."""
     max_sequences: ArrayLike
-    """Sequences that one lane can hold: the batch limit or the KV cache."""
+    """Sequences that one instance can hold: the batch limit or the KV cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,24 +48,21 @@ class Estimate:
     """Completed requests of the whole deployment."""
     output_tok_per_s: FloatArray
     decoding: FloatArray
-    """Mean sequences that decode in one lane."""
+    """Mean sequences that decode in one scheduler instance."""
     utilisation: FloatArray
-    """Load over the rate that the lanes can sustain."""
+    """Load over the rate that the servers can sustain."""
     front_end_share: FloatArray
-    """Share of the front end's time that the load takes; 1 means it limits the rate."""
+    """Share of each front end's time that the load takes; 1 means it limits the rate."""
 
 
 def estimate(
-    curve: ServingCurve, load: Load, limits: Limits, front_end: FrontEndConstants
+    curve: ServingCurve, load: Load, servers: Servers, front_end: FrontEndConstants
 ) -> Estimate:
-    """Return the metrics of one curve under a load, for an array of limits.
+    """Return the metrics of one curve under a load, for an array of servers.
 
     In an open loop `load.rate_per_s` may be an array too.
     """
-    lanes = np.asarray(limits.lanes, dtype=np.float64)
-    slots = np.maximum(np.asarray(limits.max_sequences, dtype=np.float64), 1.0)
-    lanes, slots = np.broadcast_arrays(lanes, slots)
-    model = _Lane(curve, load, front_end, lanes, slots)
+    model = _Instance(curve, load, front_end, servers)
     if load.protocol is Protocol.OPEN_LOOP:
         return model.open_loop()
     if load.protocol is Protocol.CLOSED_LOOP:
@@ -71,36 +70,50 @@ def estimate(
     return model.offline()
 
 
-class _Lane:
-    """One lane under its share of the load; every method works on arrays of limits."""
+class _Instance:
+    """One scheduler instance under its share of the load; methods work on arrays of servers.
+
+    Requests that are dealt in turn to n instances reach each with n gaps between them: where the
+    gaps have a squared coefficient of variation c², their sums have c²/n.
+    """
 
     def __init__(
         self,
         curve: ServingCurve,
         load: Load,
         front_end: FrontEndConstants,
-        lanes: FloatArray,
-        slots: FloatArray,
+        servers: Servers,
     ) -> None:
         self.curve, self.load, self.front_end = curve, load, front_end
-        self.lanes, self.slots = lanes, slots
+        self.num_servers, self.instances, slots = np.broadcast_arrays(
+            *(
+                np.asarray(column, dtype=np.float64)
+                for column in (servers.num_servers, servers.instances, servers.max_sequences)
+            )
+        )
+        self.slots = np.maximum(slots, 1.0)
+        self.in_all = self.num_servers * self.instances
+        """Instances of all servers."""
+        self.arrival_cv2 = load.arrival_cv**2 / self.in_all
         self.decode_tokens = max(load.osl.mean - 1, 0.0)
-        streams = np.minimum(slots, load.concurrency or np.inf)
+        clients = load.concurrency / self.num_servers if load.concurrency else np.inf
+        streams = np.minimum(self.slots * self.instances, clients)
         serial_s = front_end.least_request_s(load.isl.mean, load.osl.mean, streams)
         endless = np.full_like(serial_s, np.inf)
         self.front_end_rate = np.divide(1.0, serial_s, out=endless, where=serial_s > 0)
+        """Requests/s that the front end of one server can take."""
         self.arrival_work_s = front_end.request_s + load.isl.mean * front_end.prompt_token_s
 
     def open_loop(self) -> Estimate:
-        """Little's law finds the batch at which the lane keeps up with its arrivals."""
-        rate = np.asarray(self.load.rate_per_s, dtype=np.float64) / self.lanes
-        most = np.minimum(self.curve.rate_at(self.slots), self.front_end_rate / self.lanes)
+        """Little's law finds the batch at which the instance keeps up with its arrivals."""
+        rate = np.asarray(self.load.rate_per_s, dtype=np.float64) / self.in_all
+        most = np.minimum(self.curve.rate_at(self.slots), self.front_end_rate / self.instances)
         served = np.minimum(rate, most)
         decoding = np.minimum(np.interp(served, *_increasing(self.curve)), self.slots)
         point = self.curve.at(decoding)
         service = self._service_s(point) + self.decode_tokens * point.tpot_s
         utilisation = rate / most
-        variability = (self.load.arrival_cv**2 + self.load.osl.cv**2) / 2
+        variability = (self.arrival_cv2 + self.load.osl.cv**2) / 2
         slot_wait = multi_server_wait(
             utilisation=np.minimum(utilisation, 0.999),
             servers=self.slots,
@@ -111,17 +124,16 @@ class _Lane:
         prefill_wait = self._prefill_wait_s(point, served)
         wait = slot_wait + prefill_wait
         ttft = self._ttft(point, mean_wait=wait, wait_variance=slot_wait**2 + 2 * prefill_wait**2)
-        return self._result(point, ttft=ttft, rate=served * self.lanes, utilisation=utilisation)
+        return self._result(point, ttft=ttft, rate=served * self.in_all, utilisation=utilisation)
 
     def closed_loop(self) -> Estimate:
         """Clients that outnumber the slots wait for one; the start is a burst."""
-        clients = self.load.concurrency / self.lanes
+        clients = self.load.concurrency / self.in_all
         slots = np.maximum(np.minimum(self.slots, clients) - self.front_end.slot_lag, 1.0)
         residents = self.curve.decoding + self.curve.rate_per_s * self._service_s(self.curve)
         decoding = np.interp(np.minimum(slots, clients), residents, self.curve.decoding)
         point = self.curve.at(decoding)
-        most = self.front_end_rate / self.lanes
-        rate = np.minimum(point.rate_per_s, most)
+        rate = np.minimum(point.rate_per_s, self.front_end_rate / self.instances)
         residence = self._service_s(point) + self.decode_tokens * point.tpot_s
         slot_wait = np.maximum(clients / rate - residence, 0.0)
         burst = self._burst(point, np.minimum(slots, clients))
@@ -129,29 +141,29 @@ class _Lane:
         first_wave = 1.0 / max(waves or DEFAULT_WAVES, 1.0)
         ttft = self._ttft(point, mean_wait=slot_wait, wait_variance=(slot_wait / 4) ** 2)
         ttft = _with_burst(ttft, burst, first_wave)
-        total = clients / (ttft["mean"] + self.decode_tokens * point.tpot_s) * self.lanes
+        total = clients / (ttft["mean"] + self.decode_tokens * point.tpot_s) * self.in_all
         return self._result(
             point, ttft=ttft, rate=total, utilisation=np.asarray(clients / slots, np.float64)
         )
 
     def offline(self) -> Estimate:
         """A full batch until the queue is empty, then a batch that drains."""
-        requests = (self.load.num_requests or 10 * self.slots * self.lanes) / self.lanes
+        requests = (self.load.num_requests or 10 * self.slots * self.in_all) / self.in_all
         point = self.curve.at(np.minimum(self.slots, requests))
-        rate = np.minimum(point.rate_per_s, self.front_end_rate / self.lanes)
+        rate = np.minimum(point.rate_per_s, self.front_end_rate / self.instances)
         drain = self.decode_tokens * self.curve.tpot_at(np.minimum(self.slots, requests) / 2)
         total_s = requests / rate + drain / 2
         burst = np.maximum(total_s - self.decode_tokens * point.tpot_s, 0.0)
         ttft = self._ttft(point, mean_wait=np.zeros_like(burst), wait_variance=np.zeros_like(burst))
         ttft = _with_burst(ttft, burst, 1.0)
         return self._result(
-            point, ttft=ttft, rate=requests / total_s * self.lanes, utilisation=np.ones_like(rate)
+            point, ttft=ttft, rate=requests / total_s * self.in_all, utilisation=np.ones_like(rate)
         )
 
     def _service_s(self, point: ServingCurve) -> FloatArray:
         """Time from arrival to first token when a slot is free: lag, step, prefill, front end."""
         lag = (self.front_end.steps_in_flight - 1) * point.tpot_s
-        streams = self.front_end.active_stream_s * point.decoding
+        streams = self.front_end.active_stream_s * point.decoding * self.instances
         host = self.arrival_work_s + self.front_end.first_token_s + streams
         return np.asarray(point.step_wait_s + lag + point.prefill_s + host, dtype=np.float64)
 
@@ -159,13 +171,13 @@ class _Lane:
         """Wait behind other prompts: an M/G/1 queue of prefills (Pollaczek and Khinchine)."""
         work = point.prefill_s
         busy = np.minimum(rate * work / np.maximum(point.prompts_per_mixed_step, 1.0), 0.98)
-        spread = (self.load.arrival_cv**2 + self.load.isl.cv**2) / 2
+        spread = (self.arrival_cv2 + self.load.isl.cv**2) / 2
         return np.asarray(busy / (1 - busy) * work * spread, dtype=np.float64)
 
     def _backlog_s(self, rate: FloatArray, most: FloatArray) -> FloatArray:
         """Mean wait over a run in which requests come faster than they are served."""
-        requests = (self.load.num_requests or OVERLOAD_REQUESTS) / self.lanes
-        return requests / 2 * np.maximum(1 / most - 1 / rate, 0.0)
+        requests = (self.load.num_requests or OVERLOAD_REQUESTS) / self.in_all
+        return np.asarray(requests / 2 * np.maximum(1 / most - 1 / rate, 0.0), dtype=np.float64)
 
     def _burst(self, point: ServingCurve, clients: FloatArray) -> FloatArray:
         """Time until the last prompt of a simultaneous start has its first token."""
@@ -194,10 +206,18 @@ class _Lane:
         return Statistics(point.tpot_s, GammaQuantiles(point.tpot_s, variance))
 
     def _batch_swing(self, point: ServingCurve) -> FloatArray:
-        """Standard deviation of TPOT as the batch breathes with the arrivals."""
-        spread = np.sqrt(point.decoding) * self.load.arrival_cv
+        """Standard deviation of TPOT as the batch breathes with the arrivals.
+
+        What arrivals gain in evenness by being dealt in turn, the batch gains as far as service
+        times are equal: Var N = E N (1 + (c² − 1) E[min(S, S')]/E[S]), the peakedness of heavy
+        traffic (Whitt, AT&T Bell Laboratories Technical Journal 63, 1984), in which E[min]/E is 1
+        for equal times and 1/2 for exponential ones.
+        """
+        equal = 1.0 / (1.0 + self.load.osl.cv**2)
+        evened = 1.0 - equal * (1.0 - 1.0 / self.in_all)
+        spread = np.sqrt(point.decoding * evened) * self.load.arrival_cv
         upper_s = self.curve.tpot_at(np.minimum(point.decoding + spread, self.slots))
-        return np.maximum(upper_s - point.tpot_s, 0.0)
+        return np.asarray(np.maximum(upper_s - point.tpot_s, 0.0), dtype=np.float64)
 
     def _itl(self, point: ServingCurve) -> Statistics:
         """Gaps are decode steps, or mixed steps in the share that prefills."""
@@ -234,7 +254,7 @@ class _Lane:
             output_tok_per_s=rate * self.load.osl.mean,
             decoding=point.decoding,
             utilisation=utilisation,
-            front_end_share=np.minimum(rate / self.front_end_rate, 1.0),
+            front_end_share=np.minimum(rate / (self.front_end_rate * self.num_servers), 1.0),
         )
 
 

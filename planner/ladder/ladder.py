@@ -13,7 +13,12 @@ from planner.api import PlanRequest, Problem, check_runnable, load_problem, plan
 from planner.ladder.bench import Bench
 from planner.ladder.quality import Judge
 from planner.ladder.rungs import RUNGS, UNQUANTIZED, Rung, config_of, scheme_of
-from planner.prediction.predict import HostDoubt, Prediction, config_to_json, predict_config
+from planner.prediction.predict import (
+    HostDoubt,
+    Prediction,
+    engine_config_to_json,
+    predict_deployment,
+)
 from planner.prediction.simulation import Demand, workload_demand
 from planner.quality import QualityLoss
 from planner.quality.files import load_quality
@@ -224,8 +229,11 @@ class _Climb:
             notes = [] if rung.is_baseline else _deployment_notes(self.problem, config)
         except ConfigError as error:
             return replace(step, notes=(error.message,), is_usable=False)
-        prediction = predict_config(
-            self.problem.evaluator, config, self.demand, host=HostDoubt.LEFT_OUT
+        prediction = predict_deployment(
+            self.problem.evaluator,
+            self.problem.deployment_of(config),
+            self.demand,
+            host=HostDoubt.LEFT_OUT,
         )
         if not prediction.fits:
             notes.append(_shortfall(prediction))
@@ -289,7 +297,7 @@ def _step_json(step: Step) -> dict[str, Any]:
     return {
         "name": step.rung.name,
         "engine": step.engine,
-        "config": config_to_json(step.config),
+        "config": engine_config_to_json(step.config),
         "figures": {
             name: {"value": float(f"{one.value:.6g}"), "origin": str(one.origin)}
             for name, one in step.figures.items()

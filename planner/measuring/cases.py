@@ -22,7 +22,7 @@ from executor.observe import Observe
 from executor.protocols import OpenLoop
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
-from planner.knobs import apply_settings, config_from_options
+from planner.knobs import apply_engine_settings, config_from_options
 from planner.measuring.runs import ENGINE_DEFAULTS, as_run
 from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
@@ -273,7 +273,8 @@ def prediction_of(
         )
         problem = _drafting_by_chance(problem, config, request.backend_options)
         demand = _demand_of(traffic, problem.workload)
-        prediction, _ = predict_problem(problem, as_run(config, engine), {}, demand=demand)
+        deployment = problem.deployment_of(as_run(config, engine))
+        prediction, _ = predict_problem(problem, deployment, {}, demand=demand)
     except PlannerError:
         return {}
     return {
@@ -347,10 +348,10 @@ def _configs(
     request: MeasureRequest, backend: Backend, spec: ModelSpec, workload: Workload
 ) -> list[EngineConfig]:
     if request.configs:
-        return [apply_settings(config, request.settings) for config in request.configs]
+        return [apply_engine_settings(config, request.settings) for config in request.configs]
     if request.plan:
         chosen = plan_configs(Path(request.plan), top=request.top)
-        return [apply_settings(config, request.settings) for config in chosen]
+        return [apply_engine_settings(config, request.settings) for config in chosen]
     config = EngineConfig(
         **BACKEND_DEFAULTS.get(backend.engine, {}),
         quantization=spec.checkpoint_quantization,
@@ -360,7 +361,7 @@ def _configs(
         from planner.api import options_file  # noqa: PLC0415
 
         config, _ = config_from_options(options_file(request.config), config)
-    return [apply_settings(config, request.settings)]
+    return [apply_engine_settings(config, request.settings)]
 
 
 def asked_of_plan(path: Path) -> Mapping[str, Any]:
@@ -406,6 +407,11 @@ def _upside(other: Mapping[str, Any], best: Mapping[str, Any], deciding: Decidin
 
 
 def _config_of_json(values: Mapping[str, Any]) -> EngineConfig:
+    if values.get("num_replicas", 1) != 1:
+        raise ConfigError(
+            f"the plan deploys {values['num_replicas']} servers, and one alone is measured here",
+            hint="plan for one server's share of the load, with --pin num_servers=1",
+        )
     known = {f.name for f in fields(EngineConfig)}
     return EngineConfig(**{name: value for name, value in values.items() if name in known})
 

@@ -21,9 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance, DraftCounts
+from cost_models.cluster import Cluster
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.engine_rules import check_values
 from cost_models.errors import ConfigError, PlannerError, ProfileError
+from cost_models.gpu import GpuSpec
 from cost_models.metrics import PERCENTILES
 from planner.estimator import Lengths, Load
 from planner.estimator.load import Protocol
@@ -78,10 +81,14 @@ class MeasuredRun:
         }
         defaults = ENGINE_DEFAULTS.get(self.engine, {})
         config = EngineConfig(**{**defaults, **stated})
-        replicas = max(self.num_gpus // config.gpus_per_replica, 1)
-        config = EngineConfig(**{**defaults, **stated, "num_replicas": replicas})
         check_values(config)
         return config
+
+    def deployment(self, config: EngineConfig, gpu: GpuSpec) -> Deployment:
+        """Return what served the run: as many servers of a configuration as its GPUs hold."""
+        num_servers = max(self.num_gpus // config.num_gpus, 1)
+        cluster = Cluster(gpu=gpu, num_gpus=max(self.num_gpus, config.num_gpus))
+        return Deployment.of(config, cluster, num_servers=num_servers)
 
     def load(self) -> Load:
         """Return what the run asked the engine to serve.

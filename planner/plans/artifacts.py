@@ -209,7 +209,10 @@ def write_plan_files(
     config = plan.recommended.config
     contents = {"plan.json": json.dumps(plan.to_json(), indent=2, allow_nan=False) + "\n"}
     if problem.rules.name == "trtllm":
-        contents |= deployment_files(config, problem.model, problem.workload, seed=seed)
+        num_servers = plan.recommended.deployment.num_servers
+        contents |= deployment_files(
+            config, problem.model, problem.workload, num_servers=num_servers, seed=seed
+        )
     _check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -227,9 +230,14 @@ def write_plan_files(
 
 
 def deployment_files(
-    config: EngineConfig, model: ModelSpec, workload: Workload, *, seed: int = 0
+    config: EngineConfig,
+    model: ModelSpec,
+    workload: Workload,
+    *,
+    num_servers: int = 1,
+    seed: int = 0,
 ) -> dict[str, str]:
-    """Return the TensorRT-LLM files of a configuration, by name."""
+    """Return the TensorRT-LLM files of like servers of a configuration, by name."""
     import yaml  # noqa: PLC0415  only when files are written
 
     options = llm_api_options(config, model)
@@ -247,8 +255,8 @@ def deployment_files(
     }.get(config.kv_cache_dtype, ".\n")
     files = {
         "llm_api_options.yaml": header + yaml.safe_dump(options, sort_keys=False),
-        "serve.sh": _serve_script(config, model),
-        "bench.sh": _bench_script(config, model, workload),
+        "serve.sh": _serve_script(config, model, num_servers),
+        "bench.sh": _bench_script(config, model, workload, num_servers),
         "dataset.jsonl": _dataset(model, workload, seed),
     }
     if needs_quantizing(config, model):
@@ -295,8 +303,8 @@ def _preamble(purpose: str, usage: str, checkpoint: str) -> str:
     return _PREAMBLE.format(purpose=purpose, usage=usage, checkpoint=checkpoint)
 
 
-def _serve_script(config: EngineConfig, model: ModelSpec) -> str:
-    """One trtllm-serve for each replica; all end together."""
+def _serve_script(config: EngineConfig, model: ModelSpec, num_servers: int) -> str:
+    """Start each server; all end together."""
     script = _preamble(
         "Serves the plan's configuration with trtllm-serve (OpenAI API).",
         "[CHECKPOINT=DIR] [HOST=0.0.0.0] ./serve.sh   # in a TensorRT-LLM 1.2 container",
@@ -308,19 +316,21 @@ def _serve_script(config: EngineConfig, model: ModelSpec) -> str:
         'kill "${pids[@]}" 2>/dev/null || true; wait || true; }\n'
         "trap 'stop' EXIT\ntrap 'stop; exit 130' INT\ntrap 'stop; exit 143' TERM\n"
     )
-    per_replica = config.gpus_per_replica
-    for replica in range(config.num_replicas):
-        gpus = ",".join(str(replica * per_replica + i) for i in range(per_replica))
+    each = config.num_gpus
+    for server in range(num_servers):
+        gpus = ",".join(str(server * each + i) for i in range(each))
         script += (
             f'CUDA_VISIBLE_DEVICES={shlex.quote(gpus)} trtllm-serve "$checkpoint" '
-            f'--host "$host" --port {FIRST_PORT + replica} --backend pytorch '
+            f'--host "$host" --port {FIRST_PORT + server} --backend pytorch '
             '--config "$here/llm_api_options.yaml" &\npids+=($!)\n'
         )
     return script + 'wait -n "${pids[@]}"\n'
 
 
-def _bench_script(config: EngineConfig, model: ModelSpec, workload: Workload) -> str:
-    """One replica under the plan's load, with the flags that agree with the YAML."""
+def _bench_script(
+    config: EngineConfig, model: ModelSpec, workload: Workload, num_servers: int
+) -> str:
+    """One server under its share of the load, with the flags that agree with the YAML."""
     chunked = (
         "--enable_chunked_context"
         if config.enable_chunked_prefill
@@ -346,10 +356,10 @@ def _bench_script(config: EngineConfig, model: ModelSpec, workload: Workload) ->
     if model.is_moe:
         arguments += ["--ep", str(config.moe_expert_parallel_size)]
     if workload.arrival.concurrency:
-        per_replica = max(workload.arrival.concurrency // config.num_replicas, 1)
-        arguments += ["--concurrency", str(per_replica)]
+        clients = max(workload.arrival.concurrency // num_servers, 1)
+        arguments += ["--concurrency", str(clients)]
     script = _preamble(
-        "Measures one replica of the plan's configuration with trtllm-bench.",
+        "Measures one server of the plan with trtllm-bench.",
         "[CHECKPOINT=DIR] ./bench.sh   # in a TensorRT-LLM 1.2 container",
         _checkpoint(config, model),
     )

@@ -1,14 +1,16 @@
 """The decision: the simulation chooses among what the closed form proposes.
 
-Averages rank well where nothing is near its limit. Near a limit, or in a closed loop, queues and
-steps that hold prompts decide, which only the simulation shows: there the knobs of the step are
-climbed under it.
+Averages rank well where nothing is near its limit. Near a limit, in a closed loop or between
+several servers, queues and steps that hold prompts decide, which only the simulation shows: there
+the knobs of the step are climbed under it.
 
-A prediction errs, and near a limit it is chance on which side of it a run will fall. So the
-simulated configurations are compared by what is expected of them: the objective times the
-probability that the SLO holds (von Neumann and Morgenstern's expected value, of a run that is worth
-nothing outside its SLO), among those that the prediction, at the risk that is taken, sees within
-every limit (a chance constraint: Charnes and Cooper, Management Science 6, 1959).
+Of what is feasible the fewest GPUs come first, and the objective after that, unless all GPUs are
+to be used. A prediction errs, and near a limit it is chance on which side of it a run will fall.
+So the simulated deployments are compared by what is expected of them: the objective times the
+probability that the SLO holds (von Neumann and Morgenstern's expected value, of a run that is
+worth nothing outside its SLO), and GPUs divided by it, among those that the prediction, at the risk
+that is taken, sees within every limit (a chance constraint: Charnes and Cooper, Management
+Science 6, 1959).
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import HostDoubt, Prediction, predict_config
+from planner.prediction.highest_rate import highest_rate
+from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import Demand
-from planner.search.objective import DECIDING, expected, handicapped
-from planner.search.space import SearchSpace
+from planner.search.objective import DECIDING, expected, handicapped, weighted_gpus
+from planner.search.polish import simplified
+from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
 
 MOST_FINALISTS = 6
@@ -46,6 +51,21 @@ LEAST_GAIN = 0.002
 
 STRIDES = (1, 2, 3)
 """Choices of a knob that a move goes: wider ones leave a slope that chance has bent."""
+
+MOST_COUNTS = 3
+"""Times that servers are counted anew because another number takes another rate each."""
+
+RATED = ("goodput", "throughput")
+"""Objectives that grow with the highest rate under the SLO."""
+
+RUN_OFF = 0.05
+"""Share of the best closed-form score within which the simulated highest rates decide."""
+
+MOST_RIVALS = 2
+"""Near equals whose highest rate is simulated."""
+
+RATE_ERROR = 0.01
+"""Relative error of a highest rate."""
 
 CLIMBED_KNOBS = (
     "max_num_tokens",
@@ -69,9 +89,21 @@ class Finalist:
     """How the prediction holds the doubt of a borrowed host."""
 
     @property
+    def deployment(self) -> Deployment:
+        """What serves."""
+        return self.candidate.deployment
+
+    @property
     def config(self) -> EngineConfig:
-        """What is deployed."""
+        """What the engine of each server is told."""
         return self.candidate.config
+
+    @property
+    def expected_gpus(self) -> float:
+        """GPUs as they count: more for a loss of quality, and for an SLO that may not hold."""
+        gpus = weighted_gpus(self.deployment.num_gpus, self.candidate.quality)
+        probability = self.prediction.probability
+        return gpus / probability if probability > 0 else math.inf
 
     @property
     def value(self) -> float:
@@ -98,16 +130,36 @@ class Finalist:
             return self.prediction.feasible
         if not self.prediction.feasible:
             return self.prediction.violation < other.prediction.violation - LEAST_GAIN
+        if self._takes_other_gpus(other):
+            return self.expected_gpus < other.expected_gpus
         gain = self.expected - other.expected
         least = LEAST_GAIN * abs(other.expected)
         return gain > least or (gain >= -least and self.candidate.score > other.candidate.score)
+
+    def _takes_other_gpus(self, other: Finalist) -> bool:
+        """Whether the number of GPUs decides between the two."""
+        return (
+            self.candidate.prefers_fewer_gpus
+            and self.deployment.num_gpus != other.deployment.num_gpus
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the simulation has decided."""
+
+    winner: Finalist
+    others: tuple[Finalist, ...]
+    """Everything else that was simulated."""
+    rate_per_s: float
+    """Highest rate of the winner under the SLO."""
 
 
 def best_of_each_split(found: SearchResult) -> list[Candidate]:
     """Return the best candidate, and the best of each other way to split and store the model."""
     by_split: dict[tuple[Any, ...], Candidate] = {}
     for candidate in found.candidates:
-        by_split.setdefault(_split(candidate.config), candidate)
+        by_split.setdefault(split_of(candidate.config), candidate)
     return list(by_split.values())[:MOST_FINALISTS]
 
 
@@ -119,8 +171,8 @@ def decide(
     objective: str,
     demand: Demand,
     stopped: Callable[[], bool] | None = None,
-) -> list[Finalist]:
-    """Return all that were simulated, the winner first.
+) -> Decision:
+    """Return what was simulated, and which of it is to be recommended.
 
     Args:
         space: What may be chosen.
@@ -130,10 +182,10 @@ def decide(
         demand: Requests to simulate.
         stopped: Asked before each further simulation; once true, the best so far wins.
     """
-    return _Decision(space, evaluator, objective, demand, stopped).run(finalists)
+    return _Deciding(space, evaluator, objective, demand, stopped).run(finalists)
 
 
-class _Decision:
+class _Deciding:
     def __init__(
         self,
         space: SearchSpace,
@@ -145,21 +197,108 @@ class _Decision:
         self.space, self.evaluator = space, evaluator
         self.objective, self.demand = objective, demand
         self.stopped = stopped or (lambda: False)
-        self.simulated: dict[EngineConfig, Finalist] = {}
+        self.simulated: dict[Deployment, Finalist] = {}
+        self.rates: dict[Deployment, float] = {}
 
-    def run(self, finalists: list[Candidate]) -> list[Finalist]:
+    def run(self, finalists: list[Candidate]) -> Decision:
         best = self._simulate(finalists[0])
         best = self._sure(best) if self.evaluator.slo else best
-        if self._is_contested(best.prediction):
+        if self._is_contested(best.prediction) or best.deployment.num_servers > 1:
             for candidate in finalists[1:]:
                 if best.prediction.feasible and not _may_catch_up(candidate, finalists[0], best):
                     continue
                 if self._has_had_enough():
                     break
                 best = self._better(best, self._simulate(candidate))
+        best = self._enough_servers(best)
+        if self._is_contested(best.prediction) and not self._is_rated(best):
             best = self._climb(best)
-        best = self._sure(self._speculate(best))
-        return [best, *(one for one in self.simulated.values() if one is not best)]
+        best = self._run_off(self._speculate(best))
+        best = self._sure(self._simplified(best))
+        others = tuple(one for one in self.simulated.values() if one is not best)
+        return Decision(winner=best, others=others, rate_per_s=self.rate_of(best))
+
+    def _is_rated(self, best: Finalist) -> bool:
+        """Whether highest rates compare better than one load does: that of several servers."""
+        is_open = self.demand.protocol is Protocol.OPEN_LOOP
+        return is_open and best.prediction.feasible and best.deployment.num_servers > 1
+
+    def _enough_servers(self, best: Finalist) -> Finalist:
+        """Return the same servers in the fewest that keep the SLO at the load, as simulated."""
+        if self.demand.protocol is Protocol.OPEN_LOOP:
+            return self._as_many_as_the_rate_needs(best)
+        return self._fewer_or_more(best)
+
+    def _as_many_as_the_rate_needs(self, best: Finalist) -> Finalist:
+        """Divide the arriving rate by what one of the servers takes."""
+        counts = self.space.server_counts(best.config)
+        offered_per_s = self.demand.arriving_per_s
+        for _ in range(MOST_COUNTS):
+            taken_per_s = self.rate_of(best) / best.deployment.num_servers
+            enough = [n for n in counts if n * taken_per_s >= offered_per_s]
+            wanted = min(enough, default=counts[-1])
+            if wanted == best.deployment.num_servers or not taken_per_s or self.stopped():
+                break
+            changed = best.deployment.with_knobs(num_servers=wanted)
+            best = self.simulated.get(changed) or self._simulate(self._candidate(changed))
+        return best if best.prediction.feasible else self._fewer_or_more(best)
+
+    def _fewer_or_more(self, best: Finalist) -> Finalist:
+        """Take servers away one by one while the SLO holds, or add them until it does."""
+        counts = list(self.space.server_counts(best.config))
+        place, step = counts.index(best.deployment.num_servers), -1
+        if not best.prediction.feasible:
+            step = 1
+        while 0 <= place + step < len(counts) and not self._has_had_enough():
+            place += step
+            changed = best.deployment.with_knobs(num_servers=counts[place])
+            other = self.simulated.get(changed) or self._simulate(self._candidate(changed))
+            if step < 0 and not other.beats(best):
+                break
+            best = other if other.beats(best) else best
+            if step > 0 and best.prediction.feasible:
+                break
+        return best
+
+    def rate_of(self, one: Finalist) -> float:
+        """Return the highest rate under the SLO, simulated once."""
+        if one.deployment not in self.rates:
+            found = highest_rate(self.evaluator, one.deployment, self.demand)
+            self.rates[one.deployment] = found.rate_per_s
+        return self.rates[one.deployment]
+
+    def _run_off(self, best: Finalist) -> Finalist:
+        """Compare near equals by the highest rate that the simulation finds for each."""
+        if self.objective not in RATED or self.demand.protocol is not Protocol.OPEN_LOOP:
+            return best
+        near = (1 - RUN_OFF) * best.candidate.score
+        rivals = [
+            one
+            for one in self.simulated.values()
+            if one.prediction.feasible
+            and one.deployment != best.deployment
+            and one.deployment.num_gpus == best.deployment.num_gpus
+            and one.candidate.score >= near
+        ]
+        rivals.sort(key=lambda one: -one.candidate.score)
+        for rival in rivals[:MOST_RIVALS]:
+            if not self.stopped() and self._rated(rival) > self._rated(best) * (1 + RATE_ERROR):
+                best = rival
+        return best
+
+    def _simplified(self, best: Finalist) -> Finalist:
+        """Return what is worth as much with fewer knobs away from the default, if simulated so."""
+        plainer = simplified(best.deployment, self.space, self.evaluator)
+        if plainer == best.deployment or self.stopped():
+            return best
+        other = self.simulated.get(plainer) or self._simulate(self._candidate(plainer))
+        keeps = other.prediction.feasible == best.prediction.feasible
+        worth = other.expected >= best.expected - LEAST_GAIN * abs(best.expected)
+        return other if keeps and worth else best
+
+    def _rated(self, one: Finalist) -> float:
+        score = handicapped(self.rate_of(one), one.candidate.quality)
+        return expected(score * (1 - one.doubt), one.prediction.probability)
 
     def _is_contested(self, prediction: Prediction) -> bool:
         """Whether queues may decide: a closed loop, or an open one near a limit or in doubt."""
@@ -175,17 +314,20 @@ class _Decision:
         while place < len(STRIDES):
             before = best
             for knob in CLIMBED_KNOBS:
-                for config in self._beside(best.config, knob, STRIDES[place]):
+                for changed in self._beside(best.deployment, knob, STRIDES[place]):
                     if self._has_had_enough():
                         return best
-                    best = self._better(best, self._simulate(self._candidate(config)))
+                    best = self._better(best, self._simulate(self._candidate(changed)))
             place = place + 1 if best is before else 0
         return best
 
     def _speculate(self, best: Finalist) -> Finalist:
         """Draft on top of the winner where the closed form sees a gain beyond its doubt."""
-        plain = self._candidate(best.config)
-        tried = [self._candidate(config) for config in self.space.speculating(best.config)]
+        plain = self._candidate(best.deployment)
+        tried = [
+            self._candidate(best.deployment.with_config(config))
+            for config in self.space.speculating(best.config)
+        ]
         gains = [one for one in tried if self._certain_score(one) > plain.score]
         promising = [one for one in gains if one.feasible or not plain.feasible]
         if not promising or self.stopped():
@@ -212,32 +354,39 @@ class _Decision:
         hosts = self.evaluator.hosts() if one.host is HostDoubt.SIMULATED else ()
         return (1 + len(hosts)) * (run.num_steps + STEPS_PER_REQUEST * run.num_requests)
 
-    def _beside(self, config: EngineConfig, knob: str, stride: int) -> Iterator[EngineConfig]:
-        """Yield the configurations that differ by one stride of a knob and were not simulated."""
-        choices, current = self.space.choices(knob), getattr(config, knob)
+    def _beside(self, deployment: Deployment, knob: str, stride: int) -> Iterator[Deployment]:
+        """Yield the deployments that differ by one stride of a knob and were not simulated."""
+        choices, current = self.space.choices(knob), deployment.knob(knob)
         if knob == "max_batch_size" and self.demand.concurrency:
             # Batches beyond the clients are all alike: the next smaller one that matters.
             wide = [value for value in choices if value >= self.demand.concurrency]
             current = min([current, *wide])
         for value in neighbouring(choices, current, stride=stride):
-            changed = with_knob(self.space, config, knob, value)
+            changed = self.space.legal(deployment, **{knob: value})
             if changed is not None and changed not in self.simulated:
                 yield changed
 
-    def _candidate(self, config: EngineConfig) -> Candidate:
-        return evaluated(config, self.evaluator, self.objective)
+    def _candidate(self, deployment: Deployment) -> Candidate:
+        return evaluated(
+            deployment,
+            self.evaluator,
+            objective=self.objective,
+            prefers_fewer_gpus=not self.space.use_all,
+        )
 
     def _simulate(self, candidate: Candidate) -> Finalist:
         """Predict a candidate; the doubt of its host only where it decides what is feasible."""
         host = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
         one = Finalist(
             candidate=candidate,
-            prediction=predict_config(self.evaluator, candidate.config, self.demand, host=host),
+            prediction=predict_deployment(
+                self.evaluator, candidate.deployment, self.demand, host=host, whole_fleet=False
+            ),
             objective=self.objective,
             doubt=self._doubt(candidate.config),
             host=host,
         )
-        self.simulated[candidate.config] = one
+        self.simulated[candidate.deployment] = one
         return one
 
     def _better(self, best: Finalist, other: Finalist) -> Finalist:
@@ -254,7 +403,7 @@ class _Decision:
     def _sure(self, one: Finalist) -> Finalist:
         """Return the same with the doubt of the host simulated."""
         sure = with_host_doubt(one, self.evaluator, self.demand, HostDoubt.SIMULATED)
-        self.simulated[one.config] = sure
+        self.simulated[one.deployment] = sure
         return sure
 
 
@@ -265,20 +414,10 @@ def with_host_doubt(
     if one.host is not HostDoubt.LEFT_OUT or not evaluator.hosts():
         return one
     simulation = one.prediction.simulation
-    prediction = predict_config(evaluator, one.config, demand, host=how, simulation=simulation)
+    prediction = predict_deployment(
+        evaluator, one.deployment, demand, host=how, simulation=simulation
+    )
     return replace(one, prediction=prediction, host=how)
-
-
-def with_knob(
-    space: SearchSpace, config: EngineConfig, knob: str, value: Any
-) -> EngineConfig | None:
-    """Return a configuration with one knob changed, or None where that is not legal."""
-    changed = space.with_knobs(config, **{knob: value})
-    if changed.max_batch_size > changed.max_num_tokens or changed.num_gpus > space.num_gpus:
-        return None
-    if space.rules.violations(changed, model=space.model, gpu=space.gpu):
-        return None
-    return changed
 
 
 def neighbouring(values: Sequence[Any], current: Any, *, stride: int = 1) -> list[Any]:
@@ -298,17 +437,13 @@ def _may_catch_up(other: Candidate, first: Candidate, best: Finalist) -> bool:
 
     It may keep its SLO for certain, which the best does not.
     """
+    num_gpus = other.deployment.num_gpus
+    if other.prefers_fewer_gpus and num_gpus != best.deployment.num_gpus:
+        return weighted_gpus(num_gpus, other.quality) < best.expected_gpus
     hoped = expected(first.score, best.prediction.probability)
     return other.score >= hoped - (1 - WORTH_SIMULATING) * abs(hoped)
 
 
-def _split(config: EngineConfig) -> tuple[Any, ...]:
-    return (
-        config.quantization,
-        config.kv_cache_dtype,
-        config.tensor_parallel_size,
-        config.pipeline_parallel_size,
-        config.moe_expert_parallel_size,
-        config.enable_attention_dp,
-        config.num_replicas,
-    )
+def split_of(config: EngineConfig) -> tuple[Any, ...]:
+    """Return what decides how a model is split and stored."""
+    return tuple(getattr(config, knob) for knob in OUTER_KNOBS)

@@ -6,22 +6,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cost_models.engine import EngineConfig
+from cost_models.deployment import Deployment
 from planner.plans.decide import (
     Finalist,
     best_of_each_split,
     decide,
     neighbouring,
     with_host_doubt,
-    with_knob,
 )
+from planner.plans.growth import GrowthStep, growth_of
 from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.intervals import probability_within
-from planner.prediction.predict import HostDoubt, Prediction, config_to_json, predict_config
+from planner.prediction.predict import (
+    HostDoubt,
+    Prediction,
+    config_to_json,
+    predict_deployment,
+)
 from planner.prediction.simulation import Demand
 from planner.quality import QUALITY_LOSS
 from planner.search.objective import quality_handicap
+from planner.search.polish import settled
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchOptions, SearchResult, search
 from planner.words import probability_words
@@ -87,6 +93,10 @@ class Plan:
     search: SearchResult
     scheduling: Scheduling
     """What other orders of the waiting queue would do."""
+    num_gpus: int = 1
+    """GPUs at hand; the recommendation may take fewer."""
+    growth: tuple[GrowthStep, ...] = ()
+    """What further GPUs would buy."""
     risk: float = 0.0
     """Limits hold at the upper end of the interval of 1 - risk; 0: at the value itself."""
     asked: Mapping[str, Any] = field(default_factory=dict)
@@ -111,7 +121,7 @@ class Plan:
             ],
             "pareto": [
                 {
-                    "config": config_to_json(point.config),
+                    "config": config_to_json(point.deployment),
                     "output_tok_per_s_per_gpu": round(point.tok_per_s_per_gpu, 2),
                     "output_tok_per_s_per_user": round(point.tok_per_s_per_user, 2),
                     "quality_loss_pct": round(point.quality.loss_pct, 3),
@@ -131,6 +141,7 @@ class Plan:
             "relaxations": [
                 {"limit": r.limit, "needed": r.needed, "given": r.given} for r in self.relaxations
             ],
+            "growth": [step.to_json() for step in self.growth],
             "scheduling": self.scheduling.to_json(),
             "search": {
                 "num_evaluated": self.search.num_evaluated,
@@ -159,7 +170,9 @@ def make_plan(
     """
     found = search(space, evaluator, options)
     finalists = best_of_each_split(found)
-    simulated = decide(
+    first = settled(finalists[0], space, evaluator, objective=options.objective)
+    finalists = list(dict.fromkeys([first, *finalists]))
+    decision = decide(
         space,
         evaluator,
         finalists,
@@ -167,21 +180,22 @@ def make_plan(
         demand=demand,
         stopped=options.stopped,
     )
-    winner = simulated[0]
-    recommended = winner.prediction
+    winner, simulated = decision.winner, (decision.winner, *decision.others)
+    recommended = _of_the_whole_fleet(winner, evaluator, demand)
+    recommended = replace(recommended, highest_rate_per_s=decision.rate_per_s)
     closed_form = _ClosedForm(evaluator, recommended)
-    known = {finalist.config: finalist for finalist in simulated}
-    others = [c for c in finalists if c.config != winner.config]
+    known = {finalist.deployment: finalist for finalist in simulated}
+    others = [c for c in finalists if c.deployment != winner.deployment]
     others = [*_less_likely(simulated, others), *others][:NUM_ALTERNATIVES]
 
     def rejected(candidate: Candidate) -> Alternative:
-        other = known.get(candidate.config)
+        other = known.get(candidate.deployment)
         if other is not None:
             # What was near enough to decide has it simulated; the rest shows it at no cost.
             other = with_host_doubt(other, evaluator, demand, HostDoubt.CLOSED_FORM)
             return _simulated_alternative(other, winner)
         gain = _gain(candidate.raw_score, winner.candidate.raw_score)
-        return _alternative(candidate, closed_form.predict(candidate.config), gain)
+        return _alternative(candidate, closed_form.predict(candidate.deployment), gain)
 
     return Plan(
         status="feasible" if recommended.feasible else "infeasible",
@@ -198,8 +212,25 @@ def make_plan(
             rules=space.rules,
             always=all_orders,
         ),
+        num_gpus=space.num_gpus,
+        growth=growth_of(
+            winner.deployment,
+            [candidate.config for candidate in finalists],
+            space=space,
+            evaluator=evaluator,
+            objective=options.objective,
+            rate_factor=closed_form.rate_factor,
+        ),
         risk=evaluator.risk,
     )
+
+
+def _of_the_whole_fleet(winner: Finalist, evaluator: Evaluator, demand: Demand) -> Prediction:
+    """Return the winner's prediction with every server simulated, where one stood for all."""
+    simulation = winner.prediction.simulation
+    if simulation is None or simulation.stands_for == 1:
+        return winner.prediction
+    return predict_deployment(evaluator, winner.deployment, demand)
 
 
 class _ClosedForm:
@@ -207,18 +238,22 @@ class _ClosedForm:
 
     def __init__(self, evaluator: Evaluator, recommended: Prediction) -> None:
         self.evaluator = evaluator
-        self.base = predict_config(evaluator, recommended.config)
+        base = predict_deployment(evaluator, recommended.deployment)
+        estimated, simulated = base.highest_rate_per_s, recommended.highest_rate_per_s
+        self.rate_factor = simulated / estimated if estimated and simulated else 1.0
+        self.base = replace(base, highest_rate_per_s=estimated * self.rate_factor)
         self.factor = {
             name: (1 + excess) / (1 + self.base.slo_excess[name])
             for name, excess in recommended.slo_excess.items()
             if 1 + self.base.slo_excess[name] > 0
         }
 
-    def predict(self, config: EngineConfig) -> Prediction:
+    def predict(self, deployment: Deployment) -> Prediction:
         """Return a prediction whose limits are broken as far beside the winner's as they are."""
-        prediction = predict_config(self.evaluator, config)
+        prediction = predict_deployment(self.evaluator, deployment)
         return replace(
             prediction,
+            highest_rate_per_s=prediction.highest_rate_per_s * self.rate_factor,
             slo_excess={
                 name: (1 + excess) * self.factor.get(name, 1.0) - 1
                 for name, excess in prediction.slo_excess.items()
@@ -239,11 +274,11 @@ class _ClosedForm:
 
 def _less_likely(simulated: Sequence[Finalist], others: Sequence[Candidate]) -> list[Candidate]:
     """Return what promised most of all, where the doubt of its SLO has decided against it."""
-    winner, known = simulated[0], {candidate.config for candidate in others}
+    winner, known = simulated[0], {candidate.deployment for candidate in others}
     promising = [
         one
         for one in simulated[1:]
-        if one.prediction.feasible and one.score > winner.score and one.config not in known
+        if one.prediction.feasible and one.score > winner.score and one.deployment not in known
     ]
     return [one.candidate for one in sorted(promising, key=lambda one: -one.score)[:1]]
 
@@ -296,8 +331,8 @@ def _neighbours(space: SearchSpace, closed_form: _ClosedForm) -> tuple[Neighbour
     base = closed_form.base
     neighbours = []
     for knob in NEIGHBOUR_KNOBS:
-        for value in neighbouring(space.choices(knob), getattr(base.config, knob)):
-            changed = with_knob(space, base.config, knob, value)
+        for value in neighbouring(space.choices(knob), base.deployment.knob(knob)):
+            changed = space.legal(base.deployment, **{knob: value})
             if changed is not None:
                 prediction = closed_form.predict(changed)
                 neighbours.append(_neighbour(knob, value, base, prediction))
@@ -310,9 +345,10 @@ def _drafting_neighbours(space: SearchSpace, closed_form: _ClosedForm) -> Iterat
     by_kind: dict[str, list[Prediction]] = {}
     for config in space.speculating(base.config):
         if config.decoding_type != base.config.decoding_type:
-            by_kind.setdefault(config.decoding_type, []).append(closed_form.predict(config))
+            drafting = closed_form.predict(base.deployment.with_config(config))
+            by_kind.setdefault(config.decoding_type, []).append(drafting)
     if base.config.speculates:
-        plain = replace(base.config, decoding_type="", max_draft_len=0, speculative_model="")
+        plain = base.deployment.with_knobs(decoding_type="", max_draft_len=0, speculative_model="")
         by_kind["off"] = [closed_form.predict(plain)]
     for kind, predictions in by_kind.items():
         best = min(predictions, key=lambda one: (not one.feasible, one.value("tpot_ms.mean")))
@@ -358,9 +394,18 @@ def _verdict(base: Prediction, changed: Prediction) -> str:
     what, one, other = "highest rate", base.highest_rate_per_s, changed.highest_rate_per_s
     if one <= 0:
         name = "output_tok_per_s_per_gpu"
-        what, one, other = "tokens/s", base.value(name), changed.value(name)
+        what, one, other = "tokens/s/GPU", base.value(name), changed.value(name)
     gain = other / one - 1
-    return "no difference" if abs(gain) < 0.005 else f"{100 * gain:+.1f} % {what}"
+    verdict = "no difference" if abs(gain) < 0.005 else f"{100 * gain:+.1f} % {what}"
+    before, after = base.deployment.num_gpus, changed.deployment.num_gpus
+    if before == after or what != "highest rate":
+        return verdict
+    per_gpu = (1 + gain) * before / after - 1
+    return f"{verdict} on {_gpus(after)} instead of {before}, {100 * per_gpu:+.1f} % a GPU"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPUs" if count > 1 else "1 GPU"
 
 
 def _too_lossy(prediction: Prediction) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.engine import EngineConfig
 from cost_models.engine_rules import EngineRules
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import HostDoubt, Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import Demand
 from planner.simulator import SimulationResult
 
@@ -189,8 +188,8 @@ class _Orders:
         )
 
     def _under(self, order: str, demand: Demand) -> Prediction:
-        config: EngineConfig = replace(self.recommended.config, queue_order=order)
-        return predict_config(self.evaluator, config, demand, host=HostDoubt.LEFT_OUT)
+        deployment = self.recommended.deployment.with_knobs(queue_order=order)
+        return predict_deployment(self.evaluator, deployment, demand, host=HostDoubt.LEFT_OUT)
 
 
 def _changes(before: Prediction, after: Prediction) -> dict[str, tuple[float, float]]:

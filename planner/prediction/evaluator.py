@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cost_models.acceptance import Acceptance, believed
 from cost_models.calibration import Calibration, Provenance
 from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes, vllm_largest
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.gpu import GpuSpec
@@ -36,8 +37,8 @@ from cost_models.speculation import (
 from cost_models.step import StepModel
 from planner.estimator import (
     Estimate,
-    Limits,
     Load,
+    Servers,
     ServingCurve,
     decode_steps,
     estimate,
@@ -61,7 +62,6 @@ FloatArray = NDArray[np.float64]
 Value = TypeVar("Value", float, FloatArray)
 
 INNER_KNOBS = (
-    "num_replicas",
     "max_batch_size",
     "max_num_tokens",
     "tokens_per_block",
@@ -71,7 +71,7 @@ INNER_KNOBS = (
     "capacity_scheduler_policy",
     "cuda_graph_max_batch_size",
 )
-"""Knobs that may differ between the rows of a slice."""
+"""Knobs of the engine that may differ between the rows of a slice; so may `num_servers`."""
 
 CURVE_KNOBS = (
     "max_num_tokens",
@@ -90,24 +90,29 @@ RATE_STEPS = 0.99
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Slice:
-    """Configurations that share everything but some inner knobs."""
+    """Deployments that share everything but some inner knobs."""
 
-    base: EngineConfig
-    columns: Mapping[str, NDArray[Any]]
-    """Values of the inner knobs that differ, one row a configuration; may be empty."""
+    base: Deployment
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Values of the inner knobs that differ, one row a deployment; may be empty."""
 
     def __len__(self) -> int:
-        """Return the number of configurations."""
+        """Return the number of deployments."""
         return len(next(iter(self.columns.values()), (None,)))
 
     def column(self, knob: str) -> NDArray[Any]:
         """Return a knob's value in every row."""
         values = self.columns.get(knob)
-        return np.full(len(self), getattr(self.base, knob)) if values is None else values
+        return np.full(len(self), self.base.knob(knob)) if values is None else values
 
-    def config(self, row: int) -> EngineConfig:
-        """Return one row as a configuration."""
-        return replace(self.base, **{k: _plain(v[row]) for k, v in self.columns.items()})
+    @property
+    def num_gpus(self) -> NDArray[np.int64]:
+        """GPUs of every row."""
+        return self.base.config.num_gpus * self.column("num_servers")
+
+    def deployment(self, row: int) -> Deployment:
+        """Return one row as a deployment."""
+        return self.base.with_knobs(**{k: _plain(v[row]) for k, v in self.columns.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +122,7 @@ class Evaluation:
     metrics: Mapping[str, FloatArray]
     memory: MemoryPlan
     slots: FloatArray
-    """Sequences that one lane can hold at once."""
+    """Sequences that one scheduler instance can hold at once."""
     utilisation: FloatArray
     front_end_share: FloatArray
     refused_share: FloatArray
@@ -165,8 +170,12 @@ class Evaluator:
     _hosts: list[Evaluator] = field(default_factory=list, repr=False)
 
     def under(self, load: Load) -> Evaluator:
-        """Return the same for another load; nothing made for this one is kept."""
+        """Return the evaluator of another load; nothing made for this one is kept."""
         return replace(self, load=load, _steps={}, _decodes={}, _curves={}, _hosts=[])
+
+    def at_rate(self, rate_per_s: float) -> Evaluator:
+        """Return the evaluator of an open loop at another rate, on which no curve depends."""
+        return replace(self, load=replace(self.load, rate_per_s=rate_per_s))
 
     def calibrated(self, calibration: Calibration) -> Evaluator:
         """Return the same under another calibration."""
@@ -188,14 +197,18 @@ class Evaluator:
         """Return the predictions for every row of a slice."""
         memory = self.memory(rows)
         slots = self._slots(rows, memory)
-        lanes = rows.base.lanes_per_replica * rows.column("num_replicas")
+        num_servers = rows.column("num_servers")
         parts: list[_Part] = []
         for index, config in self._curve_groups(rows):
             curve = self.curve(config)
-            limits = Limits(lanes=lanes[index], max_sequences=slots[index])
-            result = self._estimate(config, limits, self.load_of(config))
+            servers = Servers(
+                num_servers=num_servers[index],
+                instances=config.num_instances,
+                max_sequences=slots[index],
+            )
+            result = self._estimate(config, servers, self.load_of(config))
             highest = (
-                self._highest_rate(curve, config, limits, result)
+                self._highest_rate(curve, config, servers, result)
                 if with_highest_rate
                 else np.zeros(len(index))
             )
@@ -205,7 +218,7 @@ class Evaluator:
                     estimate=result,
                     highest_rate_per_s=highest,
                     saturated=curve.at(np.maximum(slots[index], 1.0)),
-                    slo_metrics=self._at_risk(result, config, limits, self.load_of(config)),
+                    slo_metrics=self._at_risk(result, config, servers, self.load_of(config)),
                 )
             )
         return self._assembled(rows, memory, slots, parts)
@@ -306,16 +319,19 @@ class Evaluator:
 
     def _curve_groups(self, rows: Slice) -> list[tuple[NDArray[np.intp], EngineConfig]]:
         """Group rows that share a serving curve: (row numbers, one of their configurations)."""
-        columns = {knob: rows.column(knob) for knob in self._seen(rows.base, CURVE_KNOBS)}
+        base = rows.base.config
+        columns = {knob: rows.column(knob) for knob in self._seen(base, CURVE_KNOBS)}
         graphs, batches = columns["cuda_graph_max_batch_size"], rows.column("max_batch_size")
         pairs = list(zip(graphs.tolist(), batches.tolist(), strict=True))
-        felt = {pair: self._felt_graphs(rows.base, *pair) for pair in set(pairs)}
+        felt = {pair: self._felt_graphs(base, *pair) for pair in set(pairs)}
         columns["cuda_graph_max_batch_size"] = np.array([felt[pair] for pair in pairs])
         keys = list(zip(*(column.tolist() for column in columns.values()), strict=True))
         groups: dict[tuple[Any, ...], list[int]] = {}
         for row, key in enumerate(keys):
             groups.setdefault(key, []).append(row)
-        return [(np.array(members), rows.config(members[0])) for members in groups.values()]
+        return [
+            (np.array(members), rows.deployment(members[0]).config) for members in groups.values()
+        ]
 
     def _curve_key(self, config: EngineConfig, knobs: tuple[str, ...]) -> EngineConfig:
         """Return the configuration with only those inner knobs that matter to a curve."""
@@ -343,30 +359,26 @@ class Evaluator:
 
     def memory(self, rows: Slice) -> MemoryPlan:
         """Return how every row divides the GPU's memory."""
-        engine = self.calibration.engine
-        num_pieces = len(PIECE_TOKENS) if rows.base.enable_piecewise_cuda_graph else 0
+        engine, base = self.calibration.engine, rows.base.config
+        num_pieces = len(PIECE_TOKENS) if base.enable_piecewise_cuda_graph else 0
         graphs = {
             int(size): num_pieces
-            + len(
-                captured_batch_sizes(
-                    replace(rows.base, cuda_graph_max_batch_size=int(size)), engine
-                )
-            )
+            + len(captured_batch_sizes(replace(base, cuda_graph_max_batch_size=int(size)), engine))
             for size in np.unique(rows.column("cuda_graph_max_batch_size"))
         }
         fraction = rows.column("free_gpu_memory_fraction")
         knobs = MemoryKnobs(
             max_batch_size=rows.column("max_batch_size"),
             max_num_tokens=rows.column("max_num_tokens"),
-            max_seq_len=rows.base.max_seq_len or self.model.max_position_embeddings,
+            max_seq_len=base.max_seq_len or self.model.max_position_embeddings,
             tokens_per_block=rows.column("tokens_per_block"),
-            kv_fraction=rows.base.gpu_memory_utilization if engine == "vllm" else fraction,
-            kv_cache_max_tokens=rows.base.kv_cache_max_tokens,
+            kv_fraction=base.gpu_memory_utilization if engine == "vllm" else fraction,
+            kv_cache_max_tokens=base.kv_cache_max_tokens,
             num_cuda_graphs=np.array(
                 [graphs[int(size)] for size in rows.column("cuda_graph_max_batch_size")]
             ),
         )
-        return self._memory_model(rows.base).plan(knobs)
+        return self._memory_model(base).plan(knobs)
 
     def _memory_model(self, base: EngineConfig) -> MemoryModel:
         speculation = self.speculation(base)
@@ -394,13 +406,13 @@ class Evaluator:
         return replace(self.load, reusable_prefix_tokens=0.0)
 
     def _slots(self, rows: Slice, memory: MemoryPlan) -> FloatArray:
-        """Sequences that one lane holds: its batch limit, or its share of the KV cache.
+        """Sequences that an instance holds: its batch limit, or its share of the KV cache.
 
         GUARANTEED_NO_EVICT reserves prompt and `max_output_tokens` for each;
         MAX_UTILIZATION takes blocks as sequences grow, so they hold half their output
         on average. A prefix that all share is stored once.
         """
-        load, base = self.load, rows.base
+        load, base = self.load, rows.base.config
         shared = np.where(rows.column("enable_block_reuse"), load.reusable_prefix_tokens, 0.0)
         policy = rows.column("capacity_scheduler_policy")
         grows = np.isin(policy, GROWING_POLICIES)
@@ -416,41 +428,53 @@ class Evaluator:
         static = policy == "STATIC_BATCH"
         return np.asarray(np.where(static, np.maximum(slots * drained, 1.0), slots), np.float64)
 
-    def _refused(self, rows: Slice) -> FloatArray:
-        """Share of prompts longer than the token budget where they are not chunked."""
-        budget = rows.column("max_num_tokens").astype(np.float64)
+    def _refused(self, rows: Slice, memory: MemoryPlan) -> FloatArray:
+        """Share of the requests that the engine refuses, by the percentiles of their lengths.
+
+        It refuses prompts that leave no room below `max_seq_len`, those longer than a step's
+        tokens where they are not chunked, and what the whole KV cache cannot hold.
+        """
+        base = rows.base.config
+        max_seq_len = base.max_seq_len or self.model.max_position_embeddings
+        chunked = rows.column("enable_chunked_prefill")
+        one_step = np.where(chunked, np.inf, rows.column("max_num_tokens"))
+        held = memory.kv_cache_tokens / base.num_instances
+        cached = np.where(held < max_seq_len, held - self.load.max_output_tokens, np.inf)
+        return self._share_longer(np.minimum(np.minimum(one_step, max_seq_len - 1.0), cached))
+
+    def _share_longer(self, budget: FloatArray) -> FloatArray:
+        """Share of the prompts that are longer than a number of tokens."""
         isl = self.load.isl
-        longer = np.zeros(len(rows))
+        longer = np.zeros(budget.shape)
         for name, probability in PERCENTILES.items():
             longer = np.maximum(longer, np.where(isl.quantiles[name] > budget, 1 - probability, 0))
         longer = np.where((longer == 0) & (isl.maximum > budget), 0.005, longer)
-        longer = np.where(isl.quantiles["p50"] > budget, 1.0, longer)
-        return np.where(rows.column("enable_chunked_prefill"), 0.0, longer)
+        return np.where(isl.quantiles["p50"] > budget, 1.0, longer)
 
     def _highest_rate(
-        self, curve: ServingCurve, config: EngineConfig, limits: Limits, at_load: Estimate
+        self, curve: ServingCurve, config: EngineConfig, servers: Servers, at_load: Estimate
     ) -> FloatArray:
-        """Walk up the curve until the SLO breaks; one row per set of limits."""
+        """Walk up the curve until the SLO breaks; one row per set of servers."""
         load = self.load_of(config)
         if load.protocol is not Protocol.OPEN_LOOP:
-            met = _meets(self.slo_excess(self._at_risk(at_load, config, limits, load)))
+            met = _meets(self.slo_excess(self._at_risk(at_load, config, servers, load)))
             return np.where(met, at_load.request_per_s, 0.0)
-        lanes = np.asarray(limits.lanes, dtype=np.float64)[:, None]
-        slots = np.asarray(limits.max_sequences, dtype=np.float64)[:, None]
+        num_servers = np.asarray(servers.num_servers, dtype=np.float64)[:, None]
+        slots = np.asarray(servers.max_sequences, dtype=np.float64)[:, None]
         batches = np.minimum(curve.decoding[None, :], slots)
-        rates = RATE_STEPS * curve.rate_at(batches) * lanes
+        rates = RATE_STEPS * curve.rate_at(batches) * num_servers * config.num_instances
         probe = replace(load, rate_per_s=rates)
-        wide = Limits(lanes=lanes, max_sequences=slots)
+        wide = replace(servers, num_servers=num_servers, max_sequences=slots)
         result = self._estimate(config, wide, probe)
         excess = self.slo_excess(self._at_risk(result, config, wide, probe))
-        met = _meets(excess) if excess else np.ones(rates.shape, dtype=bool)
-        return np.asarray(np.max(np.where(met, rates, 0.0), axis=1), dtype=np.float64)
+        worst = np.maximum.reduce([np.full(rates.shape, -np.inf), *excess.values()])
+        return _crossing(rates, worst)
 
-    def _estimate(self, config: EngineConfig, limits: Limits, load: Load) -> Estimate:
-        return estimate(self.curve(config), load, limits, self.front_end(config))
+    def _estimate(self, config: EngineConfig, servers: Servers, load: Load) -> Estimate:
+        return estimate(self.curve(config), load, servers, self.front_end(config))
 
     def _at_risk(
-        self, result: Estimate, config: EngineConfig, limits: Limits, load: Load
+        self, result: Estimate, config: EngineConfig, servers: Servers, load: Load
     ) -> dict[str, FloatArray]:
         """Return the SLO's metrics of an estimate at the upper end of the interval of 1 - risk.
 
@@ -460,7 +484,7 @@ class Evaluator:
         values = _metrics(result, chunk_tokens, self.slo)
         if not self.risk:
             return values
-        hosts = (host._estimate(config, limits, load) for host in self.hosts())
+        hosts = (host._estimate(config, servers, load) for host in self.hosts())
         doubts = host_doubts(values, *(_metrics(end, chunk_tokens, self.slo) for end in hosts))
         is_near = result.utilisation >= NEAR_CAPACITY
         found = {}
@@ -522,7 +546,7 @@ class Evaluator:
     def _quality_excess(self, rows: Slice) -> dict[str, FloatArray]:
         return {
             name: np.full(len(rows), excess)
-            for name, excess in self.quality_excess(rows.base).items()
+            for name, excess in self.quality_excess(rows.base.config).items()
         }
 
     def _assembled(
@@ -535,8 +559,8 @@ class Evaluator:
         size = len(rows)
         metrics: dict[str, FloatArray] = {}
         at_risk = {name: np.zeros(size) for name in self.slo}
-        utilisation, share, highest, lane_rate, user_speed = np.zeros((5, size))
-        chunk_tokens = self.tokens_per_chunk(rows.base)
+        utilisation, share, highest, saturated, user_speed = np.zeros((5, size))
+        chunk_tokens = self.tokens_per_chunk(rows.base.config)
         for part in parts:
             for name, values in _metrics(part.estimate, chunk_tokens).items():
                 metrics.setdefault(name, np.zeros(size))[part.index] = values
@@ -545,21 +569,22 @@ class Evaluator:
             utilisation[part.index] = part.estimate.utilisation
             share[part.index] = part.estimate.front_end_share
             highest[part.index] = part.highest_rate_per_s
-            lane_rate[part.index] = part.saturated.rate_per_s
+            saturated[part.index] = part.saturated.rate_per_s
             user_speed[part.index] = 1.0 / part.saturated.tpot_s
-        gpus = rows.base.gpus_per_replica * rows.column("num_replicas")
-        lanes_per_gpu = rows.base.lanes_per_replica / rows.base.gpus_per_replica
-        metrics["output_tok_per_s_per_gpu"] = metrics["output_tok_per_s"] / gpus
+        config = rows.base.config
+        metrics["output_tok_per_s_per_gpu"] = metrics["output_tok_per_s"] / rows.num_gpus
         return Evaluation(
             metrics=metrics,
             memory=memory,
             slots=slots,
             utilisation=utilisation,
             front_end_share=share,
-            refused_share=self._refused(rows),
+            refused_share=self._refused(rows, memory),
             highest_rate_per_s=highest,
             slo_excess=self.slo_excess(at_risk) | self._quality_excess(rows),
-            saturated_tok_per_s_per_gpu=lane_rate * lanes_per_gpu * self.load.osl.mean,
+            saturated_tok_per_s_per_gpu=saturated
+            * (config.num_instances / config.num_gpus)
+            * self.load.osl.mean,
             saturated_tok_per_s_per_user=user_speed,
         )
 
@@ -611,6 +636,22 @@ def with_chunk_gaps(metrics: Mapping[str, Value], tokens_per_chunk: float) -> di
 @cache
 def _draft_model(name: str) -> ModelSpec:
     return load_model(name)
+
+
+def _crossing(rates: FloatArray, excess: FloatArray) -> FloatArray:
+    """Return, row by row, the rate up to which the excess stays at or below 0; 0 where nowhere.
+
+    Between the last rate that meets the limits and the next, the excess is a straight line.
+    """
+    last = np.where(excess <= 0, np.arange(rates.shape[1]), -1).max(axis=1)
+    row, low = np.arange(len(rates)), np.maximum(last, 0)
+    high = np.minimum(low + 1, rates.shape[1] - 1)
+    below, above = excess[row, low], excess[row, high]
+    rises = above > 0
+    share = np.divide(-below, above - below, out=np.zeros_like(below), where=rises & (below < 0))
+    share = np.where(np.isfinite(share), share, 0.0)
+    rate = rates[row, low] + share * (rates[row, high] - rates[row, low])
+    return np.where(last < 0, 0.0, rate)
 
 
 def _meets(excess: Mapping[str, FloatArray]) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cost_models.calibration import Provenance
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
@@ -24,6 +25,7 @@ from planner.prediction.evaluator import (
     Slice,
     with_chunk_gaps,
 )
+from planner.prediction.feasibility import violation
 from planner.prediction.fusion import fusion_savings
 from planner.prediction.intervals import (
     MEMORY_METRICS,
@@ -37,13 +39,14 @@ from planner.prediction.intervals import (
     upper_end,
     within_arrivals,
 )
+from planner.prediction.refusals import Refused, refusals_of
 from planner.prediction.simulation import (
     Demand,
     SimulationSummary,
     operator_seconds,
     percentile_errors,
     request_limits,
-    simulate_config,
+    simulate_deployment,
     simulated_metrics,
 )
 from planner.quality import QUALITY_LOSS, QualityLoss
@@ -82,9 +85,9 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What one configuration would do under a load."""
+    """What one deployment would do under a load."""
 
-    config: EngineConfig
+    deployment: Deployment
     metrics: Mapping[str, Metric]
     """By the metric's name in a measured run, for example `ttft_ms.p99`."""
     memory: MemoryPlan
@@ -99,12 +102,15 @@ class Prediction:
     highest_rate_per_s: float
     """Highest request rate that meets the SLO; 0 where none does."""
     refused_share: float
+    """Share of the requests that the engine turns away."""
     front_end_share: float
     """Share of the front end's time that the load takes; 1 means it limits the rate."""
     regime: str
     """Kind of load that decides how sure this is, as `load_regime` names it."""
     binding_limit: str
     """What stops this configuration from serving more."""
+    refusals: tuple[Refused, ...] = ()
+    """What turns requests away, and what would take them; the commonest first."""
     quality: QualityLoss = field(default_factory=QualityLoss)
     """What its precisions are expected to lose."""
     simulation: SimulationResult | None = None
@@ -113,6 +119,11 @@ class Prediction:
     """Seconds of the simulated run by operator family."""
     speculation: Speculation | None = None
     """What is drafted and how much of it is right; None where nothing is."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine of each server is told."""
+        return self.deployment.config
 
     @property
     def fits(self) -> bool:
@@ -133,10 +144,10 @@ class Prediction:
 
     @property
     def violation(self) -> float:
-        """How far from feasible: bytes short over all, else the worst SLO excess; 0 if feasible."""
-        if not self.fits:
-            return 1e3 * (1.0 + float(self.memory.shortfall_bytes / self.memory.total_bytes))
-        return max([0.0, self.refused_share * 1e2, *self.slo_excess.values()])
+        """How far it is from feasible (`planner.prediction.feasibility`); 0 if it is."""
+        short = self.memory.shortfall_bytes / self.memory.total_bytes
+        excess = self.slo_excess
+        return float(violation(shortfall=short, refused_share=self.refused_share, excess=excess))
 
     @property
     def feasible(self) -> bool:
@@ -152,7 +163,9 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Return the documented JSON form."""
         return {
-            "config": config_to_json(self.config),
+            "num_gpus": self.deployment.num_gpus,
+            "num_servers": self.deployment.num_servers,
+            "config": config_to_json(self.deployment),
             "predicted": {
                 name: {
                     "value": _rounded(metric.value),
@@ -172,6 +185,8 @@ class Prediction:
                 "by_limit": {name: _rounded(p) for name, p in self.slo_probability.items()},
             },
             "binding_limit": self.binding_limit,
+            "refused_share": _rounded(self.refused_share),
+            "refusals": [refused.to_json() for refused in self.refusals],
             "speculation": _speculation_to_json(self.speculation),
             "simulation": (
                 SimulationSummary.of(self.simulation).to_json()
@@ -189,13 +204,22 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
-    """What comes of a configuration under a load."""
+    """What comes of a deployment under a load."""
 
     evaluation: Evaluation
     memory: MemoryPlan
     simulation: SimulationResult | None
     values: Mapping[str, float]
     """Every metric by name."""
+    refusals: tuple[Refused, ...] = ()
+    """What the simulated engines turned away."""
+
+    @property
+    def refused_share(self) -> float:
+        """Share of the requests that the engine turns away: as simulated, else by lengths."""
+        if self.refusals or self.simulation is not None:
+            return sum(refused.share for refused in self.refusals)
+        return float(self.evaluation.refused_share[0])
 
     @property
     def utilisation(self) -> float:
@@ -208,42 +232,42 @@ class Outcome:
         return float(self.evaluation.front_end_share[0])
 
 
-def predict_config(
+def predict_deployment(
     evaluator: Evaluator,
-    config: EngineConfig,
+    deployment: Deployment,
     demand: Demand | None = None,
     *,
     host: HostDoubt = HostDoubt.SIMULATED,
     simulation: SimulationResult | None = None,
+    whole_fleet: bool = True,
 ) -> Prediction:
-    """Return the full prediction of one configuration.
+    """Return the full prediction of one deployment.
 
     Args:
         evaluator: Model, GPU, calibration, load and SLO.
-        config: What is deployed.
+        deployment: What serves.
         demand: Requests to simulate; without them, or where the model does not fit, latencies
             and rates come from the closed form.
         host: How the doubt of a borrowed host is carried through the prediction.
         simulation: Of this demand, where it was made before.
+        whole_fleet: Simulate all servers, also where one can stand for all.
     """
-    outcome = outcome_of(evaluator, config, demand, simulation)
+    config = deployment.config
+    outcome = outcome_of(evaluator, deployment, demand, simulation, whole_fleet=whole_fleet)
     values, evaluation, simulation = outcome.values, outcome.evaluation, outcome.simulation
-    point = evaluator.curve(config).at(max(_decoding(evaluator, config, values), 1.0))
-    refused_share = float(evaluation.refused_share[0])
-    if simulation is not None:
-        refused_share = simulation.num_refused / simulation.num_requests
+    point = evaluator.curve(config).at(max(_decoding(evaluator, deployment, values), 1.0))
     step, batches = evaluator.step_model(config), step_batches(evaluator, config, point)
     target = step.verify if isinstance(step, SpeculativeStep) else step
     regime = load_regime(str(evaluator.load.protocol), outcome.utilisation)
     breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
-    hosts = _host_doubts(evaluator, config, outcome, demand, host)
+    hosts = _host_doubts(evaluator, deployment, outcome, demand, host)
     metrics = _within_arrivals(
         _metrics(evaluator, config, outcome, hosts, breakdown["decode"], regime=regime),
         capacity=_least_capacity(evaluator, config, outcome, hosts),
         arriving_per_s=_arriving_per_s(evaluator.load, demand),
     )
     prediction = Prediction(
-        config=config,
+        deployment=deployment,
         metrics=metrics,
         memory=outcome.memory,
         step_time_breakdown=breakdown,
@@ -254,7 +278,8 @@ def predict_config(
             for name, limit in evaluator.slo.items()
         },
         highest_rate_per_s=float(evaluation.highest_rate_per_s[0]),
-        refused_share=refused_share,
+        refused_share=outcome.refused_share,
+        refusals=outcome.refusals,
         front_end_share=outcome.front_end_share,
         regime=regime,
         binding_limit="",
@@ -269,27 +294,46 @@ def predict_config(
 
 def outcome_of(
     evaluator: Evaluator,
-    config: EngineConfig,
+    deployment: Deployment,
     demand: Demand | None,
     simulation: SimulationResult | None = None,
+    *,
+    whole_fleet: bool = True,
 ) -> Outcome:
-    """Return what comes of a configuration: all that a fit compares.
+    """Return what comes of a deployment: all that a fit compares.
 
-    Intervals and shares of operators, which `predict_config` adds, take longer than a short
+    Intervals and shares of operators, which `predict_deployment` adds, take longer than a short
     simulation.
     """
-    evaluation = evaluator.evaluate(Slice(base=config, columns={}))
+    config = deployment.config
+    evaluation = evaluator.evaluate(Slice(base=deployment))
     memory = single(evaluation.memory)
-    if demand is not None and memory.fits and simulation is None:
-        simulation = simulate_config(evaluator, config, memory, demand)
+    refusals: tuple[Refused, ...] = ()
+    if demand is not None and memory.fits:
+        if simulation is None:
+            simulation = simulate_deployment(
+                evaluator,
+                deployment,
+                memory,
+                demand,
+                residence_s=float(evaluation.metrics["e2el_ms.mean"][0]) / 1e3,
+                whole_fleet=whole_fleet,
+            )
+        refusals = refusals_of(simulation)
         simulation = simulation if simulation.served.size else None
     values = _closed_form(evaluator, evaluation)
     if demand is not None and simulation is not None:
         limits = request_limits(evaluator.slo)
         values |= simulated_metrics(simulation, demand, limits)
         values |= with_chunk_gaps(values, evaluator.tokens_per_chunk(config))
-    values |= _economy(evaluator.gpu, config, evaluation, values)
-    return Outcome(evaluation=evaluation, memory=memory, simulation=simulation, values=values)
+    values |= _economy(evaluator.gpu, deployment.num_gpus, evaluation, values)
+    return Outcome(
+        evaluation=evaluation,
+        memory=memory,
+        simulation=simulation,
+        values=values,
+        refusals=refusals,
+    )
 
 
 def _slo_excess(evaluator: Evaluator, metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -317,6 +361,9 @@ def step_seconds(step: AnyStep, batch: StepBatch) -> dict[str, float]:
     return {family: float(seconds) for family, seconds in step.iteration(batch).by_family.items()}
 
 
+_REFUSES = "max_num_tokens: prompts longer than a step are refused without chunked prefill"
+
+
 def _binding_limit(  # noqa: PLR0911  one return for each limit, in order of precedence
     prediction: Prediction, point: ServingCurve, slots: float
 ) -> str:
@@ -324,7 +371,7 @@ def _binding_limit(  # noqa: PLR0911  one return for each limit, in order of pre
     if not prediction.fits:
         return f"memory: {prediction.memory.binding}"
     if prediction.refused_share > 0:
-        return "max_num_tokens: prompts longer than a step are refused without chunked prefill"
+        return str(prediction.refusals[0]) if prediction.refusals else _REFUSES
     worst = max(prediction.slo_excess.items(), key=lambda item: item[1], default=None)
     if worst is not None and worst[1] > 0:
         return f"SLO {worst[0]}"
@@ -348,11 +395,11 @@ def _busiest(point: ServingCurve, breakdown: Mapping[str, Mapping[str, float]]) 
     return f"step time: {family} takes {100 * total[family] / sum(total.values()):.0f} %"
 
 
-def _decoding(evaluator: Evaluator, config: EngineConfig, values: Mapping[str, float]) -> float:
-    """Sequences that decode in one lane under the load: rate times time in decode."""
+def _decoding(evaluator: Evaluator, deployment: Deployment, values: Mapping[str, float]) -> float:
+    """Sequences that decode in one scheduler instance under the load: rate x time in decode."""
     decode_s = values["tpot_ms.mean"] * 1e-3 * max(evaluator.load.osl.mean - 1, 0.0)
     decoding = values["request_per_s"] * decode_s
-    return decoding / (config.lanes_per_replica * config.num_replicas)
+    return decoding / (deployment.config.num_instances * deployment.num_servers)
 
 
 def _closed_form(evaluator: Evaluator, evaluation: Evaluation) -> dict[str, float]:
@@ -432,7 +479,7 @@ def _arriving_per_s(load: Load, demand: Demand | None) -> float:
 
 def _host_doubts(
     evaluator: Evaluator,
-    config: EngineConfig,
+    deployment: Deployment,
     outcome: Outcome,
     demand: Demand | None,
     how: HostDoubt,
@@ -442,8 +489,9 @@ def _host_doubts(
     if not hosts or how is HostDoubt.LEFT_OUT:
         return {}
     if how is HostDoubt.CLOSED_FORM and outcome.simulation is not None:
-        outcome, demand = outcome_of(evaluator, config, None), None
-    ends = (outcome_of(end, config, demand) for end in hosts)
+        outcome, demand = outcome_of(evaluator, deployment, None), None
+    whole = outcome.simulation is None or outcome.simulation.stands_for == 1
+    ends = (outcome_of(end, deployment, demand, whole_fleet=whole) for end in hosts)
     return host_doubts(
         *(dict(one.values) | {UTILISATION: one.utilisation} for one in (outcome, *ends))
     )
@@ -464,15 +512,15 @@ def _share_within(limit: float, median: float, p99: float) -> float:
 
 
 def _economy(
-    gpu: GpuSpec, config: EngineConfig, evaluation: Evaluation, values: Mapping[str, float]
+    gpu: GpuSpec, num_gpus: int, evaluation: Evaluation, values: Mapping[str, float]
 ) -> dict[str, float]:
     tokens_per_s = values["output_tok_per_s"]
     busy = min(float(evaluation.utilisation[0]), 1.0)
     power_fraction = IDLE_POWER_FRACTION + (BUSY_POWER_FRACTION - IDLE_POWER_FRACTION) * busy
-    watts = config.num_gpus * gpu.tdp_w * power_fraction
-    usd_per_s = config.num_gpus * gpu.usd_per_hour / 3600
+    watts = num_gpus * gpu.tdp_w * power_fraction
+    usd_per_s = num_gpus * gpu.usd_per_hour / 3600
     return {
-        "output_tok_per_s_per_gpu": tokens_per_s / config.num_gpus,
+        "output_tok_per_s_per_gpu": tokens_per_s / num_gpus,
         "usd_per_million_output_tokens": usd_per_s / tokens_per_s * 1e6,
         "output_tokens_per_joule": tokens_per_s / watts,
     }
@@ -487,8 +535,20 @@ def single(memory: MemoryPlan) -> MemoryPlan:
     return MemoryPlan(**values)
 
 
-def config_to_json(config: EngineConfig) -> dict[str, Any]:
-    """Return the configuration with the GPUs it takes."""
+def config_to_json(deployment: Deployment) -> dict[str, Any]:
+    """Return the engine's configuration with the servers and GPUs of the deployment.
+
+    `num_replicas` is the number of servers: each runs one replica of the model.
+    """
+    return engine_config_to_json(deployment.config) | {
+        "num_replicas": deployment.num_servers,
+        "num_gpus": deployment.num_gpus,
+        "router": deployment.router,
+    }
+
+
+def engine_config_to_json(config: EngineConfig) -> dict[str, Any]:
+    """Return what the engine of one server is told, with the GPUs that it takes."""
     return asdict(config) | {
         "num_gpus": config.num_gpus,
         "moe_tensor_parallel_size": config.moe_tensor_parallel_size,

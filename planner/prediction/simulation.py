@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance
 from cost_models.cuda_graphs import captured_batch_sizes
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryPlan
@@ -26,14 +27,14 @@ from planner.simulator import (
     Arrivals,
     EngineLimits,
     Requests,
-    Share,
+    ServerModel,
     SimulationResult,
     StepClock,
     gamma_arrivals,
     offline_arrivals,
-    simulate_in_step,
+    simulate,
 )
-from planner.simulator.results import merged
+from planner.simulator.router import ROUTERS
 from planner.simulator.speculative_clock import SpeculativeClock
 from planner.simulator.statistics import requests_needed
 from planner.workloads.workload import RequestTrace, Workload
@@ -89,9 +90,38 @@ class Demand:
         span_s = float(self.arrival_s[-1] - self.arrival_s[0])
         return (len(self) - 1) / span_s if span_s > 0 else math.inf
 
+    @property
+    def arrivals(self) -> Arrivals:
+        """How the requests come, as the simulator takes them."""
+        if self.protocol is Protocol.CLOSED_LOOP:
+            return Arrivals(concurrency=self.concurrency)
+        return Arrivals(arrival_s=self.arrival_s)
+
     def at_rate(self, rate_per_s: float) -> Demand:
         """Return the same open loop, sped up or slowed down to another mean rate."""
         return replace(self, arrival_s=self.arrival_s * (self.arriving_per_s / rate_per_s))
+
+    def repeated(self, times: int) -> Demand:
+        """Return the demand of an open loop several times over, one after the other.
+
+        What a repeat finds in the prefix cache is its own: it is another day's traffic.
+        """
+        if times == 1:
+            return self
+        period_s = float(self.arrival_s[-1]) + 1.0 / self.arriving_per_s
+        starts_s = np.repeat(np.arange(times) * period_s, len(self))
+        return replace(
+            self,
+            requests=self.requests.repeated(times),
+            arrival_s=np.tile(self.arrival_s, times) + starts_s,
+        )
+
+    def every(self, stride: int) -> Demand:
+        """Return the share of an open loop that one of several servers gets in turn."""
+        if stride == 1:
+            return self
+        rows = np.arange(0, len(self), stride)
+        return replace(self, requests=self.requests.at(rows), arrival_s=self.arrival_s[rows])
 
 
 def workload_demand(
@@ -189,58 +219,100 @@ def _asked_requests(load: Load) -> int:
     return min(round(load.num_requests or unstated), MOST_REQUESTS)
 
 
-def simulate_config(
-    evaluator: Evaluator, config: EngineConfig, memory: MemoryPlan, demand: Demand
-) -> SimulationResult:
-    """Serve a demand with every engine of a deployment.
+RESIDENCES = 10.0
+"""Times that a request stays in a server which a simulated span lasts, so that a queue shows."""
 
-    Attention-DP ranks and pipeline micro-batches are engines of their own that keep step
-    within their replica. Each engine gets every n-th request, or its share of the clients.
+MOST_TILED = 20_000
+"""Requests that a demand is repeated up to for that."""
+
+
+def servers_alike(deployment: Deployment, demand: Demand) -> int:
+    """Return for how many servers one of them can stand: those that a static router feeds."""
+    is_static = ROUTERS[deployment.router].is_static
+    alike = is_static and demand.protocol is Protocol.OPEN_LOOP and demand.has_steady_state
+    return deployment.num_servers if alike else 1
+
+
+def lasting(demand: Demand, residence_s: float, *, fewest: int = 0) -> Demand:
+    """Return the demand of an open loop repeated until a queue would show.
+
+    Args:
+        demand: What is asked.
+        residence_s: How long a request stays in a server.
+        fewest: Requests that there are at least.
+    """
+    wanted = max(fewest, RESIDENCES * residence_s * demand.arriving_per_s, 1.0)
+    return demand.repeated(math.ceil(min(wanted, max(MOST_TILED, fewest)) / len(demand)))
+
+
+def simulate_deployment(
+    evaluator: Evaluator,
+    deployment: Deployment,
+    memory: MemoryPlan,
+    demand: Demand,
+    *,
+    residence_s: float = 0.0,
+    whole_fleet: bool = True,
+) -> SimulationResult:
+    """Serve a demand with every server of a deployment, or with one that stands for all.
 
     Args:
         evaluator: Model, GPU and calibration.
-        config: What is deployed.
+        deployment: What serves.
         memory: How its GPUs divide their memory; one row, and it fits.
         demand: What is asked of the whole deployment.
+        residence_s: How long a request stays, roughly; a service of several servers is simulated
+            for a multiple of that.
+        whole_fleet: Simulate all servers, also those that are alike.
+
+    Raises:
+        SimulationStalledError: Requests would wait for ever.
     """
+    alike = servers_alike(deployment, demand)
+    if alike == 1:
+        return _simulated(evaluator, deployment, memory, demand)
+    if whole_fleet:
+        return _simulated(evaluator, deployment, memory, lasting(demand, residence_s))
+    one = deployment.with_knobs(num_servers=1)
+    share = lasting(demand, residence_s, fewest=alike * len(demand)).every(alike)
+    return replace(_simulated(evaluator, one, memory, share), stands_for=alike)
+
+
+def _simulated(
+    evaluator: Evaluator, deployment: Deployment, memory: MemoryPlan, demand: Demand
+) -> SimulationResult:
+    """Serve a demand with every server of a deployment."""
+    config = deployment.config
     front_end = evaluator.front_end(config)
     demand = asked = _reusing_prefix(demand, config)
     # Luck with drafts sets requests apart by itself.
     if not config.speculates and _drifts_apart(demand, evaluator.load, front_end):
         demand = replace(demand, requests=out_of_step(demand.requests, demand.concurrency))
-    lanes = config.lanes_per_replica * config.num_replicas
-    lanes = min(lanes, len(demand), demand.concurrency or lanes)
-    limits = _limits(evaluator, config, memory, clients=demand.concurrency / lanes)
+    limits = _limits(evaluator, deployment, memory, clients=demand.concurrency)
     speculation = evaluator.speculation(config)
     if speculation:
         demand = asked = _cut(demand, limits.max_seq_len)
         demand = _in_steps(demand, speculation)
         limits = _reaching(limits, demand.requests)
     clock = _clock(evaluator, config, max_seq_len=limits.max_seq_len)
-    shares = [
-        Share(
-            demand.requests.at(np.arange(lane, len(demand), lanes)),
-            _lane_arrivals(demand, lanes, lane),
-        )
-        for lane in range(lanes)
-    ]
-    replicas = min(config.num_replicas, lanes)
-    parts: dict[int, SimulationResult] = {}
-    for replica in range(replicas):
-        own = range(replica, lanes, replicas)
-        found = simulate_in_step(
-            [shares[lane] for lane in own],
-            clock=clock,
-            limits=limits,
-            front_end=front_end,
-            expert_ranks=config.attention_dp_ranks if config.enable_attention_dp else 0,
-        )
-        parts |= zip(own, found, strict=True)
-    result = merged([parts[lane] for lane in range(lanes)])
+    server = ServerModel(
+        clock=clock,
+        limits=limits,
+        front_end=front_end,
+        num_instances=config.num_instances,
+        expert_ranks=config.attention_dp_ranks if config.enable_attention_dp else 0,
+    )
+    result = simulate(
+        demand.requests,
+        demand.arrivals,
+        server,
+        num_servers=deployment.num_servers,
+        router=ROUTERS[deployment.router],
+    )
     if speculation:
         tokens = speculation.tokens_per_step
         result = result.of_speculation(asked.requests.osl, tokens_per_step=tokens)
-    return result.without_warm_up() if demand.has_steady_state else result
+    return result.in_steady_state() if demand.has_steady_state else result
 
 
 def _cut(demand: Demand, max_seq_len: int) -> Demand:
@@ -338,9 +410,13 @@ def _replays_all_decoding(evaluator: Evaluator, config: EngineConfig) -> bool:
 
 
 def _limits(
-    evaluator: Evaluator, config: EngineConfig, memory: MemoryPlan, *, clients: float
+    evaluator: Evaluator, deployment: Deployment, memory: MemoryPlan, *, clients: int
 ) -> EngineLimits:
-    """Return one lane's limits; in a closed loop no batch outgrows its clients."""
+    """Return the limits of one scheduler instance.
+
+    Clients of a closed loop who have one instance to themselves bound its batch.
+    """
+    config = deployment.config
     limits = EngineLimits.of(
         config,
         memory,
@@ -351,15 +427,9 @@ def _limits(
     speculation = evaluator.speculation(config)
     if speculation:
         limits = replace(limits, tokens_per_decode=speculation.rows_per_sequence)
-    if not clients:
+    if not clients or config.num_instances * deployment.num_servers > 1:
         return limits
-    return replace(limits, max_batch_size=min(limits.max_batch_size, math.ceil(clients)))
-
-
-def _lane_arrivals(demand: Demand, lanes: int, lane: int) -> Arrivals:
-    if demand.protocol is Protocol.CLOSED_LOOP:
-        return Arrivals(concurrency=len(range(lane, demand.concurrency, lanes)))
-    return Arrivals(arrival_s=demand.arrival_s[lane::lanes])
+    return replace(limits, max_batch_size=min(limits.max_batch_size, clients))
 
 
 def _reusing_prefix(demand: Demand, config: EngineConfig) -> Demand:
@@ -410,14 +480,14 @@ def simulated_metrics(
         for name in ("ttft", "tpot", "itl", "e2el")
         for statistic in ("mean", *PERCENTILES)
     }
-    values["request_per_s"] = found.request_per_s
-    values["output_tok_per_s"] = found.output_tok_per_s
+    values["request_per_s"] = found.request_per_s * result.stands_for
+    values["output_tok_per_s"] = found.output_tok_per_s * result.stands_for
     if demand.is_endless:
         osl = float(demand.requests.osl.mean())
         latency_s = found.ttft_s.mean + (osl - 1) * found.tpot_s.mean
         values["request_per_s"] = demand.concurrency / latency_s
         values["output_tok_per_s"] = osl * values["request_per_s"]
-    values["goodput_request_per_s"] = result.goodput_per_s(limits)
+    values["goodput_request_per_s"] = result.goodput_per_s(limits) * result.stands_for
     return values
 
 

@@ -71,7 +71,7 @@ def score(
     USD per million output tokens at the given load; of equal costs, headroom decides.
     """
     metrics = evaluation.metrics
-    gpus = rows.base.gpus_per_replica * rows.column("num_replicas").astype(np.float64)
+    gpus = rows.num_gpus.astype(np.float64)
     if name == "latency":
         return -metrics["e2el_ms.mean"]
     rate = evaluation.highest_rate_per_s
@@ -113,11 +113,9 @@ def expected(score: float, probability: float) -> float:
     return score / probability if probability > 0 else -math.inf
 
 
-def violation(evaluation: Evaluation) -> FloatArray:
-    """Return how far each row is from feasible: 0 when it is, else a share of the limit."""
-    memory = evaluation.memory
-    worst = np.maximum(memory.shortfall_bytes, 0.0) / memory.total_bytes * 10
-    worst = worst + evaluation.refused_share
-    for excess in evaluation.slo_excess.values():
-        worst = worst + np.maximum(excess, 0.0)
-    return np.asarray(worst, dtype=np.float64)
+def weighted_gpus(num_gpus: float, loss: QualityLoss) -> float:
+    """Return the GPUs of a deployment, more by what its precisions must gain before preferred.
+
+    So four-bit weights that save one GPU of eight are not taken for that alone.
+    """
+    return num_gpus * (1.0 + quality_handicap(loss))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from cost_models.cluster import Cluster
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.engine_rules import EngineRules
 from cost_models.gpu import GpuSpec
@@ -41,7 +43,6 @@ OUTER_KNOBS = (
     "moe_expert_parallel_size",
     "enable_attention_dp",
     "moe_backend",
-    "num_replicas",
 )
 """Knobs that decide how a model is split and stored."""
 
@@ -51,26 +52,68 @@ class SearchSpace:
     """Every configuration that may be tried, as splits and the inner knobs of each."""
 
     model: ModelSpec
-    gpu: GpuSpec
-    num_gpus: int
     rules: EngineRules
-    base: EngineConfig
-    """Holds what is not searched: `max_seq_len`, the engine's defaults, pinned knobs."""
+    base: Deployment
+    """Holds what is not searched: `max_seq_len`, defaults, pinned knobs, the router."""
     limits: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Values that `--pin` and `--limit` allow, by knob."""
+    use_all: bool = False
+    """Whether all GPUs of the cluster are to be taken; else as few as meet the SLO."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """The GPUs at hand."""
+        return self.base.cluster
+
+    @property
+    def gpu(self) -> GpuSpec:
+        """Their kind."""
+        return self.base.cluster.gpu
+
+    @property
+    def num_gpus(self) -> int:
+        """How many of them there are."""
+        return self.base.cluster.num_gpus
 
     def choices(self, knob: str) -> tuple[Any, ...]:
-        """Return the values that a knob may take, as far as it does not hang on others."""
+        """Return the values that a knob may take, as far as it does not depend on others."""
         if knob in self.limits:
             return self.limits[knob]
         return self._defaults(knob)
 
     def splits(self) -> Iterator[EngineConfig]:
         """Yield every legal way to split and store the model, inner knobs at their base."""
+        found = [config for config in self._split_configs() if self.server_counts(config)]
+        if self.use_all:
+            most = max((self._gpus_taken(config) for config in found), default=0)
+            found = [config for config in found if self._gpus_taken(config) == most]
+        yield from found
+
+    def _split_configs(self) -> Iterator[EngineConfig]:
         for values in product(*(self.choices(knob) for knob in OUTER_KNOBS)):
-            config = replace(self.base, **dict(zip(OUTER_KNOBS, values, strict=True)))
+            config = replace(self.base.config, **dict(zip(OUTER_KNOBS, values, strict=True)))
             if self._is_legal(config):
                 yield config
+
+    def _gpus_taken(self, config: EngineConfig) -> int:
+        """GPUs of the most servers of a configuration that there is room for."""
+        return self.server_counts(config)[-1] * config.num_gpus
+
+    def server_counts(self, config: EngineConfig) -> tuple[int, ...]:
+        """Return how many servers of a configuration may be deployed, ascending.
+
+        Where all GPUs are to be used, only the most that there is room for.
+        """
+        most = self.num_gpus // config.num_gpus
+        if "num_servers" in self.limits:
+            return tuple(sorted(n for n in self.limits["num_servers"] if n <= most))
+        counts = range(1, most + 1)
+        return tuple(counts[-1:] if self.use_all else counts)
+
+    def deployments(self, config: EngineConfig) -> Slice:
+        """Return a configuration with every number of servers that may be deployed."""
+        counts = np.array(self.server_counts(config), np.int64)
+        return Slice(base=self.base.with_config(config), columns={"num_servers": counts})
 
     def screen(self, *, every_inner_knob: bool = False) -> Iterator[Slice]:
         """Yield the grid of each split: what the closed form screens before Optuna refines.
@@ -80,18 +123,29 @@ class SearchSpace:
         """
         crossed = INNER_KNOBS if every_inner_knob else SCREENED_KNOBS
         varied = [knob for knob in crossed if knob not in OUTER_KNOBS]
-        grid = list(product(*(self.choices(knob) for knob in varied)))
+        inner = [self.choices(knob) for knob in varied]
         for split in self.splits():
-            columns = {knob: np.array([row[i] for row in grid]) for i, knob in enumerate(varied)}
+            grid = list(product(self.server_counts(split), *inner))
+            names = ("num_servers", *varied)
+            columns = {knob: np.array([row[i] for row in grid]) for i, knob in enumerate(names)}
             columns["cuda_graph_max_batch_size"] = self._graph_sizes(columns)
-            rows = Slice(base=self._with_single_choices(split), columns=columns)
-            yield _legal_rows(rows)
+            base = self.base.with_config(self._with_single_choices(split))
+            yield _legal_rows(Slice(base=base, columns=columns))
 
-    def with_knobs(self, config: EngineConfig, **knobs: Any) -> EngineConfig:
-        """Return a configuration with knobs changed; CUDA graphs cover its batch unless limited."""
-        changed = replace(config, **knobs)
-        graphs = self.limits.get("cuda_graph_max_batch_size", (changed.max_batch_size,))[0]
-        return replace(changed, cuda_graph_max_batch_size=graphs)
+    def with_knobs(self, deployment: Deployment, **knobs: Any) -> Deployment:
+        """Return a deployment with knobs changed; CUDA graphs cover its batch unless limited."""
+        changed = deployment.with_knobs(**knobs)
+        batch = changed.config.max_batch_size
+        graphs = self.limits.get("cuda_graph_max_batch_size", (batch,))[0]
+        return changed.with_knobs(cuda_graph_max_batch_size=graphs)
+
+    def legal(self, deployment: Deployment, **knobs: Any) -> Deployment | None:
+        """Return a deployment with knobs changed, or None where that may not be deployed."""
+        changed = self.with_knobs(deployment, **knobs)
+        config = changed.config
+        if config.max_batch_size > config.max_num_tokens or changed.num_gpus > self.num_gpus:
+            return None
+        return changed if self._is_legal(config) else None
 
     def speculating(self, config: EngineConfig) -> Iterator[EngineConfig]:
         """Yield a configuration with each way and length of drafting that may be tried."""
@@ -121,7 +175,7 @@ class SearchSpace:
         inner = np.prod(
             [len(self.choices(knob)) for knob in INNER_KNOBS if knob not in OUTER_KNOBS]
         )
-        return int(inner) * sum(1 for _ in self.splits())
+        return int(inner) * sum(len(self.server_counts(split)) for split in self.splits())
 
     def _with_single_choices(self, split: EngineConfig) -> EngineConfig:
         """Take the one allowed value, or the first, of the inner knobs that the grid leaves out."""
@@ -136,23 +190,17 @@ class SearchSpace:
         return columns["max_batch_size"].copy()
 
     def _is_legal(self, config: EngineConfig) -> bool:
-        if config.num_gpus > self.num_gpus or not self._has_useful_size(config):
+        if config.num_gpus > self.num_gpus:
             return False
         return not self.rules.violations(config, model=self.model, gpu=self.gpu)
-
-    def _has_useful_size(self, config: EngineConfig) -> bool:
-        """Replicas either fill the GPUs or are as few as possible, unless the user limits them."""
-        if "num_replicas" in self.limits:
-            return True
-        fills = config.num_gpus * 2 > self.num_gpus
-        return fills or config.num_replicas == 1
 
     def _defaults(self, knob: str) -> tuple[Any, ...]:
         powers = tuple(2**i for i in range(4) if 2**i <= self.num_gpus)
         defaults: dict[str, tuple[Any, ...]] = {
             "tensor_parallel_size": powers,
             "pipeline_parallel_size": powers[:2],
-            "num_replicas": powers,
+            "num_servers": tuple(range(1, self.num_gpus + 1)),
+            "router": (self.base.router,),
             "moe_expert_parallel_size": powers if self.model.is_moe else (1,),
             "enable_attention_dp": (False, True)
             if self.model.uses_mla or self.model.is_moe
@@ -162,8 +210,8 @@ class SearchSpace:
             "free_gpu_memory_fraction": FRACTIONS,
             "enable_chunked_prefill": (True, False),
             "stream_interval": STREAM_INTERVALS,
-            "enable_block_reuse": (self.base.enable_block_reuse,),
-            "cuda_graph_max_batch_size": (self.base.cuda_graph_max_batch_size,),
+            "enable_block_reuse": (self.base.config.enable_block_reuse,),
+            "cuda_graph_max_batch_size": (self.base.config.cuda_graph_max_batch_size,),
         }
         if knob in defaults and knob not in self.rules.knobs:
             return defaults[knob]

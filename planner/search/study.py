@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from planner.prediction.evaluator import Evaluation, Evaluator, Slice
+from planner.prediction.feasibility import violation
 from planner.quality import QualityLoss
-from planner.search.objective import handicapped, score, violation
+from planner.search.objective import handicapped, score
 from planner.search.space import OUTER_KNOBS, SearchSpace
 
 FloatArray = NDArray[np.float64]
@@ -44,9 +46,9 @@ REFINED_KNOBS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One evaluated configuration."""
+    """One evaluated deployment."""
 
-    config: EngineConfig
+    deployment: Deployment
     score: float
     """Objective less the quality handicap; larger is better."""
     raw_score: float
@@ -56,6 +58,13 @@ class Candidate:
     """Output tokens/s per GPU with every slot taken."""
     tok_per_s_per_user: float
     quality: QualityLoss
+    prefers_fewer_gpus: bool = True
+    """Whether the fewest GPUs that are feasible come first, and the objective after that."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine of each server is told."""
+        return self.deployment.config
 
     @property
     def feasible(self) -> bool:
@@ -63,9 +72,16 @@ class Candidate:
         return self.violation <= 0
 
     @property
-    def rank(self) -> tuple[bool, float]:
-        """Sort key: feasible ones by score, the others by how near they are."""
-        return (self.feasible, self.score if self.feasible else -self.violation)
+    def score_per_gpu(self) -> float:
+        """The objective per GPU, where it is one that grows with them; else the objective."""
+        return self.score / self.deployment.num_gpus if self.score > 0 else self.score
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """Sort key: feasible ones by GPUs, then score, the others by how near they are."""
+        if not self.feasible:
+            return (False, -self.violation, self.score)
+        return (True, -self.deployment.num_gpus if self.prefers_fewer_gpus else 0, self.score)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +137,7 @@ class _Search:
     def __init__(self, space: SearchSpace, evaluator: Evaluator, options: SearchOptions) -> None:
         self.space, self.evaluator, self.options = space, evaluator, options
         self.started = time.monotonic()
-        self.found: dict[EngineConfig, Candidate] = {}
+        self.found: dict[Deployment, Candidate] = {}
         self.num_evaluated = 0
         self.done = 0
         self.in_all = 0
@@ -157,18 +173,11 @@ class _Search:
         """Remember the best rows of a slice, and those that lead in speed or throughput."""
         if not len(rows):
             return
-        evaluation = self.evaluator.evaluate(rows)
-        ranked, raw, broken = scores(
-            rows, evaluation, self.evaluator, objective=self.options.objective
-        )
-        self.num_evaluated += len(rows)
-        order = np.lexsort((-np.where(broken > 0, -broken, ranked), broken > 0))
-        kept = dict.fromkeys([*order[:KEPT_PER_SPLIT].tolist(), *_leaders(evaluation, broken)])
+        scored = self._scored(rows)
+        kept = dict.fromkeys([*scored.order()[:KEPT_PER_SPLIT], *_leaders(scored)])
         for row in kept:
-            scores_of_row = (ranked[row], raw[row], broken[row])
-            quality = self.evaluator.quality_of(rows.base)
-            candidate = _candidate(rows, evaluation, row, scores_of_row, quality)
-            self.found[candidate.config] = candidate
+            candidate = scored.candidate(row)
+            self.found[candidate.deployment] = candidate
             self._report_best(candidate)
         self._report()
 
@@ -217,18 +226,19 @@ class _Search:
             knob: trial.suggest_categorical(knob, choices) if len(choices) > 1 else choices[0]
             for knob, choices in self.choices.items()
         }
-        config = self.space.with_knobs(self.space.base, **values)
+        config = self.space.with_knobs(self.space.base, **values).config
         problems = len(
             self.space.rules.violations(config, model=self.space.model, gpu=self.space.gpu)
         )
-        problems += max(config.num_gpus - self.space.num_gpus, 0)
-        trial.set_constraint("deployable", float(problems))
-        if problems:
+        counts = self.space.server_counts(config)
+        trial.set_constraint("deployable", float(problems + (not counts)))
+        if problems or not counts:
             return -1e12, 0.0
         candidate = self._evaluated(config)
         trial.set_constraint("feasible", candidate.violation)
         self._report()
-        return candidate.score, candidate.tok_per_s_per_user
+        # What a server is worth: how many of them a load takes is counted, not searched.
+        return candidate.score_per_gpu, candidate.tok_per_s_per_user
 
     def _refined_choices(self, knob: str) -> tuple[Any, ...]:
         """Values between the screen's grid points, where the user has not limited the knob."""
@@ -238,12 +248,18 @@ class _Search:
         between = [round((a * b) ** 0.5 / 8) * 8 for a, b in itertools.pairwise(choices)]
         return tuple(sorted({*choices, *between}))
 
+    def _scored(self, rows: Slice) -> Scored:
+        self.num_evaluated += len(rows)
+        objective, prefers = self.options.objective, not self.space.use_all
+        return Scored.of(rows, self.evaluator, objective=objective, prefers_fewer_gpus=prefers)
+
     def _evaluated(self, config: EngineConfig) -> Candidate:
-        if config not in self.found:
-            self.found[config] = evaluated(config, self.evaluator, self.options.objective)
-            self._report_best(self.found[config])
-        self.num_evaluated += 1
-        return self.found[config]
+        """Return a configuration with the best number of servers."""
+        scored = self._scored(self.space.deployments(config))
+        candidate = scored.candidate(scored.order()[0])
+        self.found.setdefault(candidate.deployment, candidate)
+        self._report_best(candidate)
+        return candidate
 
     def _out_of_time(self) -> bool:
         return self._is_stopped() or (time.monotonic() - self.started > self.options.time_budget_s)
@@ -263,56 +279,84 @@ class _Search:
             self.options.progress(self.done, self.in_all)
 
 
-def evaluated(config: EngineConfig, evaluator: Evaluator, objective: str) -> Candidate:
-    """Return one configuration as a candidate."""
-    rows = Slice(base=config, columns={})
-    evaluation = evaluator.evaluate(rows)
-    columns = scores(rows, evaluation, evaluator, objective=objective)
-    ranked, raw, broken = (float(column[0]) for column in columns)
-    quality = evaluator.quality_of(config)
-    return _candidate(rows, evaluation, 0, (ranked, raw, broken), quality)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scored:
+    """The rows of a slice as the search judges them."""
+
+    rows: Slice
+    evaluation: Evaluation
+    score: FloatArray
+    """Objective less the quality handicap; larger is better."""
+    raw_score: FloatArray
+    violation: FloatArray
+    quality: QualityLoss
+    prefers_fewer_gpus: bool
+
+    @classmethod
+    def of(
+        cls, rows: Slice, evaluator: Evaluator, *, objective: str, prefers_fewer_gpus: bool
+    ) -> Scored:
+        """Evaluate the rows of a slice and judge them by an objective."""
+        evaluation = evaluator.evaluate(rows)
+        memory = evaluation.memory
+        quality = evaluator.quality_of(rows.base.config)
+        usd = evaluator.gpu.usd_per_hour
+        raw = score(objective, rows, evaluation, load=evaluator.load, usd_per_hour=usd)
+        return cls(
+            rows=rows,
+            evaluation=evaluation,
+            score=handicapped(raw, quality),
+            raw_score=raw,
+            violation=violation(
+                shortfall=memory.shortfall_bytes / memory.total_bytes,
+                refused_share=evaluation.refused_share,
+                excess=evaluation.slo_excess,
+            ),
+            quality=quality,
+            prefers_fewer_gpus=prefers_fewer_gpus,
+        )
+
+    def order(self) -> list[int]:
+        """Return the rows by `Candidate.rank`, the best first."""
+        broken = self.violation > 0
+        gpus = self.rows.num_gpus if self.prefers_fewer_gpus else np.zeros(len(self.rows))
+        first = np.where(broken, self.violation, gpus)
+        order: list[int] = np.lexsort((-self.score, first, broken)).tolist()
+        return order
+
+    def candidate(self, row: int) -> Candidate:
+        """Return one row as a candidate."""
+        return Candidate(
+            deployment=self.rows.deployment(row),
+            score=float(self.score[row]),
+            raw_score=float(self.raw_score[row]),
+            violation=float(self.violation[row]),
+            tok_per_s_per_gpu=float(self.evaluation.saturated_tok_per_s_per_gpu[row]),
+            tok_per_s_per_user=float(self.evaluation.saturated_tok_per_s_per_user[row]),
+            quality=self.quality,
+            prefers_fewer_gpus=self.prefers_fewer_gpus,
+        )
 
 
-def scores(
-    rows: Slice, evaluation: Evaluation, evaluator: Evaluator, *, objective: str
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the objective with and without the quality handicap, and the violation."""
-    raw = score(
-        objective,
-        rows,
-        evaluation,
-        load=evaluator.load,
-        usd_per_hour=evaluator.gpu.usd_per_hour,
-    )
-    return handicapped(raw, evaluator.quality_of(rows.base)), raw, violation(evaluation)
-
-
-def _candidate(
-    rows: Slice,
-    evaluation: Evaluation,
-    row: int,
-    scores: tuple[float, ...],
-    quality: QualityLoss,
+def evaluated(
+    deployment: Deployment, evaluator: Evaluator, *, objective: str, prefers_fewer_gpus: bool = True
 ) -> Candidate:
-    ranked, raw, broken = scores
-    return Candidate(
-        config=rows.config(row),
-        score=float(ranked),
-        raw_score=float(raw),
-        violation=float(broken),
-        tok_per_s_per_gpu=float(evaluation.saturated_tok_per_s_per_gpu[row]),
-        tok_per_s_per_user=float(evaluation.saturated_tok_per_s_per_user[row]),
-        quality=quality,
-    )
+    """Return one deployment as a candidate."""
+    rows = Slice(base=deployment)
+    return Scored.of(
+        rows, evaluator, objective=objective, prefers_fewer_gpus=prefers_fewer_gpus
+    ).candidate(0)
 
 
-def _leaders(evaluation: Evaluation, broken: FloatArray) -> list[int]:
+def _leaders(scored: Scored) -> list[int]:
     """Feasible rows that no other row of the slice beats in throughput and per-user speed."""
-    throughput = np.where(broken > 0, -np.inf, evaluation.saturated_tok_per_s_per_gpu)
+    evaluation = scored.evaluation
+    throughput = np.where(scored.violation > 0, -np.inf, evaluation.saturated_tok_per_s_per_gpu)
     speed = evaluation.saturated_tok_per_s_per_user
     leaders: list[int] = []
     fastest = -np.inf
-    for row in np.lexsort((-speed, -throughput)).tolist():
+    # Of numbers of servers that are alike in both, the fewest leads.
+    for row in np.lexsort((scored.rows.num_gpus, -speed, -throughput)).tolist():
         if throughput[row] == -np.inf or len(leaders) == KEPT_PER_SPLIT:
             break
         if speed[row] > fastest:

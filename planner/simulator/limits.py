@@ -81,8 +81,8 @@ class EngineLimits:
     ) -> EngineLimits:
         """Return the limits of one scheduler of a configuration.
 
-        That is a replica, or one of its attention-DP ranks or pipeline micro-batches,
-        which divide the replica's blocks. TensorRT-LLM rounds chunks to blocks, vLLM does not.
+        That is a server's only one, or one of its attention-DP ranks or pipeline micro-batches,
+        which divide the server's blocks. TensorRT-LLM rounds chunks to blocks, vLLM does not.
         """
         equal = config.context_chunking_policy == "EQUAL_PROGRESS"
         chunk = EqualProgress if equal else FirstComeChunks
@@ -94,7 +94,7 @@ class EngineLimits:
             max_seq_len=config.max_seq_len or max_seq_len,
             pool=PoolShape.of(
                 memory.layout,
-                num_blocks=int(memory.kv_cache_blocks) // config.lanes_per_replica,
+                num_blocks=int(memory.kv_cache_blocks) // config.num_instances,
                 tokens_per_block=config.tokens_per_block,
             ),
             order=ORDERS[config.queue_order],

@@ -54,6 +54,16 @@ class Requests:
             prefix_hashes=None if hashes is None else [hashes[row] for row in rows],
         )
 
+    def repeated(self, times: int) -> Requests:
+        """Return these requests several times over; repeats share no prefix with each other."""
+        hashes = self.prefix_hashes
+        everything = self.at(np.tile(np.arange(len(self)), times))
+        if hashes is None:
+            return everything
+        apart = 1 + max((max(own) for own in hashes if own), default=0)
+        moved = [[block + turn * apart for block in own] for turn in range(times) for own in hashes]
+        return replace(everything, prefix_hashes=moved)
+
     def with_predictor(self, rng: np.random.Generator, *, log_sd: float) -> Requests:
         """Return the same with output lengths predicted to a log-normal error."""
         error = np.exp(log_sd * rng.standard_normal(len(self)))

@@ -24,6 +24,9 @@ from planner.simulator.gaps import gap_histogram
 from planner.simulator.statistics import percentile_error, warm_up_length
 from planner.simulator.step_log import StepLog
 
+FEWEST_STEADY = 100
+"""Requests from which rates are counted between arrivals."""
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -80,6 +83,8 @@ class RequestColumns:
     last_token_s: FloatArray
     isl: IntArray
     osl: IntArray
+    max_tokens: IntArray
+    """Output tokens that the client allows."""
     preemptions: IntArray
     cached_tokens: IntArray
     """Prompt tokens that block reuse found."""
@@ -107,6 +112,10 @@ class SimulationResult:
     wall_s: float
     warm_up_requests: int = 0
     """First requests that the metrics leave out."""
+    stands_for: int = 1
+    """Servers that the simulated one stands for: like ones, each under the same share."""
+    has_steady_state: bool = False
+    """Whether requests stand for a service without an end, which has no last ones that run out."""
     tokens_per_step: float = 1.0
     """Mean tokens that an iteration yields for a sequence; logs count steps of one token."""
 
@@ -164,14 +173,41 @@ class SimulationResult:
         for other in gaps[1:]:
             merged.merge(other)
         itl = merged.smeared(self.front_end).distribution()
-        return replace(serving_metrics(self.times), itl_s=itl)
+        found = replace(serving_metrics(self.times), itl_s=itl)
+        return self._with_steady_rates(found) if self.has_steady_state else found
+
+    def _with_steady_rates(self, found: ServingMetrics) -> ServingMetrics:
+        """Count what ends while requests come and as many leave: a service neither fills nor drains.
+
+        It is full when the longest requests of the start have left.
+        """
+        times = self.times
+        if times.arrival_s.size < FEWEST_STEADY:
+            return found
+        first_s, end_s = float(times.arrival_s.min()), float(times.arrival_s.max())
+        begin_s = first_s + min(found.e2el_s.p99, (end_s - first_s) / 2)
+        last_s = self.requests.last_token_s[~self.requests.refused]
+        osl = self.requests.osl[~self.requests.refused]
+        inside = (last_s > begin_s) & (last_s <= end_s)
+        return replace(
+            found,
+            request_per_s=float(inside.sum()) / (end_s - begin_s),
+            output_tok_per_s=float(osl[inside].sum()) / (end_s - begin_s),
+        )
 
     def goodput_per_s(self, limits: LatencyLimits) -> float:
         """Return requests per second that keep every limit."""
-        return goodput_per_s(self.times, limits)
+        good_per_s = goodput_per_s(self.times, limits)
+        if not self.has_steady_state or not good_per_s:
+            return good_per_s
+        drained_per_s = self.times.arrival_s.size / self.times.duration_s
+        return good_per_s / drained_per_s * self.metrics.request_per_s
 
-    def without_warm_up(self) -> SimulationResult:
-        """Return the same with the first requests left out of all metrics, by MSER-5.
+    def in_steady_state(self) -> SimulationResult:
+        """Return the result as that of a service without an end.
+
+        The first requests are left out of all metrics, by MSER-5, and rates are those at which
+        requests end while others come.
 
         The rule looks at E2E latency per token, in order of arrival; for open loops only.
         """
@@ -179,7 +215,8 @@ class SimulationResult:
         served = ~columns.refused
         latency = columns.last_token_s[served] - columns.arrival_s[served]
         cut = warm_up_length(latency / columns.osl[served])
-        return replace(self, warm_up_requests=int(np.flatnonzero(served)[cut]) if cut else 0)
+        warm_up = int(np.flatnonzero(served)[cut]) if cut else 0
+        return replace(self, warm_up_requests=warm_up, has_steady_state=True)
 
     def of_speculation(self, osl: IntArray, *, tokens_per_step: float) -> SimulationResult:
         """Return the same of an engine whose iterations yield several tokens.

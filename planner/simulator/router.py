@@ -7,7 +7,7 @@ rests on nothing that servers do are static: each server's requests are known be
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from planner.simulator.requests import Requests
@@ -125,8 +125,14 @@ class PrefixAware:
             held.popitem(last=False)
 
 
-RouterFactory = Callable[[Requests, int], Router]
-"""Makes a router for the requests of a deployment and its number of servers."""
+class RouterFactory(Protocol):
+    """Makes a router for the requests of a deployment and its number of servers."""
+
+    is_static: bool
+
+    def __call__(self, requests: Requests, num_servers: int) -> Router:
+        """Return a router that has seen nothing yet."""
+
 
 ROUTERS: Mapping[str, RouterFactory] = {
     "round_robin": RoundRobin,

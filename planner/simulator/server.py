@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cost_models.errors import SimulationStalled
+from cost_models.errors import SimulationStalledError
 from cost_models.frontend import FrontEndConstants
 from planner.simulator.arrivals import ArrivalSource
 from planner.simulator.engine import Engine, StepTiming
@@ -185,7 +185,7 @@ class Server(ABC):
         """Nothing runs: free what is left of the last step; plan anew only where somebody waits.
 
         Raises:
-            SimulationStalled: Somebody waits though the engine is empty, and will for ever.
+            SimulationStalledError: Somebody waits though the engine is empty, and will for ever.
         """
         self._send(self.engines[0].end_s)
         waits = [engine.come_to_rest() for engine in self.engines]
@@ -193,7 +193,7 @@ class Server(ABC):
         self._stalls = 0 if self._is_resting else self._stalls + 1
         if self._stalls > 1:
             num_waiting = sum(engine.waiting.count for engine in self.engines)
-            raise SimulationStalled(
+            raise SimulationStalledError(
                 f"{num_waiting} requests wait at {self.engines[0].scheduled_s:.3f} s "
                 "for an engine that is empty",
                 hint="its KV cache or limits cannot hold them: raise max_num_tokens or the cache",

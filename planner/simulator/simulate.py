@@ -78,7 +78,7 @@ def simulate(
         exact: Take every step singly: slow, and the same result to rounding.
 
     Raises:
-        SimulationStalled: Requests would wait for ever.
+        SimulationStalledError: Requests would wait for ever.
     """
     start_s = time.perf_counter()
     results = RequestRecorder(len(requests))
@@ -166,6 +166,7 @@ def _columns(asked: Requests, found: RequestRecorder, limits: EngineLimits) -> R
         last_token_s=np.frombuffer(found.last_s),
         isl=asked.isl,
         osl=np.minimum(asked.osl, limits.max_seq_len - asked.isl),
+        max_tokens=asked.max_tokens,
         preemptions=np.frombuffer(found.preemptions, np.int32),
         cached_tokens=np.frombuffer(found.cached_tokens, np.int32),
         refusal=np.frombuffer(found.refused, np.int8),

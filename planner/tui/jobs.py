@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.tui.question import Checked, Question, check, read_loss_limit, read_slo
-from planner.tui.text import short_config
+from planner.tui.text import short_deployment
 from planner.tui.worker import Link, interrupt_when
 
 if TYPE_CHECKING:
+    from cost_models.deployment import Deployment
     from executor.case import Measurement
     from executor.observe import Observation
     from planner.api import PlanRequest, Problem
@@ -83,9 +84,13 @@ def search(
 
 
 def simulate(
-    link: Link, question: Question, calibration: str, config: Any, settings: Mapping[str, str]
+    link: Link,
+    question: Question,
+    calibration: str,
+    deployment: Deployment,
+    settings: Mapping[str, str],
 ) -> Simulated:
-    """Simulate a configuration with changed knobs under the load of a question."""
+    """Simulate a deployment with changed knobs under the load of a question."""
     from planner.api import predict_problem  # noqa: PLC0415
     from planner.prediction.simulation import workload_demand  # noqa: PLC0415
     from planner.simulator.timeline import timeline  # noqa: PLC0415
@@ -93,7 +98,7 @@ def simulate(
     del link
     problem, _ = _known(question, calibration)
     demand = workload_demand(problem.workload)
-    prediction, _ = predict_problem(problem, config, settings, demand=demand)
+    prediction, _ = predict_problem(problem, deployment, settings, demand=demand)
     result = prediction.simulation
     return Simulated(prediction=prediction, timeline=timeline(result) if result else None)
 
@@ -254,5 +259,5 @@ class _Watch:
         now = time.monotonic()
         if now - self.reported >= PROGRESS_S:
             self.reported = now
-            best = short_config(self.candidate.config) if self.candidate else ""
+            best = short_deployment(self.candidate.deployment) if self.candidate else ""
             self.link.report(SearchSeen(evaluated=evaluated, expected=expected, best=best))

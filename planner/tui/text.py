@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cost_models.engine import EngineConfig
+    from cost_models.deployment import Deployment
     from planner.prediction.predict import Prediction
 
 GIB = 2**30
@@ -44,19 +44,21 @@ def gib(size_bytes: float) -> str:
     return f"{size_bytes / GIB:,.2f} GiB"
 
 
-def short_config(config: EngineConfig) -> str:
-    """Return how a configuration splits and stores the model, and its limits, in one line."""
+def short_deployment(deployment: Deployment) -> str:
+    """Return how a deployment splits and stores the model, and its limits, in one line."""
+    config = deployment.config
     limits = f"batch {config.max_batch_size} tokens {config.max_num_tokens}"
-    return f"{short_split(config)} {limits}"
+    return f"{short_split(deployment)} {limits}"
 
 
-def short_split(config: EngineConfig) -> str:
-    """Return how a configuration splits and stores the model."""
+def short_split(deployment: Deployment) -> str:
+    """Return how a deployment splits and stores the model, and in how many servers."""
+    config = deployment.config
     parts = [
         config.quantization, f"KV {config.kv_cache_dtype}", f"TP{config.tensor_parallel_size}",
         *([f"PP{config.pipeline_parallel_size}"] if config.pipeline_parallel_size > 1 else []),
         *([f"EP{config.moe_expert_parallel_size}"] if config.moe_expert_parallel_size > 1 else []),
         *(["attention DP"] if config.enable_attention_dp else []),
-        *([f"×{config.num_replicas}"] if config.num_replicas > 1 else []),
+        *([f"×{deployment.num_servers}"] if deployment.num_servers > 1 else []),
     ]  # fmt: skip
     return " ".join(parts)

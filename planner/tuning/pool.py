@@ -17,7 +17,7 @@ from cost_models.metrics import RequestTimes, goodput_per_s
 from planner.api import PlanRequest, Problem, search_space
 from planner.measuring.cases import BACKEND_DEFAULTS
 from planner.prediction.intervals import NORMAL_Q95
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import Prediction, predict_deployment
 from planner.prediction.simulation import Demand, request_limits
 from planner.search.objective import DECIDING
 from planner.search.space import SearchSpace
@@ -120,7 +120,13 @@ def make_pool(problem: Problem, request: PlanRequest, demand: Demand, *, objecti
     chosen = _different([*_different(ranked, NUM_BEST), *_varied(space, ranked[0])], POOL_SIZE)
     default = _default_of(problem, chosen[0])
     configs = list(dict.fromkeys([*chosen, default]))
-    predictions = tuple(predict_config(problem.evaluator, c, demand) for c in configs)
+    num_servers = found.best.deployment.num_servers
+    predictions = tuple(
+        predict_deployment(
+            problem.evaluator, problem.deployment_of(config, num_servers=num_servers), demand
+        )
+        for config in configs
+    )
     pairs = [_log_score_and_error(p, objective, problem.slo) for p in predictions]
     return Pool(
         predictions=predictions,
@@ -166,7 +172,7 @@ def _log_score_and_error(
     prediction: Prediction, objective: str, slo: Mapping[str, float]
 ) -> tuple[float, float]:
     values = {name: metric.value for name, metric in prediction.metrics.items()}
-    score = _score(values, objective, prediction.config.num_gpus)
+    score = _score(values, objective, prediction.deployment.num_gpus)
     low, high = prediction.metrics[DECIDING[objective].measured].interval_90
     width = math.log(high / low) if 0 < low < high else 0.5
     return _penalised(score, values, slo), width / (2 * NORMAL_Q95)
@@ -231,7 +237,6 @@ def _default_of(problem: Problem, best: EngineConfig) -> EngineConfig:
         quantization=problem.model.checkpoint_quantization,
         tensor_parallel_size=best.tensor_parallel_size,
         pipeline_parallel_size=best.pipeline_parallel_size,
-        num_replicas=best.num_replicas,
         max_seq_len=best.max_seq_len,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from cost_models.calibration import Calibration
 from cost_models.calibration_io import load_calibration
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
@@ -23,7 +24,7 @@ from planner.estimator.load import Lengths, Load, Protocol
 from planner.measuring.bench_limits import tuned_limits
 from planner.measuring.runs import MeasuredRun, as_run, read_runs
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import Outcome, outcome_of, predict_config
+from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.prediction.simulation import run_demand
 
 REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}
@@ -248,10 +249,10 @@ def predict_run(run: MeasuredRun, *, calibration: str = "") -> Row:
 
 def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
     """The same under a calibration at hand."""
-    evaluator, config = run_evaluator(run, calibration)
+    evaluator, deployment = run_evaluator(run, calibration)
     capacity = run.protocol == "capacity"
     demand = None if capacity else run_demand(run, evaluator.load)
-    prediction = predict_config(evaluator, config, demand)
+    prediction = predict_deployment(evaluator, deployment, demand)
     names = CAPACITY_METRICS if capacity else tuple(prediction.metrics)
     metrics = {name: prediction.metrics[name] for name in names}
     return Row(
@@ -265,33 +266,31 @@ def predict_run_with(run: MeasuredRun, calibration: Calibration) -> Row:
 
 def outcome_of_run(run: MeasuredRun, calibration: Calibration) -> Outcome:
     """Predict the values of a serving run alone, as a fit needs them many times."""
-    evaluator, config = run_evaluator(run, calibration)
-    return outcome_of(evaluator, config, run_demand(run, evaluator.load))
+    evaluator, deployment = run_evaluator(run, calibration)
+    return outcome_of(evaluator, deployment, run_demand(run, evaluator.load))
 
 
-def run_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator, EngineConfig]:
-    """Return what predicts a run, and the configuration that it ran."""
+def run_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator, Deployment]:
+    """Return what predicts a run, and the deployment that served it."""
     if run.protocol == "capacity":
         return capacity_evaluator(run, calibration)
     return _evaluator_under(run, calibration, run.load())
 
 
-def capacity_evaluator(
-    run: MeasuredRun, calibration: Calibration
-) -> tuple[Evaluator, EngineConfig]:
-    """Return what predicts the memory of a run, whatever it was to serve, and its configuration."""
+def capacity_evaluator(run: MeasuredRun, calibration: Calibration) -> tuple[Evaluator, Deployment]:
+    """Return what predicts the memory of a run, whatever it was to serve, and its deployment."""
     return _evaluator_under(run, calibration, _capacity_load(run))
 
 
 def _evaluator_under(
     run: MeasuredRun, calibration: Calibration, load: Load
-) -> tuple[Evaluator, EngineConfig]:
+) -> tuple[Evaluator, Deployment]:
     model, gpu = _model(run.model), _gpu(run.gpu)
     config = as_run(run.engine_config(), run.engine)
     if run.engine == "trtllm":
         config = _with_unstated_limits(run, config, load)
     evaluator = Evaluator(model=model, gpu=gpu, calibration=calibration, load=load, slo={})
-    return evaluator, config
+    return evaluator, run.deployment(config, gpu)
 
 
 def _with_unstated_limits(run: MeasuredRun, config: EngineConfig, load: Load) -> EngineConfig:

@@ -29,12 +29,12 @@ def over_capacity(case: RunCase) -> Finding | None:
     capacity = max(prospect.capacity_per_s(), prospect.capacity_per_s(**_roomy(prospect)))
     if rate < NEAR_CAPACITY * capacity:
         return None
-    replicas = prospect.config.num_replicas
-    doubled = prospect.with_knobs(num_replicas=2 * replicas) or prospect.base
+    servers = prospect.deployment.num_servers
+    doubled = prospect.with_knobs(num_servers=2 * servers) or prospect.base
     slower = prospect.at_rate(SUSTAINABLE * capacity)
     # What the scheduler's limits cost is theirs: only what is left with wide ones counts.
     wide = prospect.with_knobs(**_roomy(prospect)) or prospect.base
-    halved = prospect.with_knobs(**_roomy(prospect), num_replicas=2 * replicas) or doubled
+    halved = prospect.with_knobs(**_roomy(prospect), num_servers=2 * servers) or doubled
     return Finding(
         cause="over_capacity",
         words="more arrives than the GPU can serve: a queue grows as long as that lasts"
@@ -47,8 +47,8 @@ def over_capacity(case: RunCase) -> Finding | None:
         ),
         remedies=(
             Remedy(
-                knob="replicas",
-                action=f"replicas {replicas} → {2 * replicas}",
+                knob="num_servers",
+                action=f"servers {servers} → {2 * servers}",
                 effects=effects(prospect.base, doubled),
             ),
             Remedy(
@@ -97,7 +97,7 @@ def _faster(prospect: SimulatedProspect) -> Iterator[Knobs]:
         yield {"quantization": name}
     yield {"kv_cache_dtype": "fp8"}
     yield {"tensor_parallel_size": 2 * config.tensor_parallel_size}
-    yield {"num_replicas": 2 * config.num_replicas}
+    yield {"num_servers": 2 * prospect.deployment.num_servers}
 
 
 def _half_the_load(prospect: SimulatedProspect) -> tuple[Remedy, ...]:

@@ -25,7 +25,7 @@ from planner.tui.messages import (
 )
 from planner.tui.question import whole_number
 from planner.tui.screens.base import PlannerScreen
-from planner.tui.text import short_config
+from planner.tui.text import short_deployment
 from planner.tui.widgets.candidate_list import CandidateList
 from planner.tui.widgets.field import Field
 from planner.tui.widgets.live_tables import (
@@ -131,7 +131,7 @@ class MeasureScreen(PlannerScreen):
         if self.session is self.shown and candidates.names:
             return
         self.shown = self.session
-        names = [short_config(prediction.config) for prediction in self._predictions()]
+        names = [short_deployment(prediction.deployment) for prediction in self._predictions()]
         # The last is no plan's.
         candidates.show([*names, "the backend's own defaults"], 0)
 

@@ -29,7 +29,7 @@ from planner.tui.question import Question
 from planner.tui.screens.base import PlannerScreen
 from planner.tui.screens.export import ExportScreen
 from planner.tui.screens.ladder import LadderScreen
-from planner.tui.text import in_short, short_config
+from planner.tui.text import in_short, short_deployment
 from planner.tui.widgets.field import Field
 from planner.tui.worker import worker
 
@@ -299,7 +299,7 @@ class PlanScreen(PlannerScreen):
         from planner.tui.widgets.memory_bar import MemoryBar  # noqa: PLC0415  first paint
         from planner.tui.widgets.tables import config_table, prediction_view  # noqa: PLC0415
 
-        self.query_one("#config", Static).update(config_table(prediction.config))
+        self.query_one("#config", Static).update(config_table(prediction.deployment))
         self.query_one("#prediction", Static).update(prediction_view(prediction))
         self.query_one(MemoryBar).show(prediction.memory)
 
@@ -322,7 +322,7 @@ class PlanScreen(PlannerScreen):
         from planner.what_if import ask  # noqa: PLC0415  first paint
 
         try:
-            prediction = ask(session.problem, candidate.config, {}).prediction
+            prediction = ask(session.problem, candidate.deployment, {}).prediction
             self.post_message(CandidatePredicted(index, prediction))
         except Exception as error:  # noqa: BLE001  the worker's edge
             self.post_message(WorkerFailed("The prediction", str(error) or repr(error)))
@@ -334,7 +334,7 @@ class PlanScreen(PlannerScreen):
             size = len(self.session.plan.search.fastest)
             self.query_one("#headline", Static).update(
                 f"◆ {event.index + 1} of {size} on the Pareto front (r returns to ★)\n"
-                f"{short_config(event.prediction.config)}\n{in_short(event.prediction)}"
+                f"{short_deployment(event.prediction.deployment)}\n{in_short(event.prediction)}"
             )
             self._show_prediction(event.prediction)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
@@ -196,7 +195,7 @@ class WhatIfScreen(PlannerScreen):
         from cost_models.errors import PlannerError  # noqa: PLC0415
 
         try:
-            answer = ask(session.problem, session.plan.recommended.config, settings)
+            answer = ask(session.problem, session.plan.recommended.deployment, settings)
             self.post_message(ChangeAnswered(answer))
         except PlannerError as error:
             self.post_message(ChangeRefused(knob, str(error)))
@@ -209,8 +208,8 @@ class WhatIfScreen(PlannerScreen):
         from planner.tui import jobs  # noqa: PLC0415
 
         cancelled = get_current_worker()
-        config = session.plan.recommended.config
-        arguments = (session.question, session.calibration, config, settings)
+        deployment = session.plan.recommended.deployment
+        arguments = (session.question, session.calibration, deployment, settings)
         try:
             found = worker("simulate").run(jobs.simulate, *arguments)
             if not cancelled.is_cancelled:
@@ -222,9 +221,9 @@ class WhatIfScreen(PlannerScreen):
     @work(thread=True, exclusive=True, group="curve", exit_on_error=False)
     def predict_sensitivity(self, session: Session, answer: Answer, knob: str) -> None:
         """Predict every value of one knob."""
-        config, num_gpus = answer.prediction.config, session.request.num_gpus
+        deployment, num_gpus = answer.prediction.deployment, session.request.num_gpus
         try:
-            points = sensitivity_of(session.problem, config, knob, num_gpus=num_gpus)
+            points = sensitivity_of(session.problem, deployment, knob, num_gpus=num_gpus)
             self.post_message(SensitivityKnown(knob, points))
         except Exception as error:  # noqa: BLE001  the worker's edge
             self.post_message(WorkerFailed("The curve", str(error) or repr(error)))
@@ -233,7 +232,7 @@ class WhatIfScreen(PlannerScreen):
     def make_plan(self, session: Session, answer: Answer) -> None:
         """Make the plan of the changed configuration."""
         try:
-            plan = plan_of(session.problem, answer.prediction.config, session.request)
+            plan = plan_of(session.problem, answer.prediction.deployment, session.request)
             self.post_message(PlanMade(session, plan))
         except Exception as error:  # noqa: BLE001  the worker's edge
             self.post_message(WorkerFailed("The export", str(error) or repr(error)))
@@ -289,10 +288,9 @@ class WhatIfScreen(PlannerScreen):
             self.query_one(SensitivityPlot).show(event.knob, event.points, present)
 
     def _legal(self, session: Session, knob: str) -> tuple[Any, ...]:
-        config = session.plan.recommended.config
-        if self.answer is not None:
-            config = self.answer.prediction.config
-        return legal_values(session.problem, config, knob, num_gpus=session.request.num_gpus)
+        shown = session.plan.recommended if self.answer is None else self.answer.prediction
+        num_gpus = session.request.num_gpus
+        return legal_values(session.problem, shown.deployment, knob, num_gpus=num_gpus)
 
     def _set(self, knob: str, value: Any) -> None:
         if value == self._base()[knob]:
@@ -327,7 +325,12 @@ class WhatIfScreen(PlannerScreen):
         self.query_one("#prediction", Static).update(prediction_view(changed))
 
     def _base(self) -> dict[str, Any]:
-        return asdict(self.shown.plan.recommended.config) if self.shown else {}
+        from cost_models.deployment import ALL_KNOBS  # noqa: PLC0415  first paint
+
+        if self.shown is None:
+            return {}
+        deployment = self.shown.plan.recommended.deployment
+        return {knob: deployment.knob(knob) for knob in ALL_KNOBS}
 
     def _values(self) -> dict[str, Any]:
         """Present values; one that was typed and cannot be read stays as typed."""

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from planner.cli.report import LATENCIES, RATES
 from planner.plans.plan import Plan
@@ -32,13 +33,15 @@ SHORT_UNITS = {
 }
 
 
-def config_table(config: EngineConfig) -> Table:
-    """Return a configuration under TensorRT-LLM's names."""
+def config_table(deployment: Deployment) -> Table:
+    """Return a deployment under TensorRT-LLM's names."""
+    config = deployment.config
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     rows = (
         ("quantization", f"{config.quantization}, KV {config.kv_cache_dtype}"),
         ("parallel sizes", _parallel(config)),
+        ("servers", _servers(deployment)),
         ("max_batch_size", str(config.max_batch_size)),
         ("max_num_tokens", str(config.max_num_tokens)),
         ("max_seq_len", str(config.max_seq_len)),
@@ -146,7 +149,7 @@ def reasons_view(plan: Plan) -> Group:
         )
     lines.append(Text("Why not the others", style="bold"))
     for alternative in plan.alternatives:
-        lines.append(Text(f"• {short_split(alternative.prediction.config)}"))
+        lines.append(Text(f"• {short_split(alternative.prediction.deployment)}"))
         lines.append(Text(f"    {alternative.rejected_because}", style="dim"))
     lines.append(Text("\nChanging one knob", style="bold"))
     lines += [Text(f"• {n.knob}={n.value}: {n.verdict}") for n in plan.neighbours]
@@ -164,6 +167,12 @@ def _parallel(config: EngineConfig) -> str:
         parts.append(f"EP {config.moe_expert_parallel_size}")
     if config.enable_attention_dp:
         parts.append("attention DP")
-    if config.num_replicas > 1:
-        parts.append(f"{config.num_replicas} replicas")
     return ", ".join(parts)
+
+
+def _servers(deployment: Deployment) -> str:
+    """Return how many servers there are, on how many GPUs, behind which router."""
+    if deployment.num_servers == 1:
+        gpus = f"{deployment.num_gpus} GPUs" if deployment.num_gpus > 1 else "1 GPU"
+        return f"1 on {gpus}"
+    return f"{deployment.num_servers} on {deployment.num_gpus} GPUs, {deployment.router}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cost_models.errors import ProfileError
 from planner.measuring.runs import MeasuredRun
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.predict import Prediction, predict_deployment
 from planner.prediction.simulation import run_demand
 from planner.simulator.timeline import Timeline, timeline
 from planner.validation.validate import Row, run_calibration, run_evaluator
@@ -64,9 +64,9 @@ class Detail:
 
 def detail_of(row: Row, *, calibration: str = "") -> Detail:
     """Predict a run again and keep everything."""
-    evaluator, config = run_evaluator(row.run, run_calibration(row.run, calibration))
+    evaluator, deployment = run_evaluator(row.run, run_calibration(row.run, calibration))
     demand = None if row.run.protocol == "capacity" else run_demand(row.run, evaluator.load)
-    return Detail(row=row, prediction=predict_config(evaluator, config, demand))
+    return Detail(row=row, prediction=predict_deployment(evaluator, deployment, demand))
 
 
 def measured_latencies(run: MeasuredRun) -> dict[str, FloatArray]:

@@ -33,8 +33,8 @@ def runs() -> list[MeasuredRun]:
 
 def reported_with(run: MeasuredRun, calibration: Calibration) -> MeasuredRun:
     """The run as an engine with these memory constants would report it."""
-    evaluator, config = run_evaluator(run, calibration)
-    plan = single(evaluator.memory(Slice(base=config, columns={})))
+    evaluator, deployment = run_evaluator(run, calibration)
+    plan = single(evaluator.memory(Slice(base=deployment)))
     reported = {
         "kv_cache_tokens": float(plan.kv_cache_tokens),
         "cuda_graph_bytes_per_gpu": float(plan.cuda_graph_bytes_per_gpu),
