@@ -112,8 +112,6 @@ class TrtllmBackend(ServingBackend):
 
     def lacking(self, deployment: Deployment) -> list[str]:
         """Return the options that the installed version does not know."""
-        if deployment.config.num_replicas != 1:
-            return ["num_replicas above 1: measure one replica"]
         asked = deployment.options.get("backend", BACKENDS[0])
         if asked not in BACKENDS:
             return [f"option backend={asked}: one of {', '.join(BACKENDS)}"]

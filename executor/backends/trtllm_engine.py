@@ -100,7 +100,7 @@ def build_flags(deployment: Deployment) -> list[str]:
         "--use_fp8_context_fmha", "enable" if config.kv_cache_dtype == "fp8" else "disable",
         "--gemm_plugin", "disable" if config.quantization in PLAIN_GEMM else "auto",
         "--multiple_profiles", "enable",
-        "--workers", str(config.gpus_per_replica),
+        "--workers", str(config.num_gpus),
     ]  # fmt: skip
     return found + deployment.options.get("build_arguments", "").split()
 

@@ -135,7 +135,6 @@ class VllmBackend(ServingBackend):
         config = deployment.config
         wanted = (
             (config.kv_cache_dtype not in ("bf16", "fp16", "fp8"), "kv_cache_dtype"),
-            (config.num_replicas != 1, "num_replicas"),
             (config.moe_expert_parallel_size not in (1, config.tensor_parallel_size), _EXPERTS),
             (config.enable_attention_dp, "enable_attention_dp"),
             (config.speculates and config.decoding_type not in _schemes(), "decoding_type"),

@@ -30,7 +30,7 @@ class Servers:
 
     num_servers: ArrayLike = 1
     """Each has a front end of its own, and gets the same share of the requests."""
-    instances: ArrayLike = 1
+    instances: int = 1
     """Scheduler instances of each server, in step: attention-DP ranks x pipeline stages."""
     max_sequences: ArrayLike
     """Sequences that one instance can hold: the batch limit or the KV cache."""
@@ -85,13 +85,11 @@ class _Instance:
         servers: Servers,
     ) -> None:
         self.curve, self.load, self.front_end = curve, load, front_end
-        self.num_servers, self.instances, slots = np.broadcast_arrays(
-            *(
-                np.asarray(column, dtype=np.float64)
-                for column in (servers.num_servers, servers.instances, servers.max_sequences)
-            )
+        self.num_servers, slots = np.broadcast_arrays(
+            np.asarray(servers.num_servers, dtype=np.float64),
+            np.asarray(servers.max_sequences, dtype=np.float64),
         )
-        self.slots = np.maximum(slots, 1.0)
+        self.slots, self.instances = np.maximum(slots, 1.0), float(servers.instances)
         self.in_all = self.num_servers * self.instances
         """Instances of all servers."""
         self.arrival_cv2 = load.arrival_cv**2 / self.in_all

@@ -216,7 +216,8 @@ class _Deciding:
         best = self._run_off(self._speculate(best))
         best = self._sure(self._simplified(best))
         others = tuple(one for one in self.simulated.values() if one is not best)
-        return Decision(winner=best, others=others, rate_per_s=self.rate_of(best))
+        rate_per_s = best.prediction.highest_rate_per_s if self.stopped() else self.rate_of(best)
+        return Decision(winner=best, others=others, rate_per_s=rate_per_s)
 
     def _is_rated(self, best: Finalist) -> bool:
         """Whether highest rates compare better than one load does: that of several servers."""

@@ -12,6 +12,7 @@ from planner.plans.decide import (
     best_of_each_split,
     decide,
     neighbouring,
+    split_of,
     with_host_doubt,
 )
 from planner.plans.growth import GrowthStep, growth_of
@@ -185,7 +186,7 @@ def make_plan(
     recommended = replace(recommended, highest_rate_per_s=decision.rate_per_s)
     closed_form = _ClosedForm(evaluator, recommended)
     known = {finalist.deployment: finalist for finalist in simulated}
-    others = [c for c in finalists if c.deployment != winner.deployment]
+    others = [c for c in finalists if split_of(c.config) != split_of(winner.config)]
     others = [*_less_likely(simulated, others), *others][:NUM_ALTERNATIVES]
 
     def rejected(candidate: Candidate) -> Alternative:

@@ -84,6 +84,9 @@ CURVE_KNOBS = (
 STEP_KNOBS = ("cuda_graph_max_batch_size",)
 """Inner knobs that change the cost of a step."""
 
+FAR_OVER = 1e6
+"""Excess over a limit beyond which it is all one."""
+
 RATE_STEPS = 0.99
 """Share of a curve point's rate at which the highest rate is probed: below saturation."""
 
@@ -646,10 +649,10 @@ def _crossing(rates: FloatArray, excess: FloatArray) -> FloatArray:
     last = np.where(excess <= 0, np.arange(rates.shape[1]), -1).max(axis=1)
     row, low = np.arange(len(rates)), np.maximum(last, 0)
     high = np.minimum(low + 1, rates.shape[1] - 1)
-    below, above = excess[row, low], excess[row, high]
-    rises = above > 0
-    share = np.divide(-below, above - below, out=np.zeros_like(below), where=rises & (below < 0))
-    share = np.where(np.isfinite(share), share, 0.0)
+    # Of what is far over its limit, only that it is over counts.
+    below, above = (np.clip(excess[row, at], -FAR_OVER, FAR_OVER) for at in (low, high))
+    crosses = (below < 0) & (above > 0)
+    share = np.divide(-below, above - below, out=np.zeros_like(below), where=crosses)
     rate = rates[row, low] + share * (rates[row, high] - rates[row, low])
     return np.where(last < 0, 0.0, rate)
 

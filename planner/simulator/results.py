@@ -177,22 +177,24 @@ class SimulationResult:
         return self._with_steady_rates(found) if self.has_steady_state else found
 
     def _with_steady_rates(self, found: ServingMetrics) -> ServingMetrics:
-        """Count what ends while requests come and as many leave: a service neither fills nor drains.
+        """Return the rates of a service that never drains: what comes, as far as as much leaves.
 
-        It is full when the longest requests of the start have left.
+        Both are counted from when the longest requests of the start have left.
         """
         times = self.times
         if times.arrival_s.size < FEWEST_STEADY:
             return found
         first_s, end_s = float(times.arrival_s.min()), float(times.arrival_s.max())
         begin_s = first_s + min(found.e2el_s.p99, (end_s - first_s) / 2)
-        last_s = self.requests.last_token_s[~self.requests.refused]
-        osl = self.requests.osl[~self.requests.refused]
-        inside = (last_s > begin_s) & (last_s <= end_s)
+        left_s = self.requests.last_token_s[~self.requests.refused]
+        left = int(((left_s > begin_s) & (left_s <= end_s)).sum())
+        came = int((times.arrival_s > begin_s).sum())
+        coming_per_s = (times.arrival_s.size - 1) / (end_s - first_s)
+        request_per_s = coming_per_s * min(left / came, 1.0)
         return replace(
             found,
-            request_per_s=float(inside.sum()) / (end_s - begin_s),
-            output_tok_per_s=float(osl[inside].sum()) / (end_s - begin_s),
+            request_per_s=request_per_s,
+            output_tok_per_s=request_per_s * float(times.osl.mean()),
         )
 
     def goodput_per_s(self, limits: LatencyLimits) -> float:

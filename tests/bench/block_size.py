@@ -13,7 +13,7 @@ from planner.api import load_problem
 from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
-from planner.prediction.simulation import Demand, simulate_config, workload_demand
+from planner.prediction.simulation import Demand, simulate_deployment, workload_demand
 from planner.simulator import SimulationResult, offline_arrivals
 from planner.workloads.workload import list_workloads, load_workload
 from tests.bench import run_bench
@@ -61,8 +61,9 @@ def run_workload(name: str) -> tuple[float, dict[int, SimulationResult]]:
             capacity_scheduler_policy="MAX_UTILIZATION",
             kv_cache_max_tokens=pinned,
         )
-        memory = single(problem.evaluator.memory(Slice(base=config, columns={})))
-        results[size] = simulate_config(problem.evaluator, config, memory, demand)
+        deployment = problem.deployment_of(config)
+        memory = single(problem.evaluator.memory(Slice(base=deployment)))
+        results[size] = simulate_deployment(problem.evaluator, deployment, memory, demand)
     return mean_tokens, results
 
 

@@ -30,7 +30,7 @@ from scipy.stats import spearmanr
 from planner.api import Problem, load_problem
 from planner.measuring.runs import as_run, flat_metrics, parse_run
 from planner.plans.decide import Finalist
-from planner.prediction.predict import predict_config
+from planner.prediction.predict import predict_deployment
 from planner.prediction.simulation import workload_demand
 from planner.search.study import evaluated
 from planner.tuning.pool import measured_goodput_per_s
@@ -125,9 +125,10 @@ def _predicted(record: dict[str, Any], problem: Problem, folder: Path) -> Finali
     run = parse_run(record, folder)
     config = as_run(run.engine_config(), run.engine)
     objective, evaluator = problem.workload.objective, problem.evaluator
+    deployment = run.deployment(config, problem.gpu)
     return Finalist(
-        candidate=evaluated(config, evaluator, objective),
-        prediction=predict_config(evaluator, config, workload_demand(problem.workload)),
+        candidate=evaluated(deployment, evaluator, objective=objective),
+        prediction=predict_deployment(evaluator, deployment, workload_demand(problem.workload)),
         objective=objective,
     )
 

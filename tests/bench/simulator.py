@@ -16,7 +16,7 @@ from pathlib import Path
 from planner.api import load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
-from planner.prediction.simulation import Demand, simulate_config, workload_demand
+from planner.prediction.simulation import Demand, simulate_deployment, workload_demand
 from planner.workloads.workload import load_workload
 from tests.bench import run_bench
 
@@ -40,10 +40,11 @@ def run_case(case: str) -> None:
     workload = str(AZURE) if case == "azure" else "chat"
     problem = load_problem(gpu="h100", workload=workload, model="llama-3.1-8b")
     config = replace(problem.default_config, enable_chunked_prefill=True)
-    memory = single(problem.evaluator.memory(Slice(base=config, columns={})))
+    deployment = problem.deployment_of(config)
+    memory = single(problem.evaluator.memory(Slice(base=deployment)))
     demand = _demand(case, workload)
     start, used = time.perf_counter(), time.process_time()
-    result = simulate_config(problem.evaluator, config, memory, demand)
+    result = simulate_deployment(problem.evaluator, deployment, memory, demand)
     simulated_s, processor_s = time.perf_counter() - start, time.process_time() - used
     p99 = result.metrics.ttft_s.p99
     print(  # noqa: T201  read by the parent process

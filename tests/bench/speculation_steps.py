@@ -139,8 +139,8 @@ def quiet_steps(run: MeasuredRun, calibration: str = "") -> Quiet | None:
     for row in range(1, len(steps)):
         if kinds[row] in took_s:
             took_s[kinds[row]].append(ends_s[row] - ends_s[row - 1])
-    evaluator, config = run_evaluator(run, run_calibration(run, calibration))
-    model = evaluator.step_model(config)
+    evaluator, deployment = run_evaluator(run, run_calibration(run, calibration))
+    model = evaluator.step_model(deployment.config)
     if not isinstance(model, SpeculativeStep):
         raise TypeError(f"{run.run_id} is not predicted as a run that drafts")
     quiet_s = float(np.mean(took_s["quiet"]))

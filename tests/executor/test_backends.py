@@ -94,7 +94,7 @@ class BackendContract:
 
     def test_what_it_lacks_is_one_line_before_anything_starts(self, prepared: Deployment) -> None:
         before = marked_processes()
-        wanted = replace(prepared, config=replace(prepared.config, num_replicas=2))
+        wanted = replace(prepared, config=replace(prepared.config, kv_cache_dtype="nvfp4"))
         if not self.checks_configurations:
             assert not self.backend.lacking(wanted)
             return

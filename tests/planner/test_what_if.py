@@ -10,7 +10,7 @@ def test_no_change_makes_no_difference() -> None:
     request = PlanRequest(gpu="h100", workload="chat", trials=0)
     problem = requested_problem(request)
     recommended = plan_problem(problem, request).recommended
-    answer = ask(problem, recommended.config, {})
+    answer = ask(problem, recommended.deployment, {})
     assert dict(answer.base.metrics) == dict(answer.prediction.metrics)
     found = differences(answer.base, answer.prediction)
     assert [difference.is_better for difference in found] == [None] * len(found)
@@ -19,7 +19,7 @@ def test_no_change_makes_no_difference() -> None:
 def test_more_bits_leave_less_room_for_the_cache() -> None:
     request = PlanRequest(gpu="h100", workload="chat", trials=0)
     problem = requested_problem(request)
-    config = plan_problem(problem, request).recommended.config
-    answer = ask(problem, config, {"quantization": "bf16"})
+    deployment = plan_problem(problem, request).recommended.deployment
+    answer = ask(problem, deployment, {"quantization": "bf16"})
     assert answer.prediction.value("kv_cache_tokens") < answer.base.value("kv_cache_tokens")
     assert answer.prediction.value("tpot_ms.mean") > answer.base.value("tpot_ms.mean")

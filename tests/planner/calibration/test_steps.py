@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from cost_models.calibration_io import load_calibration, read_engine_file
+from cost_models.cluster import Cluster
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepModel
@@ -17,7 +19,7 @@ from planner.calibration.steps import SeenRun, Windows, fit_steps, windows_of
 from planner.calibration.streams import observed_steps
 from planner.prediction.evaluator import Evaluator, Slice
 from planner.prediction.predict import single
-from planner.prediction.simulation import simulate_config, workload_demand
+from planner.prediction.simulation import simulate_deployment, workload_demand
 from planner.simulator import SimulationResult
 from planner.workloads.workload import load_workload
 
@@ -31,8 +33,9 @@ SLOW = {"host_s": 2e-3, "gemm": 1.2}
 
 
 def served(evaluator: Evaluator, demand: Any) -> SimulationResult:
-    memory = single(evaluator.evaluate(Slice(base=CONFIG, columns={})).memory)
-    return simulate_config(evaluator, CONFIG, memory, demand)
+    deployment = Deployment.of(CONFIG, Cluster(gpu=evaluator.gpu))
+    memory = single(evaluator.evaluate(Slice(base=deployment)).memory)
+    return simulate_deployment(evaluator, deployment, memory, demand)
 
 
 @pytest.fixture(scope="module")

@@ -84,10 +84,15 @@ def test_a_70b_model_on_one_80_gb_gpu_gets_a_quantization_that_fits() -> None:
     assert plan["recommended"]["config"]["quantization"] != "bf16"
 
 
-def test_predict_defaults_are_the_engines() -> None:
+def test_predict_defaults_are_the_engines_and_refuse_long_prompts() -> None:
     result = run("predict", "--gpu", "h100", "--workload", "chat", "--json")
-    assert result.returncode == 0, result.stderr
-    config = json.loads(result.stdout)["config"]
+    assert result.returncode == 1, result.stderr
+    found = json.loads(result.stdout)
+    config = found["config"]
+    (refused,) = found["refusals"]
+    assert refused["limit"] == "max_num_tokens"
+    assert 8192 < refused["accepted_from"] < config["max_seq_len"]
+    assert found["highest_rate_per_s"] == 0
     assert (config["max_batch_size"], config["max_num_tokens"]) == (2048, 8192)
     assert config["enable_chunked_prefill"] is False
 

@@ -96,7 +96,7 @@ def test_a_prediction_says_whether_it_keeps_the_limit_on_quality(
     capsys: pytest.CaptureFixture[str], limit: str, status: int, state: str
 ) -> None:
     asked = ("--gpu", "h100", "--workload", "chat", "--max-quality-loss", limit)
-    settings = ("--set", "quantization=fp8", "--set", "max_num_tokens=2048")
+    settings = ("--set", "quantization=fp8", "--set", "enable_chunked_prefill=true")
     assert run(predict_command, *asked, *settings) == status
     assert f"limit on quality quality_loss_pct: {state}" in capsys.readouterr().out
     assert run(predict_command, *asked, *settings, "--json") == status

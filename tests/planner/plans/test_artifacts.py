@@ -39,7 +39,6 @@ CONFIGS = [
             quantization="fp8",
             kv_cache_dtype="fp8",
             tensor_parallel_size=2,
-            num_replicas=2,
             enable_chunked_prefill=True,
             cuda_graph_padding=True,
             max_batch_size=200,
@@ -217,9 +216,10 @@ def test_bench_sh_runs_with_flags_that_exist(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_serve_sh_ends_every_replica(tmp_path: Path, how: signal.Signals) -> None:
+def test_serve_sh_ends_every_server(tmp_path: Path, how: signal.Signals) -> None:
     name, config = CONFIGS[1]
-    _write_scripts(tmp_path, deployment_files(config, load_model(name), load_workload("chat")))
+    workload = load_workload("chat")
+    _write_scripts(tmp_path, deployment_files(config, load_model(name), workload, num_servers=2))
     server = subprocess.Popen(
         ["bash", str(tmp_path / "serve.sh")], env=_environment(tmp_path), start_new_session=True
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cost_models.deployment import Deployment
 from planner import PlanRequest, plan
 from planner.api import load_problem, predict_problem, search_space
 from planner.plans.decide import (
@@ -20,9 +21,8 @@ from planner.plans.decide import (
     Finalist,
     decide,
     neighbouring,
-    with_knob,
 )
-from planner.prediction.predict import predict_config
+from planner.prediction.predict import predict_deployment
 from planner.prediction.simulation import workload_demand
 from planner.search.objective import DECIDING, expected, quality_handicap
 from planner.search.study import Candidate, SearchOptions, evaluated, search
@@ -45,11 +45,11 @@ def _busy(tmp_path: Path) -> str:
     return chat_at(30.0, tmp_path)
 
 
-def simulated_score(workload: str, config: Any) -> tuple[bool, float]:
+def simulated_score(workload: str, deployment: Deployment) -> tuple[bool, float]:
     """Whether it is feasible, and the goodput that is expected of it."""
     problem = load_problem(gpu="h200", workload=workload, model="", engine="vllm")
     demand = workload_demand(problem.workload)
-    prediction, _ = predict_problem(problem, config, {}, demand=demand)
+    prediction, _ = predict_problem(problem, deployment, {}, demand=demand)
     value = prediction.value(DECIDING["goodput"].metric)
     certain = value * (1 - quality_handicap(prediction.quality))
     return prediction.feasible, certain * prediction.probability
@@ -61,7 +61,7 @@ def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(
     crowded = chat_at(42.0, tmp_path)
     request = PlanRequest(gpu="h200", workload=crowded, engine="vllm", trials=20)
     found = plan(request)
-    best = found.recommended.config
+    best = found.recommended.deployment
     assert max(found.recommended.slo_excess.values()) > -NEAR_LIMIT  # so the simulation decides
     problem = load_problem(gpu="h200", workload=crowded, model="", engine="vllm")
     space = search_space(problem, request)
@@ -70,9 +70,9 @@ def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(
     neighbours = [
         changed
         for knob in CLIMBED_KNOBS
-        for value in neighbouring(list(space.choices(knob)), getattr(best, knob))
+        for value in neighbouring(list(space.choices(knob)), best.knob(knob))
         # As the decision makes them: CUDA graphs cover the batch that is asked.
-        if (changed := with_knob(space, best, knob, value)) is not None
+        if (changed := space.legal(best, **{knob: value})) is not None
     ]
     assert neighbours
     for changed in neighbours:
@@ -89,16 +89,16 @@ def test_the_closed_forms_first_choice_does_not_win_where_the_simulation_rejects
     found = search(space, problem.evaluator, SearchOptions(trials=0))
     large = [c for c in found.candidates if c.config.quantization == "bf16"]
     first: list[Candidate] = [large[0], found.candidates[0]]
-    finalists = decide(
+    decision = decide(
         space,
         problem.evaluator,
         first,
         objective="goodput",
         demand=workload_demand(problem.workload),
     )
-    assert finalists[0].config.quantization == "fp8_dynamic"
-    assert finalists[0].prediction.feasible
-    assert not any(one.beats(finalists[0]) for one in finalists[1:])
+    assert decision.winner.config.quantization == "fp8_dynamic"
+    assert decision.winner.prediction.feasible
+    assert not any(one.beats(decision.winner) for one in decision.others)
 
 
 def test_a_search_that_is_called_off_decides_by_what_it_has(busy: str) -> None:
@@ -106,7 +106,7 @@ def test_a_search_that_is_called_off_decides_by_what_it_has(busy: str) -> None:
     problem = load_problem(gpu="h200", workload=busy, model="", engine="vllm")
     space = search_space(problem, request)
     found = search(space, problem.evaluator, SearchOptions(trials=0))
-    finalists = decide(
+    decision = decide(
         space,
         problem.evaluator,
         list(found.candidates[:3]),
@@ -114,7 +114,8 @@ def test_a_search_that_is_called_off_decides_by_what_it_has(busy: str) -> None:
         demand=workload_demand(problem.workload),
         stopped=lambda: True,
     )
-    assert [one.config for one in finalists] == [found.candidates[0].config]
+    assert decision.winner.config == found.candidates[0].config
+    assert not decision.others
 
 
 def test_a_knob_that_the_engine_does_not_have_is_no_neighbour(busy: str) -> None:
@@ -147,15 +148,15 @@ Made = Callable[..., Finalist]
 def made() -> Made:
     """Make a finalist with an objective's value and the probability that its SLO holds."""
     problem = load_problem(gpu="h200", workload="chat", engine="vllm")
-    config, evaluator = problem.default_config, problem.evaluator
-    closed = predict_config(evaluator, config)
+    deployment, evaluator = problem.default_deployment, problem.evaluator
+    closed = predict_deployment(evaluator, deployment)
 
     def make(value: float, probability: float, objective: str = "goodput") -> Finalist:
         name = DECIDING[objective].metric
         metrics = dict(closed.metrics) | {name: replace(closed.metrics[name], value=value)}
         likely = {"ttft_ms.p99": probability, "tpot_ms.p99": 1.0}
         return Finalist(
-            candidate=evaluated(config, evaluator, objective),
+            candidate=evaluated(deployment, evaluator, objective=objective),
             prediction=replace(closed, metrics=metrics, slo_probability=likely),
             objective=objective,
         )

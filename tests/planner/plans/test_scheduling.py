@@ -11,7 +11,7 @@ import pytest
 
 from planner.api import Problem, load_problem
 from planner.plans.scheduling import PRIORITY, SHORTEST, Scheduling, scheduling_of
-from planner.prediction.predict import predict_config
+from planner.prediction.predict import predict_deployment
 from planner.prediction.simulation import workload_demand
 
 CLIENTS = 48
@@ -45,7 +45,7 @@ def orders(workload: str, *, batch: int, engine: str = "trtllm") -> Scheduling:
     problem = problem_of(workload, engine)
     config = replace(problem.default_config, max_batch_size=batch)
     demand = workload_demand(problem.workload)
-    recommended = predict_config(problem.evaluator, config, demand)
+    recommended = predict_deployment(problem.evaluator, problem.deployment_of(config), demand)
     return scheduling_of(
         recommended, evaluator=problem.evaluator, demand=demand, rules=problem.rules
     )

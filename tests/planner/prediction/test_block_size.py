@@ -16,7 +16,7 @@ from planner.api import load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.fusion import fusion_savings
 from planner.prediction.intervals import UNKNOWN_BLOCK_EFFECT, block_size_error
-from planner.prediction.predict import predict_config
+from planner.prediction.predict import predict_deployment
 
 H200 = load_gpu("h200")
 DECODE = StepBatch(decode_sequences=16.0, decode_kv_len=8192.0)
@@ -56,10 +56,12 @@ def test_rows_of_a_slice_feel_their_own_block_size() -> None:
     problem = load_problem(gpu="h200", workload="rag", engine="vllm")
     base = replace(problem.default_config, kv_cache_dtype="fp8", cuda_graph_max_batch_size=512)
     sizes = np.array([16, 128])
-    together = problem.evaluator.evaluate(Slice(base=base, columns={"tokens_per_block": sizes}))
+    together = problem.evaluator.evaluate(
+        Slice(base=problem.deployment_of(base), columns={"tokens_per_block": sizes})
+    )
     for row, size in enumerate(sizes.tolist()):
         alone = problem.evaluator.evaluate(
-            Slice(base=replace(base, tokens_per_block=size), columns={})
+            Slice(base=problem.deployment_of(replace(base, tokens_per_block=size)))
         )
         together_ms = together.metrics["tpot_ms.mean"][row]
         assert together_ms == pytest.approx(alone.metrics["tpot_ms.mean"][0])
@@ -88,7 +90,8 @@ def test_the_widening_reaches_a_prediction() -> None:
     widths = []
     for size in (64, 128):
         config = replace(problem.default_config, tokens_per_block=size)
-        low, high = predict_config(problem.evaluator, config).metrics["tpot_ms.mean"].interval_90
+        found = predict_deployment(problem.evaluator, problem.deployment_of(config))
+        low, high = found.metrics["tpot_ms.mean"].interval_90
         widths.append(math.log(high / low))
     assert widths[0] < widths[1] < widths[0] * 1.1
 

@@ -14,7 +14,7 @@ from cost_models.calibration_io import load_calibration
 from cost_models.profile_io import load_gpu
 from planner import api
 from planner.prediction.intervals import Doubt, host_doubts, interval_90, load_regime
-from planner.prediction.predict import predict_config
+from planner.prediction.predict import predict_deployment
 
 WORKLOAD = json.loads((Path(__file__).parents[3] / "profiles/workloads/chat.json").read_text())
 
@@ -91,7 +91,9 @@ def test_a_slow_host_opens_more_near_capacity(tmp_path: Path) -> None:
         path = tmp_path / "chat.json"
         path.write_text(json.dumps(WORKLOAD | {"arrival": arrival}))
         problem = api.load_problem(gpu="h100", engine="vllm", workload=str(path))
-        found = predict_config(problem.evaluator, problem.default_config).metrics["ttft_ms.mean"]
+        found = predict_deployment(problem.evaluator, problem.default_deployment).metrics[
+            "ttft_ms.mean"
+        ]
         return math.log(found.interval_90[1] / found.value)
 
     assert width(20.0) > 1.5 * width(2.0)

@@ -17,8 +17,8 @@ from cost_models.errors import ConfigError
 from cost_models.step import StepBatch
 from planner.api import Problem, load_problem, predict, predict_problem
 from planner.estimator.load import Protocol
-from planner.prediction.find_rate import find_rate
-from planner.prediction.predict import Prediction, predict_config
+from planner.prediction.highest_rate import check_has_rate, highest_rate
+from planner.prediction.predict import Prediction, predict_deployment
 from planner.prediction.simulation import Demand, out_of_step, workload_demand
 from planner.prediction.simulation_files import write_requests, write_timeline
 from planner.simulator import Requests, offline_arrivals
@@ -72,8 +72,10 @@ def test_agrees_with_the_closed_form_where_both_apply(
     path.write_text(json.dumps(workload))
     problem = load_problem(gpu="h100", workload=str(path))
     config = replace(problem.default_config, cuda_graph_padding=True)
-    closed = predict_config(problem.evaluator, config)
-    simulated = predict_config(problem.evaluator, config, _closed_loop(isl, osl, clients=clients))
+    closed = predict_deployment(problem.evaluator, problem.deployment_of(config))
+    simulated = predict_deployment(
+        problem.evaluator, problem.deployment_of(config), _closed_loop(isl, osl, clients=clients)
+    )
     for metric in ("tpot_ms.mean", "output_tok_per_s"):
         assert simulated.value(metric) == pytest.approx(closed.value(metric), rel=0.03)
 
@@ -89,7 +91,7 @@ def test_agrees_with_the_closed_form_where_both_apply(
 def test_lanes_in_step_cost_the_same_in_both_forms(
     tmp_path: Path, model: str, split: dict[str, Any]
 ) -> None:
-    """A prompt on one lane holds up all, in the simulation and in the closed form."""
+    """A prompt on one instance holds up all, in the simulation and in the closed form."""
     workload = {
         "schema_version": 1,
         "name": "fixed",
@@ -102,8 +104,10 @@ def test_lanes_in_step_cost_the_same_in_both_forms(
     path.write_text(json.dumps(workload))
     problem = load_problem(gpu="h200", workload=str(path))
     config = replace(problem.default_config, max_batch_size=64, **split)
-    closed = predict_config(problem.evaluator, config)
-    simulated = predict_config(problem.evaluator, config, workload_demand(problem.workload))
+    closed = predict_deployment(problem.evaluator, problem.deployment_of(config))
+    simulated = predict_deployment(
+        problem.evaluator, problem.deployment_of(config), workload_demand(problem.workload)
+    )
     for metric in ("tpot_ms.mean", "output_tok_per_s"):
         assert simulated.value(metric) == pytest.approx(closed.value(metric), rel=0.05)
     assert closed.value("itl_ms.p99") > 1.5 * closed.value("itl_ms.p50")
@@ -178,12 +182,21 @@ def test_a_trace_named_by_a_workload_file_brings_arrivals_and_lengths(tmp_path: 
 
 def test_prompts_that_the_engine_refuses_are_counted(chat: Problem) -> None:
     config = replace(chat.default_config, max_batch_size=64, max_num_tokens=2048)
-    prediction = predict_config(chat.evaluator, config, workload_demand(chat.workload))
+    prediction = predict_deployment(
+        chat.evaluator, chat.deployment_of(config), workload_demand(chat.workload)
+    )
     summary = prediction.to_json()["simulation"]
     expected = (workload_demand(chat.workload).requests.isl > 2048).sum()
     assert summary["num_refused"] == expected > 0
     assert not prediction.feasible
-    assert "refused" in prediction.binding_limit
+    assert "max_num_tokens refuses" in prediction.binding_limit
+    (refused,) = prediction.refusals
+    assert refused.share == expected / summary["num_requests"]
+    accepted = replace(config, max_num_tokens=refused.accepted_from)
+    taken = predict_deployment(
+        chat.evaluator, chat.deployment_of(accepted), workload_demand(chat.workload)
+    )
+    assert not taken.refusals
 
 
 def test_a_shared_prefix_is_computed_once() -> None:
@@ -202,14 +215,16 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert with_reuse.value("ttft_ms.p50") < without.value("ttft_ms.p50")
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_share_the_requests(chat: Problem, replicas: int) -> None:
+@pytest.mark.parametrize("num_servers", [2, 4])
+def test_servers_share_the_requests(chat: Problem, num_servers: int) -> None:
     demand = workload_demand(chat.workload).at_rate(24.0)
     config = replace(chat.default_config, enable_chunked_prefill=True)
-    one = predict_config(chat.evaluator, config, demand)
-    several = predict_config(chat.evaluator, replace(config, num_replicas=replicas), demand)
+    one = predict_deployment(chat.evaluator, chat.deployment_of(config), demand)
+    several = predict_deployment(
+        chat.evaluator, chat.deployment_of(config, num_servers=num_servers), demand
+    )
     assert several.simulation is not None
-    assert len(several.simulation.engines) == replicas
+    assert len(several.simulation.engines) == num_servers
     assert several.simulation.num_requests == len(demand)
     assert several.value("tpot_ms.mean") < one.value("tpot_ms.mean")
 
@@ -230,26 +245,30 @@ def _rate_limited(chat: Problem) -> tuple[Problem, EngineConfig]:
 def test_find_rate_brackets_the_slo(chat: Problem) -> None:
     problem, config = _rate_limited(chat)
     demand = workload_demand(problem.workload)
-    found = find_rate(problem.evaluator, config, demand)
-    above = predict_config(problem.evaluator, config, demand.at_rate(found.rate_per_s * 1.05))
-    assert found.prediction.feasible
+    deployment = problem.deployment_of(config)
+    found = highest_rate(problem.evaluator, deployment, demand)
+    at, above = (
+        predict_deployment(problem.evaluator.at_rate(rate), deployment, demand.at_rate(rate))
+        for rate in (found.rate_per_s, found.rate_per_s * 1.05)
+    )
+    assert at.feasible
     assert not above.feasible
     assert found.rate_per_s > 8
+    assert found.num_simulations <= 8
 
 
-def test_find_rate_needs_arrivals_and_an_slo(chat: Problem) -> None:
-    config = chat.default_config
+def test_a_highest_rate_needs_arrivals() -> None:
     offline = load_problem(gpu="h100", workload="offline-batch")
     with pytest.raises(ConfigError, match="own clock"):
-        find_rate(offline.evaluator, config, workload_demand(offline.workload))
-    with pytest.raises(ConfigError, match="SLO"):
-        find_rate(replace(chat.evaluator, slo={}), config, workload_demand(chat.workload))
+        check_has_rate(workload_demand(offline.workload).protocol)
 
 
 @pytest.fixture(scope="module")
 def served(chat: Problem) -> Prediction:
     config = replace(chat.default_config, enable_chunked_prefill=True)
-    return predict_config(chat.evaluator, config, workload_demand(chat.workload))
+    return predict_deployment(
+        chat.evaluator, chat.deployment_of(config), workload_demand(chat.workload)
+    )
 
 
 def test_written_requests_say_what_the_metrics_say(served: Prediction, tmp_path: Path) -> None:
@@ -269,7 +288,7 @@ def test_an_order_that_the_engine_lacks_is_compared_and_marked(chat: Problem) ->
     config = replace(chat.default_config, enable_chunked_prefill=True, max_batch_size=32)
     demand = workload_demand(chat.workload).at_rate(30.0)
     fair, short = (
-        predict_problem(chat, config, {"queue_order": order}, demand=demand)
+        predict_problem(chat, chat.deployment_of(config), {"queue_order": order}, demand=demand)
         for order in ("FIRST_COME_FIRST_SERVED", "SHORTEST_JOB_FIRST")
     )
     assert not fair[1]

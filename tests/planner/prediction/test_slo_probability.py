@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from planner.api import Problem, load_problem
 from planner.prediction.evaluator import Slice
-from planner.prediction.find_rate import find_rate
+from planner.prediction.highest_rate import highest_rate
 from planner.prediction.intervals import (
     least_served,
     probability_of_all,
     probability_within,
     upper_end,
 )
-from planner.prediction.predict import HostDoubt, Prediction, predict_config
+from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import workload_demand
 from planner.words import limit_lines, probability_words
 
@@ -101,7 +101,9 @@ def predicted(problem: Problem, change: Callable[[Problem], Problem] = lambda p:
         max_num_tokens=1024, max_batch_size=256, tokens_per_block=128,
     )  # fmt: skip
     changed = change(problem)
-    return predict_config(changed.evaluator, config, workload_demand(problem.workload))
+    return predict_deployment(
+        changed.evaluator, problem.deployment_of(config), workload_demand(problem.workload)
+    )
 
 
 def on_host(factor: float) -> Callable[[Problem], Problem]:
@@ -148,8 +150,8 @@ def test_what_does_not_fit_or_refuses_prompts_keeps_no_slo(busy: Problem) -> Non
     found = predicted(busy)
     assert replace(found, refused_share=0.1).probability == 0.0
     tight = replace(busy.evaluator, gpu=replace(busy.gpu, memory_bytes=8e9))
-    assert not predict_config(tight, found.config).fits
-    assert predict_config(tight, found.config).probability == 0.0
+    assert not predict_deployment(tight, found.deployment).fits
+    assert predict_deployment(tight, found.deployment).probability == 0.0
 
 
 def test_a_risk_is_judged_by_the_whole_interval(busy: Problem) -> None:
@@ -161,31 +163,33 @@ def test_a_risk_is_judged_by_the_whole_interval(busy: Problem) -> None:
         assert found.slo_excess[name] == pytest.approx(high / limit - 1, rel=1e-3)
     assert predicted(busy).feasible
     assert not found.feasible
-    closed = predict_config(risky.evaluator, found.config)
-    searched = risky.evaluator.evaluate(Slice(base=found.config, columns={}))
+    closed = predict_deployment(risky.evaluator, found.deployment)
+    searched = risky.evaluator.evaluate(Slice(base=found.deployment))
     for name, excess in closed.slo_excess.items():
         assert float(searched.slo_excess[name][0]) == pytest.approx(excess, rel=1e-6)
     assert (
         searched.highest_rate_per_s
-        < busy.evaluator.evaluate(Slice(base=found.config, columns={})).highest_rate_per_s
+        < busy.evaluator.evaluate(Slice(base=found.deployment)).highest_rate_per_s
     )
 
 
 def test_at_the_highest_rate_a_limit_holds_half_the_time(busy: Problem) -> None:
     """So highest rates compare as they are: at one probability for all."""
-    config = predicted(busy).config
-    found = find_rate(busy.evaluator, config, workload_demand(busy.workload))
-    assert 0.5 <= found.prediction.probability < 0.6
-    assert found.prediction.metrics["ttft_ms.p95"].interval_90[1] > 2 * found.prediction.value(
-        "ttft_ms.p95"
-    )
+    deployment, demand = predicted(busy).deployment, workload_demand(busy.workload).repeated(13)
+    rate = highest_rate(busy.evaluator, deployment, demand).rate_per_s
+    found = predict_deployment(busy.evaluator.at_rate(rate), deployment, demand.at_rate(rate))
+    assert 0.5 <= found.probability < 0.6
+    ttft = found.metrics["ttft_ms.p95"]
+    assert ttft.interval_90[1] > 2 * ttft.value
 
 
 def test_the_doubt_of_the_host_can_be_left_out(busy: Problem) -> None:
     evaluator, demand = busy.evaluator, workload_demand(busy.workload)
     config = predicted(busy).config
     left_out, closed_form, simulated = (
-        predict_config(evaluator, config, demand, host=host).metrics["ttft_ms.p95"]
+        predict_deployment(evaluator, busy.deployment_of(config), demand, host=host).metrics[
+            "ttft_ms.p95"
+        ]
         for host in (HostDoubt.LEFT_OUT, HostDoubt.CLOSED_FORM, HostDoubt.SIMULATED)
     )
     assert left_out.value == closed_form.value == simulated.value
@@ -202,8 +206,8 @@ def test_all_that_comes_is_served_where_a_slow_machine_can() -> None:
 @pytest.mark.parametrize("engine", ["trtllm", "vllm"])
 def test_a_rate_far_below_capacity_is_that_of_the_arrivals(engine: str) -> None:
     problem = load_problem(gpu="h200", workload="chat", engine=engine, calibration="shipped")
-    found = predict_config(
-        problem.evaluator, problem.default_config, workload_demand(problem.workload)
+    found = predict_deployment(
+        problem.evaluator, problem.default_deployment, workload_demand(problem.workload)
     )
     for name in ("request_per_s", "output_tok_per_s", "output_tok_per_s_per_gpu"):
         metric = found.metrics[name]

@@ -76,8 +76,10 @@ def test_simulation_agrees_with_the_closed_form(
     problem = problem_of(workload_file(tmp_path, clients=clients), engine)
     demand = workload_demand(problem.workload)
     config = problem.default_config
-    simulated, _ = predict_problem(problem, config, DRAFTING[kind], demand=demand)
-    averaged, _ = predict_problem(problem, config, DRAFTING[kind])
+    simulated, _ = predict_problem(
+        problem, problem.deployment_of(config), DRAFTING[kind], demand=demand
+    )
+    averaged, _ = predict_problem(problem, problem.deployment_of(config), DRAFTING[kind])
     assert simulated.value("tpot_ms.mean") == pytest.approx(
         averaged.value("tpot_ms.mean"), rel=0.03
     )
@@ -91,8 +93,10 @@ def test_simulation_agrees_with_the_closed_form(
 def test_requests_differ_by_their_luck_with_drafts(tmp_path: Path) -> None:
     problem = problem_of(workload_file(tmp_path, clients=4))
     demand = workload_demand(problem.workload)
-    drafted, _ = predict_problem(problem, problem.default_config, DRAFTING["NGram"], demand=demand)
-    plain, _ = predict_problem(problem, problem.default_config, {}, demand=demand)
+    drafted, _ = predict_problem(
+        problem, problem.default_deployment, DRAFTING["NGram"], demand=demand
+    )
+    plain, _ = predict_problem(problem, problem.default_deployment, {}, demand=demand)
 
     def spread(prediction: Any) -> float:
         return float(prediction.value("tpot_ms.p99") / prediction.value("tpot_ms.p50"))
@@ -108,7 +112,9 @@ def test_iterations_are_counted_not_tokens(tmp_path: Path) -> None:
     sure = {"NGram": {"acceptance": 1.0}}
     problem = problem_of(workload_file(tmp_path, clients=1, osl=41, speculation=sure))
     demand = workload_demand(problem.workload)
-    found, _ = predict_problem(problem, problem.default_config, DRAFTING["NGram"], demand=demand)
+    found, _ = predict_problem(
+        problem, problem.default_deployment, DRAFTING["NGram"], demand=demand
+    )
     assert found.simulation is not None
     # Four tokens an iteration, and one that prefills, for each of twelve requests.
     assert found.simulation.num_steps == 12 * (1 + 40 // 4)
@@ -118,8 +124,8 @@ def test_without_a_draft_nothing_changes(tmp_path: Path) -> None:
     problem = problem_of(workload_file(tmp_path, clients=4, osl=40))
     demand = workload_demand(problem.workload)
     off = {"decoding_type": "NGram", "max_draft_len": "0"}
-    drafted, _ = predict_problem(problem, problem.default_config, off, demand=demand)
-    plain, _ = predict_problem(problem, problem.default_config, {}, demand=demand)
+    drafted, _ = predict_problem(problem, problem.default_deployment, off, demand=demand)
+    plain, _ = predict_problem(problem, problem.default_deployment, {}, demand=demand)
     assert {k: m.value for k, m in drafted.metrics.items()} == {
         k: m.value for k, m in plain.metrics.items()
     }
@@ -258,7 +264,7 @@ def test_a_pinned_way_to_draft_is_completed(tmp_path: Path) -> None:
 
     def base(**pins: str) -> EngineConfig:
         request = PlanRequest(gpu="h200", workload="w", engine="vllm", pins=pins)
-        return search_space(problem, request).base
+        return search_space(problem, request).base.config
 
     found = base(decoding_type="DraftTarget")
     assert found.speculative_model == "meta-llama/Llama-3.2-1B-Instruct"
@@ -269,10 +275,10 @@ def test_a_pinned_way_to_draft_is_completed(tmp_path: Path) -> None:
 
 def test_what_if_offers_what_the_engine_offers(tmp_path: Path) -> None:
     problem = problem_of(workload_file(tmp_path, clients=1), "trtllm")
-    config = problem.default_config
+    deployment = problem.default_deployment
 
     def offered(knob: str) -> tuple[Any, ...]:
-        return legal_values(problem, config, knob, num_gpus=1)
+        return legal_values(problem, deployment, knob, num_gpus=1)
 
     assert offered("decoding_type") == ("", "NGram", "DraftTarget", "Eagle", "MTP")
     assert offered("max_draft_len")[:3] == (0, 1, 2)

@@ -142,7 +142,7 @@ def test_each_server_has_a_front_end_of_its_own() -> None:
 def test_least_outstanding_spares_the_server_with_long_answers() -> None:
     osl = np.where(np.arange(60) % 2 == 0, 400, 4)
     requests = Requests.of(np.full(60, 20), osl)
-    arrivals = Arrivals(arrival_s=np.arange(60) * 0.05)
+    arrivals = Arrivals(arrival_s=0.05 * np.arange(60, dtype=np.float64))
     in_turn, balanced = (
         simulate(requests, arrivals, model_of(limits=engine_limits(max_batch_size=4)),
                  num_servers=2, router=router)

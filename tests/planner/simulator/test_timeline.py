@@ -13,8 +13,8 @@ def test_blocks_steps_and_queue_agree_with_the_run() -> None:
     problem = load_problem(gpu="h100", workload="chat")
     demand = workload_demand(problem.workload)
     settings = {"enable_block_reuse": "false"}
-    config = problem.default_config
-    result = predict_problem(problem, config, settings, demand=demand)[0].simulation
+    deployment = problem.default_deployment
+    result = predict_problem(problem, deployment, settings, demand=demand)[0].simulation
     assert result is not None
     seen = timeline(result, moments=2000)
     usage = result.kv_usage()

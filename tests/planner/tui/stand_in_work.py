@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 from cost_models.calibration import Provenance
+from cost_models.cluster import Cluster
+from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.kv_cache import KvLayout
 from cost_models.memory import MemoryPlan
+from cost_models.profile_io import load_gpu
 from executor.backend import Availability
 from executor.machine import GpuSample
 from executor.observe import LoadSeen, Observation
@@ -159,9 +162,15 @@ def plan() -> Plan:
     )
 
 
+def deployment_of(config: EngineConfig) -> Deployment:
+    """One server of a configuration on an H100."""
+    return Deployment.of(config, Cluster(gpu=load_gpu("h100"), num_gpus=config.num_gpus))
+
+
 def _candidate(batch: int, per_gpu: float, per_user: float) -> Candidate:
     return Candidate(
-        config=replace(CONFIG, max_batch_size=batch), score=per_gpu, raw_score=per_gpu,
+        deployment=deployment_of(replace(CONFIG, max_batch_size=batch)),
+        score=per_gpu, raw_score=per_gpu,
         violation=0.0, tok_per_s_per_gpu=per_gpu, tok_per_s_per_user=per_user,
         quality=LOSS,
     )  # fmt: skip
@@ -182,7 +191,7 @@ def prediction(config: EngineConfig, *, slower: float = 1.0) -> Prediction:
     }  # fmt: skip
     limits = {"ttft_ms.p99": 1000.0, "tpot_ms.p99": 50.0}
     return Prediction(
-        config=config,
+        deployment=deployment_of(config),
         metrics={name: _metric(value) for name, value in values.items()},
         memory=_memory(),
         step_time_breakdown={},

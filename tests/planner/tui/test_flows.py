@@ -68,7 +68,7 @@ async def test_what_if_says_the_numbers_of_the_use_case(
         await until(pilot, lambda: "▼" in text_of(pilot, "#differences"))
         await sees(pilot, "Closed form; the simulation follows")
         knob = screen.query_one(KnobList).knob
-        base = session.plan.recommended.config
+        base = session.plan.recommended.deployment
         value = {knob: screen.settings[knob]}
         expected = ask(session.problem, base, value).prediction.highest_rate_per_s
         assert f"→ {expected:.4g} requests/s" in text_of(pilot, "#differences")
