@@ -16,6 +16,7 @@ from cost_models.engine import EngineConfig
 from cost_models.speculation import AnyStep
 from cost_models.step import StepBatch
 from planner.estimator.load import Load, Protocol
+from planner.simulator.curve_table import never_falling
 
 FloatArray = NDArray[np.float64]
 
@@ -74,8 +75,12 @@ class ServingCurve:
 
 
 def decode_steps(step: AnyStep, load: Load) -> FloatArray:
-    """Return the time of a pure decode step at every batch size of `BATCH_GRID`."""
-    return step.seconds(StepBatch(decode_sequences=BATCH_GRID, decode_kv_len=mean_kv_len(load)))
+    """Return the time of a pure decode step at every batch size of `BATCH_GRID`.
+
+    A larger batch takes no less time (`planner.simulator.curve_table.never_falling`).
+    """
+    batch = StepBatch(decode_sequences=BATCH_GRID, decode_kv_len=mean_kv_len(load))
+    return never_falling(step.seconds(batch))
 
 
 def mean_kv_len(load: Load) -> float:
@@ -154,6 +159,7 @@ def serving_curve(
     mixed_s = step.seconds(
         mixed_batch(load, decoding=decoding, prompts=prompts, prefilling=prefilling)
     )
+    mixed_s = np.maximum(mixed_s, decode_s)
     tpot = (1 - mixed_share) * decode_s + mixed_share * mixed_s
     rate = np.minimum(decoding / (decode_tokens * tpot), prompts / mixed_s)
     return ServingCurve(

@@ -16,13 +16,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.step import TOKEN_KNOTS, StepBatch, StepCost
-from planner.simulator.curve_table import CurveTable, geometric_knots, refined_knots
+from planner.simulator.curve_table import (
+    CurveTable,
+    geometric_knots,
+    never_falling,
+    refined_knots,
+)
 from planner.simulator.prefill_table import PrefillTable
 
 FloatArray = NDArray[np.float64]
 
 ROWS_AT_ONCE = 16
 """Batch sizes that are tabulated together when the first of them is asked for."""
+
+SMALLER_BATCHES = np.array([0.5, 0.8, 0.95, 1.0 - 1e-9])
+"""Smaller batches, as shares, than which those tabulated together take no less time."""
 
 KV_RATIO = 1.5
 """Spacing of the first grid over cached tokens."""
@@ -109,13 +117,20 @@ class DecodeSpan:
         """Steps, at least one, whose lengths lie on a straight line."""
         return max(int(min(self._room, 1 << 30)), 1)
 
-    def steps_until(self, wait_s: float) -> int:
-        """Return the least number of steps that end at `wait_s` or later."""
+    def steps_until(self, wait_s: float, most: int) -> int:
+        """Return the least number of steps that end at `wait_s` or later, at most `most`.
+
+        Both loops end: a step takes no less time than the one before it, so that each turn of the
+        first is nearer to `wait_s` or at `most`, and the second goes back over few.
+        """
         if wait_s <= 0:
             return 0
-        steps = max(int(wait_s / self._first_s), 1)
+        if self.seconds(most) < wait_s:
+            return most
+        steps = min(max(int(wait_s / self._first_s), 1), most)
         while (short_s := wait_s - self.seconds(steps)) > 0:
-            steps += max(int(short_s / (self._table(self._start + steps) + self._added_s)), 1)
+            step_s = self._table(self._start + steps) + self._added_s
+            steps = min(steps + max(int(short_s / step_s), 1), most)
         while steps > 1 and self.seconds(steps - 1) >= wait_s:
             steps -= 1
         return steps
@@ -197,7 +212,10 @@ class StepClock:
     def _tabulated(self, sequences: int) -> _DecodeRow:
         """Tabulate the decode step for this batch size and its neighbours."""
         first = (sequences - 1) // ROWS_AT_ONCE * ROWS_AT_ONCE + 1
-        batches = np.arange(first, first + ROWS_AT_ONCE, dtype=np.float64)[:, None]
+        smaller = np.unique(np.floor(first * SMALLER_BATCHES))
+        smaller = smaller[(smaller >= 1) & (smaller < first)]
+        own = np.arange(first, first + ROWS_AT_ONCE, dtype=np.float64)
+        batches = np.concatenate([smaller, own])[:, None]
 
         def cost(kv_len: FloatArray) -> StepCost:
             return self.model.cost(StepBatch(decode_sequences=batches, decode_kv_len=kv_len))
@@ -206,6 +224,10 @@ class StepClock:
             lambda kv_len: cost(kv_len).seconds, geometric_knots(1, self._max_kv_len, KV_RATIO)
         )
         attention = np.broadcast_to(cost(knots).by_family["attention_decode"], seconds.shape)
+        seconds, attention = (
+            never_falling(never_falling(times).T).T[smaller.size :]
+            for times in (seconds, attention)
+        )
         for offset in range(ROWS_AT_ONCE):
             if first + offset < len(self._decode):
                 self._decode[first + offset] = _DecodeRow(

@@ -75,13 +75,22 @@ def _inserted(
     return np.insert(knots, left + 1, middle), np.insert(values, left + 1, exact, axis=-1), fresh
 
 
+def never_falling(values: FloatArray) -> FloatArray:
+    """Return values along the last axis, each at least as large as all before it.
+
+    More work never takes less time: where a table of kernels says so, because the engine changes
+    to a faster one, the slower one's time stands until the faster one takes as long.
+    """
+    return np.asarray(np.maximum.accumulate(values, axis=-1))
+
+
 class CurveTable:
-    """A piecewise-linear function of one number; beyond its ends the last slope goes on."""
+    """A piecewise-linear function of one number that never falls; its last slope goes on."""
 
     __slots__ = ("_inner", "_integrals", "_knots", "_slopes", "_values")
 
     def __init__(self, knots: FloatArray, values: FloatArray) -> None:
-        widths = np.diff(knots)
+        widths, values = np.diff(knots), never_falling(values)
         slopes = np.diff(values) / widths
         areas = np.cumsum(widths * (values[1:] + values[:-1]) / 2)
         self._knots: list[float] = knots.tolist()

@@ -353,7 +353,7 @@ class Engine:
             room = self.kv.room(reserving=False)
             steps = self.kv.pool.steps_within(self._steps_taken, room, steps)
         if event_s < math.inf and steps > 1:
-            wait = span.steps_until(event_s - max(self.end_s, self.scheduled_s))
+            wait = span.steps_until(event_s - max(self.end_s, self.scheduled_s), steps)
             steps = min(steps, wait + self._lag)
         return max(steps, 1)
 

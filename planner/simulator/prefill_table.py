@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.operators.flash import TILE_TOKENS
-from planner.simulator.curve_table import geometric_knots, refined_knots
+from planner.simulator.curve_table import geometric_knots, never_falling, refined_knots
 
 FloatArray = NDArray[np.float64]
 
@@ -72,7 +72,8 @@ class PrefillTable:
     def _tabulated(self, i: int) -> list[list[float]]:
         past, chunk = np.array(self._past)[:, None], np.array(self._chunk)
         prompts = np.full((past.size, chunk.size), self._prompts[i])
-        plane: list[list[float]] = self._seconds(prompts, chunk, past).tolist()
+        seconds = self._seconds(prompts, chunk, past)
+        plane: list[list[float]] = never_falling(never_falling(seconds).T).T.tolist()
         self._planes[i] = plane
         return plane
 

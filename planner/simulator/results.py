@@ -189,7 +189,8 @@ class SimulationResult:
         left_s = self.requests.last_token_s[~self.requests.refused]
         left = int(((left_s > begin_s) & (left_s <= end_s)).sum())
         came = int((times.arrival_s > begin_s).sum())
-        coming_per_s = (times.arrival_s.size - 1) / (end_s - first_s)
+        all_s = self.requests.arrival_s[~self.requests.refused]
+        coming_per_s = (all_s.size - 1) / float(all_s.max() - all_s.min())
         request_per_s = coming_per_s * min(left / came, 1.0)
         return replace(
             found,
