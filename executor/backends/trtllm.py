@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engines.registry import find_engine
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
     GIB,
@@ -114,6 +115,9 @@ class TrtllmBackend(ServingBackend):
         """Return the options that the installed version does not know."""
         if deployment.config.num_replicas != 1:
             return ["num_replicas above 1: measure one replica"]
+        unsent = find_engine(self.engine).rules.unsent(deployment.config)
+        if unsent:
+            return [str(violation) for violation in unsent]
         asked = deployment.options.get("backend", BACKENDS[0])
         if asked not in BACKENDS:
             return [f"option backend={asked}: one of {', '.join(BACKENDS)}"]

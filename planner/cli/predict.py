@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "config_file",
     default="",
     metavar="FILE",
-    help="TensorRT-LLM YAML (--config of trtllm-serve).",
+    help="The engine's options as YAML (--config of trtllm-serve or vllm serve).",
 )
 @quality_limit_option("Most that the precisions may be expected to lose, in percent.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
@@ -52,10 +52,10 @@ def predict_command(  # noqa: PLR0913  one argument for each output
 
     Exit status 1 says that it does not fit, or breaks a limit of the SLO or of quality.
     """
+    from engines.registry import find_engine  # noqa: PLC0415
     from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
     from planner.knobs import (  # noqa: PLC0415
         apply_settings,
-        config_from_options,
         parse_assignments,
     )
     from planner.prediction.predict import predict_config  # noqa: PLC0415
@@ -66,7 +66,8 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     config = problem.default_config
     extra: dict[str, Any] = {"ignored_options": []}
     if config_file:
-        config, extra["ignored_options"] = config_from_options(options_file(config_file), config)
+        engine = find_engine(options["engine"])
+        config, extra["ignored_options"] = engine.read_options(options_file(config_file), config)
     config = apply_settings(config, parse_assignments(settings, "--set"))
     violations = check_runnable(problem, config)
     extra["limits"] = problem.evaluator.limits

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from cost_models.engine import EngineConfig
-from cost_models.engine_profile_io import load_engine
 from cost_models.engine_rules import EngineRules
 from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
+from engines.registry import find_engine
 from planner.estimator.load import Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
@@ -178,7 +178,7 @@ def prospect_of(run: MeasuredRun) -> Prospect:
         evaluator, config = capacity_evaluator(run, calibration)
         demand = None
     base = predict_config(evaluator, config, demand)
-    rules = load_engine(run.engine)
+    rules = find_engine(run.engine).rules
     if demand is None or base.simulation is None:
         return Prospect(evaluator=evaluator, config=config, rules=rules, base=base)
     return SimulatedProspect(
