@@ -35,6 +35,7 @@ EMITTED_OPTIONS: Mapping[str, type | tuple[Any, ...]] = {
     "enable_chunked_prefill": bool,
     "disable_overlap_scheduler": bool,
     "stream_interval": int,
+    "dtype": ("float16",),
     "allreduce_strategy": (
         "AUTO", "NCCL", "UB", "MINLATENCY", "ONESHOT", "TWOSHOT", "LOWPRECISION", "MNNVL",
         "NCCL_SYMMETRIC",
@@ -102,6 +103,8 @@ def llm_api_options(config: EngineConfig, model: ModelSpec) -> dict[str, Any]:
         options["moe_config"] = {"backend": config.moe_backend}
     if config.speculates:
         options["speculative_config"] = _speculative_options(config)
+    if config.quantization == "fp16":
+        options["dtype"] = "float16"
     if config.enable_piecewise_cuda_graph:
         options["torch_compile_config"] = {"enable_piecewise_cuda_graph": True}
     if config.allreduce_strategy != "AUTO":

@@ -8,6 +8,7 @@ from typing import Any
 
 from cost_models.engine import KNOBS, EngineConfig
 from cost_models.engine_rules import check_values
+from cost_models.errors import ConfigError
 from engines.reading import flattened, refuse_option, typed
 
 OPTION_PATHS: Mapping[str, str] = {
@@ -48,6 +49,9 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Options that are accepted and do not change a prediction."""
 
+DTYPES: Mapping[str, str] = {"float16": "fp16", "bfloat16": "bf16"}
+"""Quantizations by `dtype`."""
+
 MTP_DRAFT_LEN = 1
 """`num_nextn_predict_layers` where a YAML does not say."""
 
@@ -66,6 +70,8 @@ def config_from_options(
         knob = OPTION_PATHS.get(path, path if "." not in path else "")
         if knob in KNOBS and value is not None and knob not in ("quantization",):
             values[knob] = typed(path, knob, value)
+        elif path == "dtype":
+            values |= _precision(value)
         elif path == "cuda_graph_config":
             values["cuda_graph_max_batch_size"] = 0
         elif path in WITHOUT_EFFECT or path.split(".")[0] in WITHOUT_EFFECT:
@@ -82,3 +88,13 @@ def config_from_options(
     config = replace(base, **values)
     check_values(config)
     return config, ignored
+
+
+def _precision(dtype: Any) -> dict[str, str]:
+    """Return the precision that `dtype` sets; `auto` leaves that of the checkpoint."""
+    if dtype in (None, "auto"):
+        return {}
+    if dtype not in DTYPES:
+        known = ", ".join(("auto", *DTYPES))
+        raise ConfigError(f"option dtype={dtype!r}", hint=f"known: {known}")
+    return {"quantization": DTYPES[dtype]}

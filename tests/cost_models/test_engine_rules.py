@@ -90,13 +90,11 @@ def test_the_search_meets_every_documented_kernel() -> None:
 def test_who_may_draft(engine: str, model: str, knobs: dict[str, Any], broken: list[str]) -> None:
     spec, gpu = load_model(model), load_gpu("h200")
     base: dict[str, Any] = {
+        **find_engine(engine).defaults,
         "quantization": spec.checkpoint_quantization,
         "max_draft_len": 2,
         "tokens_per_block": 64,
     }
-    if engine == "vllm":
-        base["capacity_scheduler_policy"] = "RECOMPUTE"
-        base["enable_chunked_prefill"] = True
     config = EngineConfig(**base | {"decoding_type": ""} | knobs)
     found = find_engine(engine).rules.violations(config, model=spec, gpu=gpu)
     assert [violation.knob for violation in found] == broken
