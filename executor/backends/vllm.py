@@ -15,7 +15,7 @@ from typing import Any
 
 from cost_models.acceptance import stated_chances
 from engines.registry import find_engine
-from engines.vllm.flags import as_flags, serve_options
+from engines.vllm.flags import POLICIES, as_flags, serve_options
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
     GIB,
@@ -129,6 +129,7 @@ class VllmBackend(ServingBackend):
                 config.kv_cache_dtype not in rules.kv_cache_dtypes,
                 f"kv_cache_dtype ({config.kv_cache_dtype})",
             ),
+            (config.queue_order not in POLICIES, f"queue_order ({config.queue_order})"),
             (config.num_replicas != 1, "num_replicas"),
             (
                 config.speculates and config.decoding_type not in rules.speculation,
@@ -212,7 +213,7 @@ def _speculative_options(
     Raises:
         ConfigError: An option that cannot be read, or rates that are not as many as the drafts.
     """
-    found = {**said, **({"model": draft} if "model" in said else {})}
+    found = {**said, **({"model": draft} if draft and "model" in said else {})}
     found |= json_option(deployment.options, "speculative_config")
     if SYNTHETIC in deployment.options:
         found |= _synthetic(deployment.options[SYNTHETIC], deployment.config.max_draft_len)

@@ -112,11 +112,34 @@ def test_a_knob_is_sent_or_refused(name: str, knob: str) -> None:
             assert told(spec, config) != told(spec, base), f"{knob}={value} is never sent"
 
 
+def launched(name: str, config: EngineConfig, folder: Path) -> Any:
+    """Return what the backend of an engine hands to it, or None where it refuses."""
+    launch = deployment(config, folder)
+    if load_backend(name).lacking(launch):
+        return None
+    try:
+        files = find_engine(name).launch_files(config, EXPERTS, {})
+    except ConfigError:
+        return None
+    return files, flags(launch) if not files.options else []
+
+
+@pytest.mark.parametrize("knob", sorted(OTHER_VALUES))
+@every_engine
+def test_a_launch_says_a_knob_or_refuses_it(name: str, knob: str, tmp_path: Path) -> None:
+    base = in_use(EngineConfig(**find_engine(name).defaults), knob)
+    usual = launched(name, base, tmp_path)
+    for value in OTHER_VALUES[knob]:
+        config = replace(base, **{knob: value})
+        if config != base:
+            assert (said := launched(name, config, tmp_path)) is None or said != usual, value
+
+
 @every_engine
 def test_what_cannot_be_sent_is_refused_at_the_launch(name: str, tmp_path: Path) -> None:
     spec, backend = find_engine(name), load_backend(name)
     for knob, rule in spec.rules.fixed.items():
-        assert EngineConfig(**spec.defaults).__getattribute__(knob) in rule.values, knob
+        assert getattr(EngineConfig(**spec.defaults), knob) in rule.values, knob
         for value in set(OTHER_VALUES[knob]) - set(rule.values):
             config = replace(EngineConfig(**spec.defaults), **{knob: value})
             lacking = backend.lacking(deployment(config, tmp_path))
