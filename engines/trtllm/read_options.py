@@ -71,7 +71,7 @@ def config_from_options(
         if knob in KNOBS and value is not None and knob not in ("quantization",):
             values[knob] = typed(path, knob, value)
         elif path == "dtype":
-            values |= _precision(value)
+            values |= _precision(value, base)
         elif path == "cuda_graph_config":
             values["cuda_graph_max_batch_size"] = 0
         elif path in WITHOUT_EFFECT or path.split(".")[0] in WITHOUT_EFFECT:
@@ -90,11 +90,11 @@ def config_from_options(
     return config, ignored
 
 
-def _precision(dtype: Any) -> dict[str, str]:
-    """Return the precision that `dtype` sets; `auto` leaves that of the checkpoint."""
+def _precision(dtype: Any, base: EngineConfig) -> dict[str, str]:
+    """Return the precision that `dtype` sets: of weights that are not quantized alone."""
     if dtype in (None, "auto"):
         return {}
     if dtype not in DTYPES:
         known = ", ".join(("auto", *DTYPES))
         raise ConfigError(f"option dtype={dtype!r}", hint=f"known: {known}")
-    return {"quantization": DTYPES[dtype]}
+    return {"quantization": DTYPES[dtype]} if base.quantization in DTYPES.values() else {}

@@ -87,10 +87,11 @@ def _plain(name: str, value: Any) -> tuple[str, Any]:
 def _precision(given: Mapping[str, Any], base: EngineConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     dtype, method = given.get("dtype", "auto"), given.get("quantization")
-    if dtype in DTYPES:
-        found["quantization"] = DTYPES[dtype]
-    elif dtype != "auto":
+    if dtype not in ("auto", *DTYPES):
         raise _not_taken("dtype", dtype, ("auto", *DTYPES))
+    if dtype in DTYPES and base.quantization in DTYPES.values():
+        # Weights that are quantized stay so.
+        found["quantization"] = DTYPES[dtype]
     if method == "fp8" and base.quantization not in ("fp8", "fp8_block"):
         found["quantization"] = "fp8_dynamic"
     elif method not in (None, "fp8"):

@@ -262,3 +262,14 @@ def test_vllms_own_spellings_are_read() -> None:
     assert config.cuda_graph_max_batch_size == 0
     assert (config.decoding_type, config.max_draft_len) == ("NGram", 3)
     assert ignored == ["port"]
+
+
+@pytest.mark.parametrize(("checkpoint", "read"), [("bf16", "fp16"), ("fp8", "fp8")])
+@every_engine
+def test_a_dtype_changes_weights_that_are_not_quantized(
+    name: str, checkpoint: str, read: str
+) -> None:
+    spec = find_engine(name)
+    base = replace(EngineConfig(**spec.defaults), quantization=checkpoint)
+    config, _ = spec.read_options({"dtype": "float16"}, base)
+    assert config.quantization == read
