@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from cost_models.acceptance import Acceptance
+from cost_models.engine_traits import EngineTraits
 from cost_models.frontend import FrontEndConstants
 from cost_models.memory import MemoryConstants
 from cost_models.operators.attention import DecodeAttentionParams, PrefillAttentionParams
@@ -90,7 +91,8 @@ class Calibration:
     """What is known of one engine on one GPU."""
 
     gpu: str
-    engine: str
+    traits: EngineTraits
+    """The engine, and what is its own."""
     engine_version: str
     provenance: Provenance
     operators: OperatorFits
@@ -112,6 +114,11 @@ class Calibration:
     acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
     """How often drafts of a model's text were right in runs, by `MODEL/DECODING_TYPE`."""
     sources: tuple[str, ...] = ()
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine."""
+        return self.traits.name
 
     @property
     def borrows_host(self) -> bool:

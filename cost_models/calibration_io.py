@@ -1,7 +1,7 @@
 """Reads and writes calibration files: fitted operators per GPU, step constants per engine.
 
 `profiles/calibrations/<gpu>/<engine>-<version>.json` holds one GPU's operators;
-`profiles/calibrations/engines/<engine>.json` holds what belongs to the engine and its
+`profiles/calibrations/engines/<engine>.json` holds what belongs to an engine and its
 host. A user's own file may hold either part and is laid over the shipped ones.
 """
 
@@ -23,6 +23,7 @@ from cost_models.calibration import (
     OperatorFits,
     Provenance,
 )
+from cost_models.engine_traits import EngineTraits
 from cost_models.errors import ProfileError
 from cost_models.frontend import FrontEndConstants
 from cost_models.gpu import GpuSpec
@@ -52,9 +53,10 @@ PARAMS_BY_FAMILY: Mapping[str, type[Any]] = {
 Operators = dict[str, dict[str, OperatorFit[Any]]]
 
 
-def load_calibration(
+def read_calibration(
     gpu: GpuSpec,
-    engine: str = "trtllm",
+    engine: EngineTraits,
+    constants: Path,
     own: Sequence[str | Path] = (),
     *,
     engine_version: str = "",
@@ -63,21 +65,21 @@ def load_calibration(
 
     Args:
         gpu: Where the engine runs.
-        engine: `trtllm` or `vllm`.
+        engine: The engine, and what is its own.
+        constants: The file of its shipped constants.
         own: Calibration files of the user's own, laid over the shipped ones in this order.
         engine_version: Takes the constants that are known to differ in that version.
 
     Raises:
-        ProfileError: The engine has no calibration, or a file cannot be read or is of another
-            GPU or engine.
+        ProfileError: A file cannot be read, or is of another GPU or engine.
     """
-    shared = read_engine_file(engine)
+    shared = read_constants(constants)
     differs = shared["versions"].get(engine_version, {})
     measured = _shipped_operators(gpu.name)
     lenders = Lenders(gpu, _shipped_operators)
     calibration = Calibration(
         gpu=gpu.name,
-        engine=engine,
+        traits=engine,
         engine_version=str(shared["engine_version"]),
         provenance=Provenance.CALIBRATED if measured else Provenance.DATASHEET,
         operators=_completed(measured, lenders),
@@ -159,16 +161,12 @@ def _calibrations() -> Path:
 
 
 @cache
-def read_engine_file(engine: str) -> dict[str, Any]:
-    """Return the shipped constants of an engine.
+def read_constants(path: Path) -> dict[str, Any]:
+    """Return the constants that are shipped with an engine.
 
     Raises:
-        ProfileError: None are shipped.
+        ProfileError: The file cannot be read.
     """
-    path = _calibrations() / "engines" / f"{engine}.json"
-    if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.json"))
-        raise ProfileError(f"engine {engine!r} has no calibration", hint=f"known: {known}")
     return read_calibration_file(path)
 
 

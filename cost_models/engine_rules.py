@@ -44,6 +44,11 @@ class KnobRule:
     mla_values: tuple[Any, ...] = ()
     """Legal values for MLA models; empty is all."""
 
+    @property
+    def words(self) -> str:
+        """What is accepted, and who says so."""
+        return f"accepted: {', '.join(map(str, self.values))} ({self.source})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeBackendRule:
@@ -99,6 +104,26 @@ class EngineRules:
     moe_backends: tuple[MoeBackendRule, ...] = ()
     speculation: Mapping[str, SpeculationRule] = field(default_factory=dict)
     """By decoding type."""
+    spreads_experts_over_all_ranks: bool = False
+    """Whether expert parallelism is over all tensor-parallel ranks or none."""
+
+    @property
+    def fixed(self) -> Mapping[str, KnobRule]:
+        """Knobs with one legal value: the engine has no option for them, and is sent none."""
+        return {knob: rule for knob, rule in self.knobs.items() if len(rule.values) == 1}
+
+    def unsent(self, config: EngineConfig) -> list[Violation]:
+        """Return what a configuration sets that the engine could not be told."""
+        found = [
+            Violation(knob=knob, value=getattr(config, knob), reason=rule.words)
+            for knob, rule in self.fixed.items()
+            if getattr(config, knob) not in rule.values
+        ]
+        experts, ranks = config.moe_expert_parallel_size, config.tensor_parallel_size
+        if self.spreads_experts_over_all_ranks and experts not in (1, ranks):
+            reason = f"experts are spread over all {ranks} tensor-parallel ranks, or over none"
+            found.append(_violation(config, "moe_expert_parallel_size", reason))
+        return found
 
     def violations(
         self, config: EngineConfig, *, model: ModelSpec, gpu: GpuSpec
@@ -106,6 +131,7 @@ class EngineRules:
         """Return every reason why the configuration cannot be deployed; empty when it can."""
         found = [
             *self._precision(config, model, gpu),
+            *self.unsent(config),
             *self._knob_values(config, model),
             *self._expert_kernels(config, model, gpu),
             *self._speculation(config, model),
@@ -243,6 +269,8 @@ class EngineRules:
     def _knob_values(self, config: EngineConfig, model: ModelSpec) -> list[Violation]:
         found = []
         for knob, rule in self.knobs.items():
+            if len(rule.values) == 1:
+                continue
             value = getattr(config, knob)
             legal = rule.mla_values if model.uses_mla and rule.mla_values else rule.values
             if value not in legal:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.draft import Draft
 from cost_models.engine import EngineConfig
+from cost_models.engine_traits import EngineTraits
 from cost_models.gpu import GpuSpec
 from cost_models.kv_cache import KvLayout, joined, kv_layout
 from cost_models.model import AttentionKind, LayerGroup, ModelSpec
@@ -62,23 +62,22 @@ class MemoryKnobs:
     max_seq_len: ArrayLike
     tokens_per_block: ArrayLike
     kv_fraction: ArrayLike
-    """TensorRT-LLM: `free_gpu_memory_fraction`. vLLM: `gpu_memory_utilization`."""
+    """The knob that the engine's traits name."""
     kv_cache_max_tokens: ArrayLike
     """Pins the capacity of one rank; 0 lets the fraction decide."""
     num_cuda_graphs: ArrayLike
 
     @classmethod
-    def of(cls, config: EngineConfig, *, model: ModelSpec, engine: str) -> MemoryKnobs:
+    def of(cls, config: EngineConfig, *, model: ModelSpec, engine: EngineTraits) -> MemoryKnobs:
         """Return the knobs of one configuration."""
-        vllm = engine == "vllm"
         return cls(
             max_batch_size=config.max_batch_size,
             max_num_tokens=config.max_num_tokens,
             max_seq_len=config.max_seq_len or model.max_position_embeddings,
             tokens_per_block=config.tokens_per_block,
-            kv_fraction=config.gpu_memory_utilization if vllm else config.free_gpu_memory_fraction,
+            kv_fraction=getattr(config, engine.memory_knob),
             kv_cache_max_tokens=config.kv_cache_max_tokens,
-            num_cuda_graphs=len(captured_batch_sizes(config, engine)),
+            num_cuda_graphs=len(engine.captured_batch_sizes(config)),
         )
 
 
@@ -138,7 +137,7 @@ class MemoryModel:
     model: ModelSpec
     config: EngineConfig
     gpu: GpuSpec
-    engine: str
+    engine: EngineTraits
     constants: MemoryConstants
     draft: Draft | None = None
     """A model that drafts beside it: its weights and its cache lie on the same GPUs."""
@@ -146,9 +145,8 @@ class MemoryModel:
     def plan(self, knobs: MemoryKnobs) -> MemoryPlan:
         """Return how memory is divided under each set of knobs.
 
-        TensorRT-LLM gives the KV cache `free_gpu_memory_fraction` of what is free after
-        weights and the activation peak; vLLM gives it what is left of
-        `gpu_memory_utilization` of the whole GPU.
+        An engine gives the KV cache its share of what is free after weights and the
+        activation peak, or what is left of its share of the whole GPU.
         """
         layout = self._kv_layout()
         weights = self._weight_bytes()
@@ -213,7 +211,7 @@ class MemoryModel:
 
     def _kv_cache_bytes(self, unfilled: FloatArray, knobs: MemoryKnobs) -> FloatArray:
         share: FloatArray = np.asarray(knobs.kv_fraction, dtype=np.float64)
-        if self.engine == "vllm":
+        if self.engine.takes_share_of_whole_gpu:
             return unfilled - (1.0 - share) * self.gpu.memory_bytes
         return unfilled * share
 
@@ -229,7 +227,7 @@ def plan_memory(
     config: EngineConfig,
     *,
     gpu: GpuSpec,
-    engine: str,
+    engine: EngineTraits,
     constants: MemoryConstants,
     draft: Draft | None = None,
 ) -> MemoryPlan:

@@ -15,6 +15,7 @@ from cost_models.acceptance import Acceptance
 from cost_models.calibration import Calibration
 from cost_models.draft import ON_HIDDEN_STATES, Draft, draft_of
 from cost_models.engine import EngineConfig
+from cost_models.engine_traits import EngineTraits
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.step import StepBatch, StepCost, StepModel
@@ -39,7 +40,7 @@ class Speculation:
     draft: Draft | None
     """None where nothing but the text drafts."""
     pads_drafts: bool
-    """Whether sequences without a full draft verify padding: TensorRT-LLM's graphs ask for it."""
+    """Whether sequences without a full draft verify padding, as captured graphs ask for it."""
 
     @property
     def tokens_per_step(self) -> float:
@@ -69,7 +70,7 @@ def speculation_of(
     config: EngineConfig,
     *,
     model: ModelSpec,
-    engine: str,
+    engine: EngineTraits,
     acceptance: Acceptance,
     draft_model: ModelSpec | None,
 ) -> Speculation:
@@ -78,7 +79,7 @@ def speculation_of(
     Args:
         config: What is deployed.
         model: The target.
-        engine: `trtllm` or `vllm`.
+        engine: Whether its sequences verify padding.
         acceptance: How often drafts are right.
         draft_model: The model that `speculative_model` names; other schemes derive theirs.
     """
@@ -87,7 +88,7 @@ def speculation_of(
         max_draft_len=config.max_draft_len,
         acceptance=acceptance,
         draft=draft_of(config, model, draft_model),
-        pads_drafts=engine != "vllm",
+        pads_drafts=engine.pads_drafts,
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes, vllm_largest
 from cost_models.engine import EngineConfig
 from cost_models.fusion import ELEMENT_BYTES, norm_traffic, swiglu_traffic
 from cost_models.gpu import GpuSpec
@@ -188,7 +187,7 @@ class StepModel:
 
     def _graph_padded(self, sequences: FloatArray, prefill_tokens: FloatArray) -> FloatArray:
         """Pad pure decode batches to the captured sizes that the engine replays."""
-        sizes = np.asarray(captured_batch_sizes(self.config, self.calibration.engine))
+        sizes = np.asarray(self.calibration.traits.captured_batch_sizes(self.config))
         if not sizes.size or not self.config.cuda_graph_padding:
             return sequences
         slot = np.searchsorted(sizes, sequences - 1e-9)
@@ -203,20 +202,21 @@ class StepModel:
     @property
     def _most_in_pieces(self) -> int:
         """Tokens of the largest step with prompts that is; 0 where none is."""
-        captured = self.calibration.step.piecewise_max_tokens
+        traits, captured = self.calibration.traits, self.calibration.step.piecewise_max_tokens
         if captured:
-            return min(captured, vllm_largest(self.config))
-        return PIECE_TOKENS[-1] if self.config.enable_piecewise_cuda_graph else 0
+            return min(captured, traits.largest_graph_tokens(self.config))
+        return max(traits.captured_pieces(self.config), default=0)
 
     def _piece_padded(self, rows: FloatArray, prefill_tokens: FloatArray) -> FloatArray:
         """Pad steps with prompts to the captured numbers of tokens, if there are any."""
-        if not self.config.enable_piecewise_cuda_graph:
+        pieces = self.calibration.traits.captured_pieces(self.config)
+        if not pieces:
             return rows
-        slot = np.searchsorted(PIECE_TOKENS, np.minimum(rows, PIECE_TOKENS[-1]) - 1e-9)
-        return np.where(self._in_pieces(rows, prefill_tokens), np.take(PIECE_TOKENS, slot), rows)
+        slot = np.searchsorted(pieces, np.minimum(rows, pieces[-1]) - 1e-9)
+        return np.where(self._in_pieces(rows, prefill_tokens), np.take(pieces, slot), rows)
 
     def _is_eager(self, sequences: FloatArray, prefill_tokens: FloatArray) -> NDArray[np.bool_]:
-        sizes = captured_batch_sizes(self.config, self.calibration.engine)
+        sizes = self.calibration.traits.captured_batch_sizes(self.config)
         return (prefill_tokens > 0) | (sequences > (sizes[-1] if sizes else 0))
 
     def _add_head(self, families: _Families, rows: FloatArray) -> None:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cost_models.calibration_io import load_calibration
 from cost_models.cluster import Cluster
 from cost_models.deployment import DEPLOYMENT_KNOBS, Deployment
 from cost_models.engine import EngineConfig
-from cost_models.engine_profile_io import load_engine
 from cost_models.engine_rules import EngineRules, Violation
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.gpu import GpuSpec
@@ -19,9 +17,9 @@ from cost_models.model import ModelSpec
 from cost_models.precision import kv_dtype, quantization
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.weights import check_divides
+from engines.registry import defaults_of, find_engine, load_calibration
 from planner.calibration.own import files_in_force
 from planner.knobs import apply_settings, parse_limits
-from planner.measuring.runs import ENGINE_DEFAULTS
 from planner.plans.plan import Plan, make_plan
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_deployment
@@ -54,7 +52,7 @@ class Problem:
         """The engine's own defaults for this model, as its server starts without options."""
         own = self.model.checkpoint_quantization
         return EngineConfig(
-            **ENGINE_DEFAULTS.get(self.rules.name, {}),
+            **defaults_of(self.rules.name),
             quantization=own,
             moe_backend=self.rules.moe_backend(own, self.gpu),
             max_seq_len=self.workload.max_seq_len,
@@ -123,7 +121,7 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
         gpu: Profile name, alias, YAML file, or `auto`.
         workload: Shipped name, or a file.
         model: Overrides the workload's.
-        engine: `trtllm` or `vllm`.
+        engine: Name, see `engines.registry`.
         slo: Limits that replace or join the workload's.
         risk: See `PlanRequest`.
         calibration: A file, `shipped`, or empty for the user's own where there is one.
@@ -150,7 +148,7 @@ def load_problem(  # noqa: PLR0913  one argument for each thing a user names
         gpu=spec,
         model=shape,
         workload=work,
-        rules=load_engine(engine),
+        rules=find_engine(engine).rules,
         slo=limits,
         evaluator=Evaluator(
             model=shape,
@@ -365,7 +363,7 @@ def diagnose(
 
 
 def options_file(path: str | Path) -> dict[str, Any]:
-    """Return the options of a TensorRT-LLM YAML file."""
+    """Return the options of an engine's YAML file."""
     from cost_models.profile_io import read_yaml_object  # noqa: PLC0415
 
     return read_yaml_object(Path(path))

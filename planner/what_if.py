@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.deployment import ALL_KNOBS, ROUTERS, Deployment
+from cost_models.engine_traits import MEMORY_KNOBS
 from cost_models.errors import PlannerError
+from engines.reading import TYPES
 from planner.api import PlanRequest, Problem, plan_problem, predict_problem, search_space
-from planner.knobs import TYPES
 from planner.plans.plan import Plan
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_deployment
@@ -23,8 +24,6 @@ from planner.workloads.change import changed_workload
 
 EXPERT_KNOBS = frozenset({"moe_expert_parallel_size", "moe_backend"})
 """Knobs without meaning for a model without experts."""
-
-ONLY_VLLM = frozenset({"gpu_memory_utilization"})
 
 DERIVED_SIZES = (0.25, 0.5, 1, 2, 4)
 """Multiples of the present value that stand for a number without a list of values."""
@@ -115,8 +114,8 @@ def ask(problem: Problem, deployment: Deployment, settings: Mapping[str, str]) -
 def knobs_of(problem: Problem) -> tuple[str, ...]:
     """Return the knobs that mean something for a problem's model and engine."""
     absent = frozenset() if problem.model.is_moe else EXPERT_KNOBS
-    if problem.rules.name != "vllm":
-        absent = absent | ONLY_VLLM
+    read = problem.evaluator.calibration.traits.memory_knob
+    absent = absent | frozenset(MEMORY_KNOBS) - {read}
     return tuple(knob for knob in ALL_KNOBS if knob not in absent)
 
 

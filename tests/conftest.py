@@ -14,9 +14,9 @@ import pytest
 from hypothesis import settings
 
 from cost_models.calibration import Calibration
-from cost_models.calibration_io import load_calibration
 from cost_models.gpu import GpuSpec
 from cost_models.profile_io import load_gpu
+from engines.registry import load_calibration
 from executor.process import free_port
 
 # How long an example takes says more of what else runs here than of the code.

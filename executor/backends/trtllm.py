@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engines.registry import find_engine
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
     GIB,
@@ -112,6 +113,9 @@ class TrtllmBackend(ServingBackend):
 
     def lacking(self, deployment: Deployment) -> list[str]:
         """Return the options that the installed version does not know."""
+        unsent = find_engine(self.engine).rules.unsent(deployment.config)
+        if unsent:
+            return [str(violation) for violation in unsent]
         asked = deployment.options.get("backend", BACKENDS[0])
         if asked not in BACKENDS:
             return [f"option backend={asked}: one of {', '.join(BACKENDS)}"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import PlannerError
+from engines.trtllm.scripts import bench_policy, chunked_flag
 from executor.backend import (
     Availability,
     BenchmarkBackend,
@@ -167,14 +168,11 @@ def bench_command(deployment: Deployment, files: BenchFiles, protocol: LoadProto
 
 
 def _throughput_flags(config: EngineConfig, files: BenchFiles) -> list[str]:
-    policy = config.capacity_scheduler_policy
     return [
         "--max_batch_size", str(config.max_batch_size),
         "--max_num_tokens", str(config.max_num_tokens),
-        "--scheduler_policy",
-        "max_utilization" if policy == "MAX_UTILIZATION" else "guaranteed_no_evict",
-        "--enable_chunked_context" if config.enable_chunked_prefill
-        else "--disable_chunked_context",
+        "--scheduler_policy", bench_policy(config),
+        chunked_flag(config),
         "--streaming",
         "--request_json", str(files.requests),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""vLLM: `vllm serve` with the knobs that have a counterpart, facts from its log and metrics."""
+"""vLLM: `vllm serve`, facts from its log and metrics."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import json
 import operator
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from cost_models.acceptance import stated_chances
-from cost_models.engine import EngineConfig
-from cost_models.engine_profile_io import load_engine
-from cost_models.engine_rules import SpeculationRule
+from engines.registry import find_engine
+from engines.vllm.flags import POLICIES, as_flags, serve_options
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
     GIB,
@@ -34,14 +33,6 @@ from executor.machine import installed_versions
 from executor.process import free_port, http_get
 
 INSTALL = "pip install 'trtllm-planner[vllm]'"
-
-QUANTIZATION_FLAGS: Mapping[str, Sequence[str]] = {
-    "bf16": ("--dtype", "bfloat16"),
-    "fp16": ("--dtype", "float16"),
-    "fp8": ("--quantization", "fp8"),
-    "fp8_dynamic": ("--quantization", "fp8"),
-}
-"""Flags of the precisions that vLLM makes itself; all others are read from the checkpoint."""
 
 LOG_FACTS: Mapping[str, LogPattern] = {
     "kv_cache_tokens": (re.compile(r"GPU KV cache size: ([\d,]+) tokens"), 1.0),
@@ -131,16 +122,21 @@ class VllmBackend(ServingBackend):
         return installed_versions(("vllm", "torch", "transformers", "flashinfer-python"))
 
     def lacking(self, deployment: Deployment) -> list[str]:
-        """Return the knobs that have no counterpart in vLLM."""
-        config = deployment.config
+        """Return the knobs that vLLM cannot be told."""
+        config, rules = deployment.config, find_engine(self.engine).rules
         wanted = (
-            (config.kv_cache_dtype not in ("bf16", "fp16", "fp8"), "kv_cache_dtype"),
-            (config.moe_expert_parallel_size not in (1, config.tensor_parallel_size), _EXPERTS),
-            (config.enable_attention_dp, "enable_attention_dp"),
-            (config.speculates and config.decoding_type not in _schemes(), "decoding_type"),
+            (
+                config.kv_cache_dtype not in rules.kv_cache_dtypes,
+                f"kv_cache_dtype ({config.kv_cache_dtype})",
+            ),
+            (config.queue_order not in POLICIES, f"queue_order ({config.queue_order})"),
+            (
+                config.speculates and config.decoding_type not in rules.speculation,
+                "decoding_type",
+            ),
         )
-        return [f"{knob} ({config.kv_cache_dtype})" if knob == "kv_cache_dtype" else knob
-                for is_lacking, knob in wanted if is_lacking]  # fmt: skip
+        lacking = [words for is_lacking, words in wanted if is_lacking]
+        return lacking + [str(violation) for violation in rules.unsent(config)]
 
     def start(self, deployment: Deployment, *, limit_s: float) -> Server:
         """Start it and wait for it; compilation and graph capture take one to two minutes."""
@@ -190,7 +186,7 @@ class VllmServer(LaunchedServer):
 
 
 def flags(deployment: Deployment, *, draft: str = "") -> list[str]:
-    """Return the knobs of a deployment as flags of `vllm serve`.
+    """Return the flags of `vllm serve` for a deployment.
 
     Args:
         deployment: What is brought up.
@@ -199,53 +195,27 @@ def flags(deployment: Deployment, *, draft: str = "") -> list[str]:
     Raises:
         ConfigError: An option that cannot be read.
     """
-    config, options = deployment.config, deployment.options
-    found = [
-        "--max-model-len", str(deployment.max_seq_len),
-        "--gpu-memory-utilization", f"{config.gpu_memory_utilization:g}",
-        "--max-num-seqs", str(config.max_batch_size),
-        "--max-num-batched-tokens", str(config.max_num_tokens),
-        "--block-size", str(config.tokens_per_block),
-        "--tensor-parallel-size", str(config.tensor_parallel_size),
-        "--pipeline-parallel-size", str(config.pipeline_parallel_size),
-        "--enable-prefix-caching" if config.enable_block_reuse else "--no-enable-prefix-caching",
-        *QUANTIZATION_FLAGS.get(config.quantization, ()),
-        *_cache_flags(config),
-    ]  # fmt: skip
-    if not config.enable_chunked_prefill:
-        found.append("--no-enable-chunked-prefill")
-    if config.moe_expert_parallel_size > 1:
-        found.append("--enable-expert-parallel")
-    if config.cuda_graph_max_batch_size == 0:
-        found.append("--enforce-eager")
+    said = serve_options(deployment.config, max_seq_len=deployment.max_seq_len)
+    drafting = _speculative_options(deployment, said.pop("speculative-config", {}), draft)
     if deployment.model.has_random_weights:
-        found += ["--load-format", "dummy"]
-    speculative = speculative_config(config, options, draft=draft)
-    if speculative:
-        found += ["--speculative-config", json.dumps(speculative)]
-    return found + options.get("arguments", "").split()
+        said["load-format"] = "dummy"
+    if drafting:
+        said["speculative-config"] = drafting
+    return as_flags(said) + deployment.options.get("arguments", "").split()
 
 
-def speculative_config(
-    config: EngineConfig, options: Mapping[str, str], *, draft: str = ""
+def _speculative_options(
+    deployment: Deployment, said: Mapping[str, Any], draft: str
 ) -> dict[str, Any]:
     """Return what `--speculative-config` says; empty where nothing drafts.
 
     Raises:
         ConfigError: An option that cannot be read, or rates that are not as many as the drafts.
     """
-    found: dict[str, Any] = {}
-    if config.speculates:
-        rule = _schemes()[config.decoding_type]
-        found = {"method": rule.name, rule.length_option: config.max_draft_len}
-        if config.decoding_type == "NGram":
-            size = config.max_matching_ngram_size
-            found |= {"prompt_lookup_max": size, "prompt_lookup_min": 1}
-        if rule.needs_model:
-            found["model"] = draft
-    found |= json_option(options, "speculative_config")
-    if SYNTHETIC in options:
-        found |= _synthetic(options[SYNTHETIC], config.max_draft_len)
+    found = {**said, **({"model": draft} if draft and "model" in said else {})}
+    found |= json_option(deployment.options, "speculative_config")
+    if SYNTHETIC in deployment.options:
+        found |= _synthetic(deployment.options[SYNTHETIC], deployment.config.max_draft_len)
     return found
 
 
@@ -254,10 +224,6 @@ def _synthetic(text: str, max_draft_len: int) -> dict[str, Any]:
     chances = stated_chances(text, max_draft_len)
     rates = [round(rate, 6) for rate in accumulate(chances, operator.mul)]
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
-
-
-def _schemes() -> Mapping[str, SpeculationRule]:
-    return load_engine("vllm").speculation
 
 
 def _draft_argument(deployment: Deployment) -> str:
@@ -287,14 +253,3 @@ def _write_logging(deployment: Deployment) -> Path:
     path = deployment.workdir / "vllm_logging.json"
     path.write_text(json.dumps(LOGGING))
     return path
-
-
-def _cache_flags(config: EngineConfig) -> list[str]:
-    found = ["--kv-cache-dtype", "fp8"] if config.kv_cache_dtype == "fp8" else []
-    if config.kv_cache_max_tokens:
-        blocks = config.kv_cache_max_tokens // config.tokens_per_block
-        found += ["--num-gpu-blocks-override", str(blocks)]
-    return found
-
-
-_EXPERTS = "moe_expert_parallel_size between 1 and tensor_parallel_size"

@@ -7,13 +7,13 @@ own tables (`profiles/engines/*.yaml`), through the row's name in `cost_models.p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from cost_models.engine_profile_io import list_engines, load_engine
 from cost_models.engine_rules import PrecisionRule
 from cost_models.errors import ConfigError
+from engines.registry import find_engine, is_engine, list_engines
 
 FP8_BLOCK = 128
 """Rows and columns that share a scale in FP8 blocks."""
@@ -51,8 +51,15 @@ class Scheme:
     unsmoothed: tuple[str, ...] = ()
     """Layers whose input no norm precedes, so that nothing can take their smoothing."""
     int8_activations: bool = False
-    loaded_by: Mapping[str, str] = field(default_factory=dict)
-    """Where the loading code stands, by engine; an engine that is not named cannot load it."""
+    loaded_by_transformers: str = ""
+    """Where the loading code of transformers stands; empty where it has none."""
+
+    @property
+    def loaded_by(self) -> Mapping[str, str]:
+        """Where the loading code stands, by engine; an engine that is not named cannot load it."""
+        found = {engine: find_engine(engine).loads.get(self.name) for engine in list_engines()}
+        found["transformers"] = self.loaded_by_transformers
+        return {engine: source for engine, source in found.items() if source}
 
     @property
     def divisors(self) -> tuple[int, int]:
@@ -73,26 +80,13 @@ class Scheme:
 
     def _rule(self, engine: str) -> PrecisionRule | None:
         """Return what an engine's profile says of the precision; transformers has none."""
-        if engine not in list_engines():
+        if not is_engine(engine):
             return None
-        return load_engine(engine).quantizations.get(self.quantization)
+        return find_engine(engine).rules.quantizations.get(self.quantization)
 
 
-TRTLLM_MODELOPT = (
-    "tensorrt_llm/_torch/model_config.py load_modelopt_quant_config; docs quantization.md"
-)
-TRTLLM_HF = "tensorrt_llm/_torch/model_config.py load_hf_quant_config, quant_method fp8"
-VLLM_MODELOPT = "vllm 0.25.1 layers/quantization/modelopt.py QUANT_ALGOS"
-VLLM_FP8 = "vllm 0.25.1 layers/quantization/fp8.py, weight_block_size"
-VLLM_COMPRESSED = "vllm 0.25.1 compressed_tensors/schemes"
 HF_FP8 = "transformers 5 quantizers/quantizer_finegrained_fp8.py"
 HF_COMPRESSED = "transformers 5 quantizers/quantizer_compressed_tensors.py"
-
-PACKED_LOADERS: Mapping[str, str] = {
-    "vllm": f"{VLLM_COMPRESSED}/compressed_tensors_wNa16.py",
-    "transformers": HF_COMPRESSED,
-}
-"""Who loads weights of 4 or 8 bits packed as compressed-tensors."""
 
 
 def _table(*rows: Scheme) -> dict[str, Scheme]:
@@ -105,21 +99,20 @@ SCHEMES: Mapping[str, Scheme] = _table(
         quantization="fp8",
         preset="FP8_DEFAULT_CFG",
         form=Form.MODELOPT,
-        loaded_by={"trtllm": TRTLLM_MODELOPT, "vllm": VLLM_MODELOPT},
     ),
     Scheme(
         name="fp8_block",
         quantization="fp8_block",
         preset="FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG",
         form=Form.FP8_BLOCKS,
-        loaded_by={"trtllm": TRTLLM_HF, "vllm": VLLM_FP8, "transformers": HF_FP8},
+        loaded_by_transformers=HF_FP8,
     ),
     Scheme(
         name="int8_wo",
         quantization="int8_wo",
         preset="INT8_WEIGHT_ONLY_CFG",
         form=Form.COMPRESSED_TENSORS,
-        loaded_by=PACKED_LOADERS,
+        loaded_by_transformers=HF_COMPRESSED,
     ),
     Scheme(
         name="int8_sq",
@@ -128,10 +121,7 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.COMPRESSED_TENSORS,
         unsmoothed=("*o_proj*", "*down_proj*"),
         int8_activations=True,
-        loaded_by={
-            "vllm": f"{VLLM_COMPRESSED}/compressed_tensors_w8a8_int8.py",
-            "transformers": HF_COMPRESSED,
-        },
+        loaded_by_transformers=HF_COMPRESSED,
     ),
     Scheme(
         name="int4_awq",
@@ -140,7 +130,6 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.MODELOPT,
         num_bits=4,
         group_size=128,
-        loaded_by={"trtllm": TRTLLM_MODELOPT},
     ),
     Scheme(
         name="int4_gptq",
@@ -150,7 +139,7 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.COMPRESSED_TENSORS,
         num_bits=4,
         group_size=128,
-        loaded_by=PACKED_LOADERS,
+        loaded_by_transformers=HF_COMPRESSED,
     ),
     Scheme(
         name="int4_rtn",
@@ -159,7 +148,7 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.COMPRESSED_TENSORS,
         num_bits=4,
         group_size=128,
-        loaded_by=PACKED_LOADERS,
+        loaded_by_transformers=HF_COMPRESSED,
     ),
     Scheme(
         name="w4a8_awq",
@@ -168,7 +157,6 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.MODELOPT,
         num_bits=4,
         group_size=128,
-        loaded_by={"trtllm": TRTLLM_MODELOPT},
     ),
     Scheme(
         name="nvfp4",
@@ -177,7 +165,6 @@ SCHEMES: Mapping[str, Scheme] = _table(
         form=Form.MODELOPT,
         num_bits=4,
         group_size=16,
-        loaded_by={"trtllm": TRTLLM_MODELOPT, "vllm": VLLM_MODELOPT},
     ),
 )
 """By the name on the command line; `int4_rtn` is plain rounding, to compare AWQ and GPTQ with."""
@@ -211,9 +198,14 @@ def check_kv_cache_dtype(row: Scheme, kv_cache_dtype: str) -> None:
             f"--kv-cache-dtype {kv_cache_dtype}: no engine loads a checkpoint with it",
             hint=f"known: {', '.join(KV_PRESETS)}; `planner quality --kv-cache-dtype` judges int8",
         )
-    rule = load_engine("trtllm").kv_cache_dtypes[kv_cache_dtype]
-    if rule.with_quantizations and row.quantization not in rule.with_quantizations:
+    needed = [
+        rule.with_quantizations
+        for engine in list_engines()
+        if (rule := find_engine(engine).rules.kv_cache_dtypes.get(kv_cache_dtype))
+    ]
+    if needed and all(weights and row.quantization not in weights for weights in needed):
+        weights = dict.fromkeys(name for names in needed for name in names)
         raise ConfigError(
             f"--kv-cache-dtype {kv_cache_dtype} needs weights in "
-            f"{' or '.join(rule.with_quantizations)}, not {row.name}"
+            f"{' or '.join(weights)}, not {row.name}"
         )

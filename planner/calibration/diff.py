@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.calibration import Calibration, OperatorFits
-from cost_models.calibration_io import load_calibration
 from cost_models.profile_io import load_gpu
+from engines.registry import load_calibration
 from planner.api import load_problem
 from planner.calibration.own import SHIPPED, files_in_force
 from planner.measuring.cases import asked_of_plan, plan_configs

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.calibration_io import read_engine_file
 from cost_models.profile_io import load_gpu
+from engines.registry import engine_constants
 from planner.calibration.constants import (
     CONSTANTS,
     LAUNCHES,
@@ -151,7 +151,7 @@ class Fitter:
         self, runs: Sequence[MeasuredRun], *, priors: Mapping[str, Constant] | None = None
     ) -> None:
         self.runs = tuple(runs)
-        self.table = priors or fitted_constants(read_engine_file(runs[0].engine))
+        self.table = priors or fitted_constants(engine_constants(runs[0].engine))
         self.seconds: dict[str, float] = {}
         """Wall time by stage."""
         with self._timed("reading the steps of runs"):
@@ -375,7 +375,7 @@ def calibrated(run: MeasuredRun, values: Mapping[str, float]) -> Calibration:
     What is known to differ in that version stays, and the user's own operators of the GPU.
     """
     shipped = calibration_from(run, own_operators(load_gpu(run.gpu).name))
-    differs = read_engine_file(run.engine)["versions"].get(run.engine_version, {})
+    differs = engine_constants(run.engine)["versions"].get(run.engine_version, {})
     return with_constants(shipped, values, kept=differs.get("front_end", {}))
 
 

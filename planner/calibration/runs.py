@@ -14,11 +14,10 @@ import numpy as np
 from cost_models.calibration import ErrorQuantiles
 from cost_models.calibration_io import (
     engine_constants_to_json,
-    load_calibration,
-    read_engine_file,
 )
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
+from engines.registry import as_run, engine_constants, load_calibration
 from planner.calibration.constants import (
     Constant,
     fitted_constants,
@@ -39,7 +38,7 @@ from planner.calibration.memory import fit_memory
 from planner.calibration.solver import OUTLIER
 from planner.calibration.text import text_rates
 from planner.files import write_text
-from planner.measuring.runs import MeasuredRun, as_run, read_runs
+from planner.measuring.runs import MeasuredRun, read_runs
 from planner.prediction.evaluator import operators_used
 from planner.validation.validate import Row, Validation, errors_by_metric, predict_run_with
 
@@ -85,7 +84,7 @@ def calibrate_runs(
     # Where the priors stay this machine is as unknown as before, and so are its intervals.
     unseen: dict[str, list[str]] = {} if checked.has_taught else {"gpus": [], "operators": []}
     content = engine_constants_to_json(fitted) | {
-        "versions": read_engine_file(engine)["versions"],
+        "versions": engine_constants(engine)["versions"],
         "relative_errors": {name: round(error, 4) for name, error in fit.relative_errors.items()},
         "not_told": list(fit.not_told),
         "data": _data(runs) | unseen,
@@ -112,7 +111,7 @@ def priors_for(runs: Sequence[MeasuredRun]) -> tuple[Mapping[str, Constant], str
     The shipped constants, as far as another machine's tell of this one; round figures where the
     shipped ones rest on some of these runs, which must not teach twice.
     """
-    file = read_engine_file(runs[0].engine)
+    file = engine_constants(runs[0].engine)
     if {run.run_id for run in runs}.intersection(file.get("data", {}).get("runs", ())):
         return fitted_constants(
             file

@@ -30,7 +30,6 @@ from planner.cli.options import (
 )
 @click.option(
     "--backend",
-    type=click.Choice(["trtllm", "vllm"]),
     default="trtllm",
     show_default=True,
     help="Engine of all steps but the first.",

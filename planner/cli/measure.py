@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--model", default="", help="Model name, config.json or folder; overrides the workload's."
 )
 @click.option("--gpu", default="", help="GPU profile; default: the GPU of this machine.")
-@click.option("--config", default="", metavar="FILE", help="TensorRT-LLM YAML instead of a plan.")
+@click.option("--config", default="", metavar="FILE", help="The engine's YAML instead of a plan.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KNOB=VALUE", help="Change a knob; repeatable."
 )

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     help="Simulate other orders of the waiting queue, also where that takes seconds.",
 )
 @click.option(
-    "--out", default="", metavar="DIR", help="Write plan.json and the TensorRT-LLM files here."
+    "--out", default="", metavar="DIR", help="Write plan.json and the engine's files here."
 )
 def plan_command(as_json: bool, out: str, **options: Any) -> int:
     """Recommend a configuration for a workload on a GPU, with the reasons."""

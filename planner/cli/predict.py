@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "config_file",
     default="",
     metavar="FILE",
-    help="TensorRT-LLM YAML (--config of trtllm-serve).",
+    help="The engine's options as YAML (--config of trtllm-serve or vllm serve).",
 )
 @quality_limit_option("Most that the precisions may be expected to lose, in percent.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same requests.")
@@ -60,10 +60,10 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     Exit status 1 says that it does not fit, refuses requests, or breaks a limit of the SLO or of
     quality.
     """
+    from engines.registry import find_engine  # noqa: PLC0415
     from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
     from planner.knobs import (  # noqa: PLC0415
         apply_settings,
-        config_from_options,
         parse_assignments,
     )
     from planner.prediction.highest_rate import check_has_rate, highest_rate  # noqa: PLC0415
@@ -75,7 +75,8 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     config = problem.default_config
     extra: dict[str, Any] = {"ignored_options": []}
     if config_file:
-        config, extra["ignored_options"] = config_from_options(options_file(config_file), config)
+        engine = find_engine(options["engine"])
+        config, extra["ignored_options"] = engine.read_options(options_file(config_file), config)
     deployment = problem.deployment_of(config)
     deployment = apply_settings(deployment, parse_assignments(settings, "--set"))
     violations = check_runnable(problem, deployment.config)

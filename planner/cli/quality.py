@@ -163,7 +163,7 @@ def _print_report(report: QualityReport) -> None:
 
 
 def _print_schemes(as_json: bool) -> None:
-    from cost_models.engine_profile_io import list_engines  # noqa: PLC0415  help is fast
+    from engines.registry import list_engines  # noqa: PLC0415  help is fast
     from executor.quantization.schemes import SCHEMES  # noqa: PLC0415
 
     if as_json:

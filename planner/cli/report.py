@@ -151,8 +151,8 @@ def print_operator_errors(errors: Iterable[OperatorError]) -> None:
 def print_profiles() -> None:
     """Print every shipped GPU, model, workload and engine."""
     from cost_models.calibration_io import calibrated_gpus  # noqa: PLC0415
-    from cost_models.engine_profile_io import list_engines  # noqa: PLC0415
     from cost_models.profile_io import list_gpus, list_models, load_gpu  # noqa: PLC0415
+    from engines.registry import list_engines  # noqa: PLC0415
     from planner.workloads.workload import list_workloads  # noqa: PLC0415
 
     console, fitted = _console(), calibrated_gpus()
@@ -174,8 +174,10 @@ def print_profiles() -> None:
 
 
 def _print_config(console: Console, deployment: Deployment, *, engine: str) -> None:
+    from engines.registry import find_engine  # noqa: PLC0415
+
     config = deployment.config
-    fraction = "gpu_memory_utilization" if engine == "vllm" else "free_gpu_memory_fraction"
+    fraction = find_engine(engine).traits.memory_knob
     pairs = (
         ("quantization", config.quantization, "kv_cache_dtype", config.kv_cache_dtype),
         (

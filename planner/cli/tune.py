@@ -53,10 +53,13 @@ if TYPE_CHECKING:
 @measuring_options
 def tune_command(as_json: bool, **options: Any) -> int:
     """Measure the configurations that teach most, and find the best on real hardware."""
+    from engines.registry import is_engine  # noqa: PLC0415
+    from executor.backend import load_backend  # noqa: PLC0415
     from planner.tuning.tune import tune  # noqa: PLC0415  help must not wait
 
-    if not _is_given("engine") and options["backend"] == "vllm":
-        options["engine"] = "vllm"
+    served = load_backend(options["backend"]).engine
+    if not _is_given("engine") and is_engine(served):
+        options["engine"] = served
     result = tune(_tune_request(options))
     if as_json:
         print_json(result.to_json())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.diagnosis.knob_names import change_words, engine_name
+from engines.spelling import change_words, option_name
 from planner.diagnosis.prospect import Prospect, SimulatedProspect
 from planner.diagnosis.request_log import RequestLog
 from planner.measuring.runs import MeasuredRun
@@ -80,7 +80,7 @@ class RunCase:
 
     def knob(self, name: str) -> str:
         """Return what the run's engine calls a knob."""
-        return engine_name(name, self.engine)
+        return option_name(name, self.engine)
 
     def turn(self, name: str, before: Any, after: Any) -> str:
         """Return a turned knob in the words of the run's engine."""

@@ -14,11 +14,11 @@ import numpy as np
 
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
-from cost_models.engine_profile_io import load_engine
 from cost_models.engine_rules import EngineRules
 from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
+from engines.registry import find_engine
 from planner.estimator.load import Protocol
 from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
@@ -185,7 +185,7 @@ def prospect_of(run: MeasuredRun) -> Prospect:
         evaluator, deployment = capacity_evaluator(run, calibration)
         demand = None
     base = predict_deployment(evaluator, deployment, demand)
-    rules = load_engine(run.engine)
+    rules = find_engine(run.engine).rules
     if demand is None or base.simulation is None:
         return Prospect(evaluator=evaluator, deployment=deployment, rules=rules, base=base)
     return SimulatedProspect(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +10,10 @@ import numpy as np
 from cost_models.engine import EngineConfig
 from cost_models.errors import PlannerError
 from cost_models.profile_io import load_gpu
+from engines.registry import as_run
 from executor.backend import load_backend
 from planner.ladder.rungs import Rung
-from planner.measuring.cases import BACKEND_DEFAULTS, MeasureRequest, local_gpu
+from planner.measuring.cases import MeasureRequest, backend_defaults, local_gpu
 from planner.measuring.measure import measure_request
 from planner.measuring.runs import flat_metrics
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from planner.ladder.ladder import LadderRequest
 
 BASELINE = "transformers"
-
-DYNAMIC: Mapping[str, str] = {"fp8": "fp8_dynamic"}
-"""What vLLM makes of BF16 weights itself, where no checkpoint was built."""
 
 
 class Bench:
@@ -76,14 +73,12 @@ class Bench:
     def _config(self, rung: Rung, config: EngineConfig, checkpoint: str) -> EngineConfig:
         """Return the configuration as its backend takes it."""
         if rung.is_baseline:
-            defaults = BACKEND_DEFAULTS[BASELINE]
+            defaults = backend_defaults(BASELINE)
             limits = {"max_batch_size": config.max_batch_size, "max_seq_len": config.max_seq_len}
             return EngineConfig(**{**defaults, **limits})
-        if self.request.backend == "vllm" and not _is_built(checkpoint, self.request.model):
-            return replace(
-                config, quantization=DYNAMIC.get(config.quantization, config.quantization)
-            )
-        return config
+        if _is_built(checkpoint, self.request.model):
+            return config
+        return as_run(config, self.request.backend)
 
 
 def _is_built(checkpoint: str, model: str) -> bool:

@@ -15,6 +15,8 @@ from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model, read_json_object
+from engines.base import LaunchFiles
+from engines.registry import DEFAULT_ENGINE, as_run, defaults_of, find_engine, is_engine
 from executor.backend import Backend, Deployment, ModelSource
 from executor.case import Case
 from executor.machine import NvmlReader
@@ -22,8 +24,7 @@ from executor.observe import Observe
 from executor.protocols import OpenLoop
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
-from planner.knobs import apply_engine_settings, config_from_options
-from planner.measuring.runs import ENGINE_DEFAULTS, as_run
+from planner.knobs import apply_engine_settings
 from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
 from planner.workloads.workload import Workload, load_workload
@@ -44,8 +45,7 @@ REQUESTS_PER_CLIENT = 10
 FEWEST_REQUESTS, MOST_REQUESTS = 30, 2000
 """Bounds of the number of requests where nobody states one."""
 
-BACKEND_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    **ENGINE_DEFAULTS,
+UNDESCRIBED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "transformers": {
         "max_batch_size": 256,
         "tokens_per_block": 256,
@@ -53,7 +53,7 @@ BACKEND_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "cuda_graph_padding": True,
     },
 }
-"""What an engine does when nobody says; transformers' from its `ContinuousBatchingConfig`."""
+"""What an engine without a spec does when nobody says, from its `ContinuousBatchingConfig`."""
 
 COMPARED_METRICS = (
     "ttft_ms.mean", "ttft_ms.p99", "tpot_ms.mean", "tpot_ms.p99", "itl_ms.p99", "e2el_ms.mean",
@@ -75,7 +75,7 @@ class MeasureRequest:
     plan: str = ""
     """A plan.json; else `config` and `settings` say what is measured."""
     config: str = ""
-    """TensorRT-LLM's options as YAML."""
+    """The engine's options as YAML; TensorRT-LLM's where it is not described."""
     settings: Mapping[str, str] = field(default_factory=dict)
     configs: Sequence[EngineConfig] = ()
     """Configurations themselves, instead of a file."""
@@ -99,6 +99,11 @@ class MeasureRequest:
     progress: Callable[[str, float], None] | None = None
     observe: Observe | None = None
     """Told twice a second what can be seen; from a thread beside the measurement."""
+
+
+def backend_defaults(engine: str) -> Mapping[str, Any]:
+    """Return what an engine does when nobody says."""
+    return UNDESCRIBED_DEFAULTS.get(engine) or defaults_of(engine)
 
 
 def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
@@ -126,12 +131,17 @@ def cases_of(request: MeasureRequest, backend: Backend) -> list[Case]:
         cases.append(
             Case(
                 deployment=deployment_of(
-                    config, model=model, spec=spec, workload=workload, request=request
+                    config, model=model, spec=spec, request=request, engine=backend.engine
                 ),
                 traffic=traffic,
                 gpu=gpu,
                 predicted=prediction_of(
-                    config, gpu=gpu, model=name, traffic=traffic, request=request
+                    config,
+                    gpu=gpu,
+                    model=name,
+                    traffic=traffic,
+                    request=request,
+                    engine=request.backend_options.get("engine", backend.engine),
                 ),
             )
         )
@@ -215,36 +225,22 @@ def deployment_of(
     *,
     model: ModelSource,
     spec: ModelSpec,
-    workload: Workload,
     request: MeasureRequest,
+    engine: str,
 ) -> Deployment:
-    """Return what a backend is asked to bring up; TensorRT-LLM gets the files of a plan."""
-    engine_options: dict[str, Any] = {}
-    build_script = ""
-    if request.backend.startswith("trtllm"):
-        engine_options, build_script = _trtllm_files(config, spec, workload, request)
+    """Return what a backend is asked to bring up, with the files that its engine is given."""
+    given = LaunchFiles()
+    if is_engine(engine):
+        given = find_engine(engine).launch_files(config, spec, request.backend_options)
     return Deployment(
         model=model,
         config=config,
         workdir=Path(request.workdir).resolve(),
         options=request.backend_options,
-        engine_options=engine_options,
-        build_script=build_script,
+        engine_options=given.options,
+        build_script=given.build_script,
         draft=_draft_source(config, random_weights=model.has_random_weights),
     )
-
-
-def _trtllm_files(
-    config: EngineConfig, spec: ModelSpec, workload: Workload, request: MeasureRequest
-) -> tuple[dict[str, Any], str]:
-    """Return the options file and the script that makes the checkpoint, for either backend."""
-    from planner.plans.artifacts import deployment_files, llm_api_options  # noqa: PLC0415
-    from planner.plans.tensorrt_engine import checkpoint_script, engine_options  # noqa: PLC0415
-
-    if request.backend_options.get("backend") == "tensorrt":
-        return engine_options(config, spec), checkpoint_script(config, spec)
-    files = deployment_files(config, spec, workload)
-    return llm_api_options(config, spec), files.get("quantize.sh", "")
 
 
 def _draft_source(config: EngineConfig, *, random_weights: bool) -> ModelSource | None:
@@ -256,15 +252,19 @@ def _draft_source(config: EngineConfig, *, random_weights: bool) -> ModelSource 
 
 
 def prediction_of(
-    config: EngineConfig, *, gpu: str, model: str, traffic: Traffic, request: MeasureRequest
+    config: EngineConfig,
+    *,
+    gpu: str,
+    model: str,
+    traffic: Traffic,
+    request: MeasureRequest,
+    engine: str,
 ) -> dict[str, Any]:
     """Return what the planner says before a run; empty for engines and GPUs it does not know."""
     from planner.api import load_problem, predict_problem  # noqa: PLC0415
     from planner.what_if import changed_load  # noqa: PLC0415
 
-    engine = "trtllm" if request.backend.startswith("trtllm") else request.backend
-    engine = request.backend_options.get("engine", engine)
-    if gpu == CPU or engine not in ENGINE_DEFAULTS:
+    if gpu == CPU or not is_engine(engine):
         return {}
     try:
         problem = load_problem(gpu=gpu, workload=request.workload, model=model, engine=engine)
@@ -353,14 +353,15 @@ def _configs(
         chosen = plan_configs(Path(request.plan), top=request.top)
         return [apply_engine_settings(config, request.settings) for config in chosen]
     config = EngineConfig(
-        **BACKEND_DEFAULTS.get(backend.engine, {}),
+        **backend_defaults(backend.engine),
         quantization=spec.checkpoint_quantization,
         max_seq_len=min(workload.max_seq_len, spec.max_position_embeddings),
     )
     if request.config:
         from planner.api import options_file  # noqa: PLC0415
 
-        config, _ = config_from_options(options_file(request.config), config)
+        engine = find_engine(backend.engine if is_engine(backend.engine) else DEFAULT_ENGINE)
+        config, _ = engine.read_options(options_file(request.config), config)
     return [apply_engine_settings(config, request.settings)]
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cost_models.calibration_io import load_calibration
 from cost_models.errors import PlannerError, ProfileError
 from cost_models.profile_io import load_gpu
+from engines.registry import is_engine, load_calibration
 from executor.backend import Availability, load_backend
 from executor.backend import backend_names as installed_backends
 from executor.case import Case, Measurement, MeasureOptions, PhaseLimits, Tools
@@ -39,7 +39,7 @@ from planner.measuring.cases import (
     local_gpu,
     profile_name,
 )
-from planner.measuring.runs import ENGINE_DEFAULTS, flat_metrics
+from planner.measuring.runs import flat_metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +105,7 @@ def measured_drift(results: Sequence[Measurement], *, store: str) -> list[str]:
         record
         for result in results
         for record in result.records
-        if record["status"] == "ok"
-        and record.get("predicted")
-        and record["engine"] in ENGINE_DEFAULTS
+        if record["status"] == "ok" and record.get("predicted") and is_engine(record["engine"])
     ]
     gpus = {str(record["engine"]): str(record["gpu"]) for record in records}
 

@@ -12,7 +12,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cost_models.engine_rules import check_values
 from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.gpu import GpuSpec
 from cost_models.metrics import PERCENTILES
+from engines.registry import defaults_of
 from planner.estimator import Lengths, Load
 from planner.estimator.load import Protocol
 
@@ -79,7 +80,7 @@ class MeasuredRun:
             for name, value in self.config.items()
             if name in known and value is not None
         }
-        defaults = ENGINE_DEFAULTS.get(self.engine, {})
+        defaults = defaults_of(self.engine)
         config = EngineConfig(**{**defaults, **stated})
         check_values(config)
         return config
@@ -184,30 +185,6 @@ class MeasuredRun:
         if gaps.size == 0 or gaps.sum() <= 0:
             raise ProfileError(f"{self.run_id}: open loop without a rate or arrivals")
         return float(1.0 / gaps.mean()), float(gaps.std() / gaps.mean())
-
-
-ENGINE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "trtllm": {},
-    "vllm": {
-        "max_batch_size": 256,
-        "tokens_per_block": 16,
-        "enable_chunked_prefill": True,
-        "capacity_scheduler_policy": "RECOMPUTE",
-        "cuda_graph_max_batch_size": 512,
-        "cuda_graph_padding": True,
-    },
-}
-"""What an engine does when a run does not say; TensorRT-LLM's are `EngineConfig`'s own."""
-
-
-def as_run(config: EngineConfig, engine: str) -> EngineConfig:
-    """Return a configuration in the planner's terms where an engine's are others.
-
-    vLLM's `--quantization fp8` finds activation scales at run time.
-    """
-    if engine == "vllm" and config.quantization == "fp8":
-        return replace(config, quantization="fp8_dynamic")
-    return config
 
 
 def lengths_of(tokens: NDArray[Any]) -> Lengths:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cost_models.engine_rules import EngineRules
+from engines.registry import find_engine
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import Demand
@@ -31,14 +32,6 @@ COMPARED = (
 )  # fmt: skip
 
 SHORTEST, PRIORITY, PREFIX = "SHORTEST_JOB_FIRST", "PRIORITY", "LONGEST_PREFIX_MATCH"
-
-THROUGH_PRIORITY: Mapping[str, str] = {
-    "vllm": "--scheduling-policy priority, with each request's expected output as its priority",
-}
-"""How shortest-job-first is had from engines that take a priority with each request."""
-
-OFFERED: Mapping[str, str] = {"vllm": "--scheduling-policy priority"}
-"""What turns priorities on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +148,7 @@ class _Orders:
         return OrderAlternative(
             queue_order=SHORTEST,
             changes=_changes(self.recommended, self._under(SHORTEST, self.demand)),
-            how=THROUGH_PRIORITY.get(self.rules.name, ""),
+            how=self._how(SHORTEST),
         )
 
     def longest_prefix_first(self) -> OrderAlternative:
@@ -163,7 +156,7 @@ class _Orders:
         return OrderAlternative(
             queue_order=PREFIX,
             changes=_changes(self.recommended, self._under(PREFIX, self.demand)),
-            how="",
+            how=self._how(PREFIX),
         )
 
     def urgent_first(self) -> OrderAlternative:
@@ -179,13 +172,16 @@ class _Orders:
             )
             for name in ("mean", "p99")
         }
-        known = self.rules.knobs["queue_order"].values
         return OrderAlternative(
             queue_order=PRIORITY,
             changes=changes,
-            how=OFFERED.get(self.rules.name, "queue_order") if PRIORITY in known else "",
+            how=self._how(PRIORITY),
             requests="the urgent half",
         )
+
+    def _how(self, order: str) -> str:
+        """Return how the engine is told of an order; empty where it has none."""
+        return find_engine(self.rules.name).queue_orders.get(order, "")
 
     def _under(self, order: str, demand: Demand) -> Prediction:
         deployment = self.recommended.deployment.with_knobs(queue_order=order)

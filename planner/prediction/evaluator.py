@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance, believed
 from cost_models.calibration import Calibration, Provenance
-from cost_models.cuda_graphs import PIECE_TOKENS, captured_batch_sizes, vllm_largest
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
@@ -261,7 +260,7 @@ class Evaluator:
         return speculation_of(
             config,
             model=self.model,
-            engine=self.calibration.engine,
+            engine=self.calibration.traits,
             acceptance=acceptance,
             draft_model=_draft_model(name) if drafts_alone else None,
         )
@@ -352,7 +351,7 @@ class Evaluator:
         if not self.calibration.step.piecewise_max_tokens:
             return EngineConfig().max_batch_size if graphs >= batch else graphs
         config = replace(base, cuda_graph_max_batch_size=graphs, max_batch_size=batch)
-        return vllm_largest(config)
+        return self.calibration.traits.largest_graph_tokens(config)
 
     def _seen(self, config: EngineConfig, knobs: tuple[str, ...]) -> tuple[str, ...]:
         """Add the block size where the engine's decode kernel feels it."""
@@ -362,20 +361,19 @@ class Evaluator:
 
     def memory(self, rows: Slice) -> MemoryPlan:
         """Return how every row divides the GPU's memory."""
-        engine, base = self.calibration.engine, rows.base.config
-        num_pieces = len(PIECE_TOKENS) if base.enable_piecewise_cuda_graph else 0
+        traits, base = self.calibration.traits, rows.base.config
+        num_pieces = len(traits.captured_pieces(base))
         graphs = {
             int(size): num_pieces
-            + len(captured_batch_sizes(replace(base, cuda_graph_max_batch_size=int(size)), engine))
+            + len(traits.captured_batch_sizes(replace(base, cuda_graph_max_batch_size=int(size))))
             for size in np.unique(rows.column("cuda_graph_max_batch_size"))
         }
-        fraction = rows.column("free_gpu_memory_fraction")
         knobs = MemoryKnobs(
             max_batch_size=rows.column("max_batch_size"),
             max_num_tokens=rows.column("max_num_tokens"),
             max_seq_len=base.max_seq_len or self.model.max_position_embeddings,
             tokens_per_block=rows.column("tokens_per_block"),
-            kv_fraction=base.gpu_memory_utilization if engine == "vllm" else fraction,
+            kv_fraction=rows.column(traits.memory_knob),
             kv_cache_max_tokens=base.kv_cache_max_tokens,
             num_cuda_graphs=np.array(
                 [graphs[int(size)] for size in rows.column("cuda_graph_max_batch_size")]
@@ -389,7 +387,7 @@ class Evaluator:
             model=self.model,
             config=base,
             gpu=self.gpu,
-            engine=self.calibration.engine,
+            engine=self.calibration.traits,
             constants=self.calibration.memory,
             draft=speculation.draft if speculation else None,
         )

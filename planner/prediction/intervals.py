@@ -265,11 +265,11 @@ def block_size_error(
     Args:
         name: Metric.
         config: Whose `tokens_per_block` may not be that of the tables.
-        calibration: Of which engine; vLLM's own runs tell its effect.
+        calibration: Whether its runs tell the effect of block sizes.
         attention_share: Of decode attention in a decode step.
     """
     untimed = name in MEMORY_METRICS or name.startswith("ttft_ms")
-    if calibration.engine != "trtllm" or untimed:
+    if calibration.traits.knows_block_size_effect or untimed:
         return 0.0
     doublings = abs(math.log2(config.tokens_per_block / TABLE_BLOCK_TOKENS))
     return UNKNOWN_BLOCK_EFFECT * doublings * attention_share / NORMAL_Q95

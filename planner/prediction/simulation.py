@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.acceptance import Acceptance
-from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.frontend import FrontEndConstants
@@ -405,7 +404,7 @@ NO_LAUNCHES: Mapping[str, Any] = dict.fromkeys(LAUNCH_CONSTANTS, 0)
 
 def _replays_all_decoding(evaluator: Evaluator, config: EngineConfig) -> bool:
     """Whether every step that only decodes is replayed as a whole, whatever launches take."""
-    sizes = captured_batch_sizes(config, evaluator.calibration.engine)
+    sizes = evaluator.calibration.traits.captured_batch_sizes(config)
     return bool(sizes) and sizes[-1] >= config.max_batch_size
 
 
@@ -421,7 +420,7 @@ def _limits(
         config,
         memory,
         max_seq_len=evaluator.model.max_position_embeddings,
-        engine=evaluator.calibration.engine,
+        engine=evaluator.calibration.traits,
         host_link_bytes_per_s=evaluator.gpu.host_link_bytes_per_s,
     )
     speculation = evaluator.speculation(config)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from cost_models.engine import EngineConfig
+from cost_models.engine_traits import EngineTraits
 from cost_models.memory import MemoryPlan
 from planner.simulator.block_pool import PoolShape
 from planner.simulator.capacity import POLICIES, CapacityPolicy, GuaranteedNoEvict
@@ -77,17 +78,19 @@ class EngineLimits:
         *,
         max_seq_len: int,
         host_link_bytes_per_s: float,
-        engine: str = "trtllm",
+        engine: EngineTraits,
     ) -> EngineLimits:
         """Return the limits of one scheduler of a configuration.
 
         That is a server's only one, or one of its attention-DP ranks or pipeline micro-batches,
-        which divide the server's blocks. TensorRT-LLM rounds chunks to blocks, vLLM does not.
+        which divide the server's blocks.
         """
         equal = config.context_chunking_policy == "EQUAL_PROGRESS"
         chunk = EqualProgress if equal else FirstComeChunks
         block_bytes = memory.layout.bytes_per_token * config.tokens_per_block
-        unit = 1 if engine == "vllm" else min(config.tokens_per_block, config.max_num_tokens)
+        chunking = (
+            chunk(engine.chunk_unit(config)) if config.enable_chunked_prefill else WholePrompts()
+        )
         return cls(
             max_batch_size=config.max_batch_size,
             max_num_tokens=config.max_num_tokens,
@@ -99,11 +102,10 @@ class EngineLimits:
             ),
             order=ORDERS[config.queue_order],
             capacity=POLICIES[config.capacity_scheduler_policy](),
-            chunking=chunk(unit) if config.enable_chunked_prefill else WholePrompts(),
+            chunking=chunking,
             overlap=not config.disable_overlap_scheduler,
             enable_block_reuse=config.enable_block_reuse,
-            # vLLM shares full blocks only.
-            enable_partial_reuse=config.enable_partial_reuse and engine != "vllm",
+            enable_partial_reuse=config.enable_partial_reuse and engine.reuses_partial_blocks,
             host_blocks=int(config.host_cache_size / block_bytes),
             onboard_block_s=block_bytes / host_link_bytes_per_s,
         )

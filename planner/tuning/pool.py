@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from cost_models.engine import EngineConfig
 from cost_models.metrics import RequestTimes, goodput_per_s
+from engines.registry import defaults_of
 from planner.api import PlanRequest, Problem, search_space
-from planner.measuring.cases import BACKEND_DEFAULTS
 from planner.prediction.intervals import NORMAL_Q95
 from planner.prediction.predict import Prediction, predict_deployment
 from planner.prediction.simulation import Demand, request_limits
@@ -230,7 +230,7 @@ def _different(configs: Sequence[EngineConfig], most: int) -> list[EngineConfig]
 
 def _default_of(problem: Problem, best: EngineConfig) -> EngineConfig:
     """What the engine does when nobody says, on as many GPUs as the best takes."""
-    defaults = BACKEND_DEFAULTS.get(problem.evaluator.calibration.engine, {})
+    defaults = defaults_of(problem.evaluator.calibration.engine)
     return replace(
         EngineConfig(),
         **dict(defaults),

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.calibration_io import load_calibration
 from cost_models.errors import ProfileError
 from cost_models.fitting.operators import FAMILIES, TABLE_NAMES, predict_table
 from cost_models.profile_io import load_gpu
 from cost_models.tables import Table, latency_s, num_rows, read_table, select
+from engines.registry import load_calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

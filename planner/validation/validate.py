@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from cost_models.calibration import Calibration
-from cost_models.calibration_io import load_calibration
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
+from engines.base import MeasuredLoad
+from engines.registry import as_run, find_engine, is_engine, load_calibration
 from planner.calibration.drift import Drift, Watched, drift_lines, drifts
 from planner.calibration.own import files_in_force
 from planner.estimator.load import Lengths, Load, Protocol
-from planner.measuring.bench_limits import tuned_limits
-from planner.measuring.runs import MeasuredRun, as_run, read_runs
+from planner.measuring.runs import MeasuredRun, read_runs
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.prediction.simulation import run_demand
@@ -287,28 +287,25 @@ def _evaluator_under(
 ) -> tuple[Evaluator, Deployment]:
     model, gpu = _model(run.model), _gpu(run.gpu)
     config = as_run(run.engine_config(), run.engine)
-    if run.engine == "trtllm":
-        config = _with_unstated_limits(run, config, load)
+    config = _with_unstated_limits(run, config, load)
     evaluator = Evaluator(model=model, gpu=gpu, calibration=calibration, load=load, slo={})
     return evaluator, run.deployment(config, gpu)
 
 
 def _with_unstated_limits(run: MeasuredRun, config: EngineConfig, load: Load) -> EngineConfig:
-    """Set the limits that a run does not state as its benchmark must have set them.
-
-    Offline runs are trtllm-bench's, which tunes its own. A server that was given no token
-    budget and served whole prompts had room for the longest beside a full batch.
-    """
-    if "max_num_tokens" in run.config:
+    """Set the limits that a run does not state as its engine must have set them."""
+    if not is_engine(run.engine):
         return config
-    if load.protocol is Protocol.OFFLINE and "max_batch_size" not in run.config:
-        isl, osl = load.isl.mean, load.osl.mean
-        return tuned_limits(config, model=_model(run.model), gpu=_gpu(run.gpu), isl=isl, osl=osl)
-    if run.protocol == "capacity" or config.enable_chunked_prefill:
-        return config
-    batch = min(config.max_batch_size, round(load.concurrency) or config.max_batch_size)
-    needed = round(load.isl.maximum) + batch
-    return replace(config, max_num_tokens=max(config.max_num_tokens, needed))
+    served = MeasuredLoad(
+        model=_model(run.model),
+        gpu=_gpu(run.gpu),
+        mean_isl=load.isl.mean,
+        mean_osl=load.osl.mean,
+        longest_isl=0.0 if run.protocol == "capacity" else load.isl.maximum,
+        concurrency=load.concurrency,
+        is_offline=load.protocol is Protocol.OFFLINE,
+    )
+    return find_engine(run.engine).with_unstated_limits(config, run.config, served)
 
 
 def errors_by_metric(rows: Iterable[Row]) -> dict[str, MetricError]:

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.calibration_io import read_engine_file
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
+from engines.registry import engine_constants
 from planner.calibration.constants import Constant, fitted_constants, shipped_priors
 from planner.calibration.fit import calibrated, fit_constants, most_different
 from planner.calibration.operators import calibrate_operators
@@ -122,7 +122,7 @@ def _known_before(before: Sequence[str], runs: Sequence[MeasuredRun]) -> tuple[P
     Raises:
         ProfileError: They rest on runs that are held out or fitted here.
     """
-    file = read_engine_file(runs[0].engine)
+    file = engine_constants(runs[0].engine)
     if not before:
         return fitted_constants(file), "priors"
     if list(before) == ["shipped"]:

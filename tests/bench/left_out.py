@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cost_models.calibration_io import read_engine_file
 from cost_models.profile_io import load_model
+from engines.registry import engine_constants
 from planner.calibration.constants import fitted_constants
 from planner.calibration.intervals import fold_intervals, left_out_coverage
 from planner.calibration.runs import fitted_and_left_out
@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="planner-left-out-")
     runs = read_serving_runs(arguments.runs, arguments.engine)
-    priors = fitted_constants(read_engine_file(arguments.engine))
+    priors = fitted_constants(engine_constants(arguments.engine))
     checked = fitted_and_left_out(runs, priors=priors, folds=groups_of(runs))
     for stage, seconds in checked.seconds.items():
         _print(f"{stage}: {seconds:.0f} s")

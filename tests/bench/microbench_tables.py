@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cost_models.calibration_io import load_calibration
 from cost_models.fitting.operators import FAMILIES, predict_table
 from cost_models.profile_io import load_gpu
 from cost_models.tables import latency_s, read_table
+from engines.registry import load_calibration
 from tests.bench import run_bench
 
 TABLES = {

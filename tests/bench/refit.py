@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from cost_models.calibration_io import load_calibration, read_engine_file
 from cost_models.profile_io import load_gpu
+from engines.registry import engine_constants, load_calibration
 from planner.calibration.constants import (
     CONSTANTS,
     LAUNCHES,
@@ -53,7 +53,7 @@ def main() -> None:
     ]
     fit = fit_constants(runs, priors=_table(runs, arguments.parts))
     click.echo("\n".join(fit.lines()))
-    content = read_engine_file(runs[0].engine)
+    content = engine_constants(runs[0].engine)
     known = load_calibration(load_gpu(runs[0].gpu), runs[0].engine)
     fitted = with_constants(known, fit.values)
     for name in fit.values:
@@ -71,7 +71,7 @@ def main() -> None:
 
 def _table(runs: list[MeasuredRun], parts: list[str]) -> dict[str, Constant]:
     """Return the constants of the asked parts that the engine's form has."""
-    found = fitted_constants(read_engine_file(runs[0].engine))
+    found = fitted_constants(engine_constants(runs[0].engine))
     return {
         name: constant
         for name, constant in found.items()

@@ -27,8 +27,9 @@ import click
 import numpy as np
 from scipy.stats import spearmanr
 
+from engines.registry import as_run
 from planner.api import Problem, load_problem
-from planner.measuring.runs import as_run, flat_metrics, parse_run
+from planner.measuring.runs import flat_metrics, parse_run
 from planner.plans.decide import Finalist
 from planner.prediction.predict import predict_deployment
 from planner.prediction.simulation import workload_demand

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cost_models.engine import EngineConfig
-from cost_models.engine_profile_io import load_engine
 from cost_models.profile_io import load_gpu, load_model
+from engines.registry import find_engine
 
-RULES = load_engine("trtllm")
+RULES = find_engine("trtllm").rules
 
 
 @pytest.mark.parametrize(
@@ -90,22 +90,20 @@ def test_the_search_meets_every_documented_kernel() -> None:
 def test_who_may_draft(engine: str, model: str, knobs: dict[str, Any], broken: list[str]) -> None:
     spec, gpu = load_model(model), load_gpu("h200")
     base: dict[str, Any] = {
+        **find_engine(engine).defaults,
         "quantization": spec.checkpoint_quantization,
         "max_draft_len": 2,
         "tokens_per_block": 64,
     }
-    if engine == "vllm":
-        base["capacity_scheduler_policy"] = "RECOMPUTE"
-        base["enable_chunked_prefill"] = True
     config = EngineConfig(**base | {"decoding_type": ""} | knobs)
-    found = load_engine(engine).violations(config, model=spec, gpu=gpu)
+    found = find_engine(engine).rules.violations(config, model=spec, gpu=gpu)
     assert [violation.knob for violation in found] == broken
 
 
 def test_engines_spell_drafting_their_own_way() -> None:
     """TensorRT-LLM 1.2.1's llm_args.py, and vLLM 0.25.1's config/speculative.py."""
     spelled = {
-        engine: {kind: rule.name for kind, rule in load_engine(engine).speculation.items()}
+        engine: {kind: rule.name for kind, rule in find_engine(engine).rules.speculation.items()}
         for engine in ("trtllm", "vllm")
     }
     assert spelled == {

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.calibration_io import load_calibration
 from cost_models.fusion import Traffic, norm_traffic, swiglu_traffic, unfused_score_traffic
 from cost_models.profile_io import load_gpu
 from cost_models.tables import latency_s, read_table
+from engines.registry import load_calibration
 
 TABLES = Path(__file__).parents[2] / "profiles/microbench"
 

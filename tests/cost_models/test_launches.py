@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.calibration_io import load_calibration
-from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.engine import EngineConfig
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepBatch, StepModel
+from engines.registry import load_calibration
+from engines.vllm.cuda_graphs import captured_batch_sizes
 from planner.calibration.constants import CONSTANTS, LAUNCHES, with_constants
 from planner.estimator.load import Lengths, Load, Protocol
 from planner.prediction.evaluator import Evaluator
@@ -79,7 +79,7 @@ def test_steps_beyond_twice_the_batch_limit_are_not_captured(batch: int) -> None
     )  # fmt: skip
     evaluator = Evaluator(model=MODEL, gpu=GPU, calibration=SHIPPED, load=load, slo={})
     model = evaluator.step_model(config)
-    largest = captured_batch_sizes(config, "vllm")[-1]
+    largest = captured_batch_sizes(config)[-1]
     assert largest == min(2 * batch, 512)
     at_edge_s, behind_s = model.launch_floor_s(8.0, np.array([largest - 8.0, largest - 7.0]))
     share = SHIPPED.step.pieces_launch_share

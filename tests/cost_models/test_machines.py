@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models.calibration_io import load_calibration
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepBatch, StepModel
+from engines.registry import load_calibration
 
 DECODE = StepBatch(decode_sequences=40.0, decode_kv_len=900.0)
 MIXED = replace(DECODE, prefill_sequences=2.0, prefill_tokens=1500.0)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cost_models.calibration import Calibration
-from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from cost_models.gpu import GpuSpec
@@ -18,6 +17,7 @@ from cost_models.kv_cache import expected_block_waste, kv_layout
 from cost_models.memory import plan_memory
 from cost_models.profile_io import list_models, load_model
 from cost_models.weights import parameter_count, weight_bytes
+from engines.trtllm.cuda_graphs import captured_batch_sizes
 from planner.validation.validate import validate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "kv_bytes_per_token.csv"
@@ -85,7 +85,7 @@ def test_what_does_not_fit_says_by_how_much(h100: GpuSpec, h100_calibration: Cal
         load_model("llama-3.1-70b"),
         EngineConfig(max_seq_len=4096),
         gpu=h100,
-        engine="trtllm",
+        engine=h100_calibration.traits,
         constants=h100_calibration.memory,
     )
     assert not memory.fits
@@ -98,7 +98,7 @@ def test_bytes_are_conserved(h100: GpuSpec, h100_calibration: Calibration) -> No
         load_model("llama-3.1-8b"),
         EngineConfig(max_seq_len=8192),
         gpu=h100,
-        engine="trtllm",
+        engine=h100_calibration.traits,
         constants=h100_calibration.memory,
     )
     parts = (

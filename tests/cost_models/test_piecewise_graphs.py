@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models.calibration_io import load_calibration
 from cost_models.engine import EngineConfig
-from cost_models.engine_profile_io import load_engine
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepBatch, StepModel
+from engines.registry import find_engine, load_calibration
 
 GPU, MODEL = load_gpu("h100"), load_model("llama-3.1-8b")
 CONFIG = EngineConfig(tensor_parallel_size=4)
@@ -78,7 +77,7 @@ def test_it_is_not_combined_with_a_draft_model() -> None:
         max_draft_len=3,
         speculative_model="draft",
     )
-    found = load_engine("trtllm").violations(config, model=MODEL, gpu=GPU)
+    found = find_engine("trtllm").rules.violations(config, model=MODEL, gpu=GPU)
     assert [violation.knob for violation in found] == ["enable_piecewise_cuda_graph"]
     ngram = replace(config, decoding_type="NGram", speculative_model="")
-    assert not load_engine("trtllm").violations(ngram, model=MODEL, gpu=GPU)
+    assert not find_engine("trtllm").rules.violations(ngram, model=MODEL, gpu=GPU)

@@ -8,8 +8,6 @@ from itertools import pairwise
 import pytest
 
 from cost_models.acceptance import Acceptance
-from cost_models.calibration_io import load_calibration
-from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.draft import draft_of
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
@@ -18,6 +16,8 @@ from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.speculation import SpeculativeStep, speculation_of, speculative_step
 from cost_models.step import StepBatch, StepModel
+from engines.registry import load_calibration
+from engines.vllm.cuda_graphs import captured_batch_sizes
 
 GPU = load_gpu("h200")
 MODEL = load_model("llama-3.1-8b")
@@ -37,7 +37,7 @@ def step_of(
     config = replace(BARE, decoding_type=kind, max_draft_len=length, speculative_model="d")
     calibration = load_calibration(GPU, engine)
     speculation = speculation_of(
-        config, model=model, engine=engine, acceptance=acceptance, draft_model=SMALL
+        config, model=model, engine=calibration.traits, acceptance=acceptance, draft_model=SMALL
     )
     return speculative_step(
         speculation, model=model, config=config, gpu=GPU, calibration=calibration
@@ -129,9 +129,10 @@ def test_eagle_and_mtp_draft_with_one_layer() -> None:
 def test_the_draft_takes_weights_and_cache_on_the_same_gpu() -> None:
     config = replace(BARE, decoding_type="DraftTarget", max_draft_len=3, speculative_model="d")
     draft = draft_of(config, MODEL, SMALL)
-    constants = load_calibration(GPU, "vllm").memory
-    alone = plan_memory(MODEL, BARE, gpu=GPU, engine="vllm", constants=constants)
-    beside = plan_memory(MODEL, config, gpu=GPU, engine="vllm", constants=constants, draft=draft)
+    known = load_calibration(GPU, "vllm")
+    engine, constants = known.traits, known.memory
+    alone = plan_memory(MODEL, BARE, gpu=GPU, engine=engine, constants=constants)
+    beside = plan_memory(MODEL, config, gpu=GPU, engine=engine, constants=constants, draft=draft)
     # 1,235,814,400 parameters in BF16, and 16 layers of 8 KV heads of 64.
     drafting = beside.weight_bytes_per_gpu - alone.weight_bytes_per_gpu
     assert drafting == pytest.approx(2 * 1_235_814_400, rel=1e-5)
@@ -165,7 +166,7 @@ def test_a_draft_model_must_be_named() -> None:
 def test_vllm_captures_multiples_of_what_a_sequence_verifies() -> None:
     """`CompilationConfig.adjust_cudagraph_sizes_for_spec_decode`: 4, 8, 16, 24, … 512 tokens."""
     config = replace(BARE, decoding_type="NGram", max_draft_len=3, cuda_graph_max_batch_size=512)
-    sizes = captured_batch_sizes(config, "vllm")
+    sizes = captured_batch_sizes(config)
     assert sizes[:5] == (1, 2, 4, 6, 8)
     assert sizes[-1] == 128
 

@@ -43,6 +43,9 @@ def tiny_deployment(workdir: Path, **changes: Any) -> Deployment:
         tokens_per_block=16,
         enable_chunked_prefill=True,
         kv_cache_max_tokens=1024,
+        # What vLLM does, and cannot be told.
+        capacity_scheduler_policy="RECOMPUTE",
+        cuda_graph_padding=True,
     )
     fields: dict[str, Any] = {"model": TINY_MODEL, "config": config, "workdir": workdir}
     return Deployment(**{**fields, **changes})

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models.calibration_io import load_calibration
 from cost_models.engine import EngineConfig
 from cost_models.kv_cache import kv_layout
 from cost_models.memory import plan_memory
@@ -17,6 +16,7 @@ from cost_models.precision import KV_DTYPES, QUANTIZATIONS
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepBatch, StepModel
 from cost_models.weights import weight_bytes
+from engines.registry import load_calibration
 
 H100 = load_gpu("h100")
 CALIBRATION = load_calibration(H100)
@@ -92,7 +92,9 @@ def test_blocks_are_conserved(fraction: float, tokens: int) -> None:
     config = EngineConfig(
         free_gpu_memory_fraction=fraction, max_num_tokens=tokens, max_seq_len=8192
     )
-    memory = plan_memory(MODEL, config, gpu=H100, engine="trtllm", constants=CALIBRATION.memory)
+    memory = plan_memory(
+        MODEL, config, gpu=H100, engine=CALIBRATION.traits, constants=CALIBRATION.memory
+    )
     assert memory.kv_cache_tokens == memory.kv_cache_blocks * config.tokens_per_block
     per_block = memory.layout.bytes_per_token * config.tokens_per_block
     assert float(memory.kv_cache_bytes_per_gpu) == pytest.approx(

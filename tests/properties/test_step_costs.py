@@ -109,7 +109,7 @@ def test_steps_with_prompts_take_no_less_with_more_of_them(made, data) -> None: 
         asked = tokens + more_tokens
         attended = asked * (past + more_past + asked / prompts / 2)
         step = MixedStep(decoding, float(kv_len + more_kv), prompts, asked, attended)
-        return clock.mixed(step).seconds
+        return float(clock.mixed(step).seconds)
 
     least = seconds()
     assert least > 0

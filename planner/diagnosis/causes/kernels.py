@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from cost_models.cuda_graphs import captured_batch_sizes
 from cost_models.errors import PlannerError
 from cost_models.precision import quantization
 from planner.diagnosis.case import RunCase
@@ -33,7 +32,8 @@ def cuda_graphs(case: RunCase) -> Finding | None:
     prospect = case.simulated
     if prospect is None:
         return None
-    config, sizes = prospect.config, captured_batch_sizes(prospect.config, prospect.engine)
+    config = prospect.config
+    sizes = prospect.evaluator.calibration.traits.captured_batch_sizes(config)
     uncovered = _uncovered(prospect, sizes)
     whole = {"cuda_graph_max_batch_size": config.max_batch_size, "cuda_graph_padding": True}
     found = tried(case, prospect, [whole], metric="tpot_ms.mean") if uncovered else []
@@ -146,7 +146,7 @@ def _uncovered(prospect: SimulatedProspect, sizes: tuple[int, ...]) -> float:
     if not steps.sum():
         return 0.0
     outside = batches > max(sizes, default=0)
-    if not prospect.config.cuda_graph_padding and prospect.engine == "trtllm":
+    if not prospect.config.cuda_graph_padding:
         outside |= ~np.isin(batches, sizes)
     return float(steps[outside].sum() / steps.sum())
 

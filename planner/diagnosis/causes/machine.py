@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from cost_models.errors import PlannerError
+from engines.registry import DEFAULT_ENGINE, find_engine, is_engine
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import RATES, Effect, Finding, Remedy
 from planner.diagnosis.prospect import Prospect, prospect_of, ratios
 from planner.diagnosis.remedies import SHOWN
-from planner.measuring.runs import ENGINE_DEFAULTS, MeasuredRun
+from planner.measuring.runs import MeasuredRun
 
 LOWERED_LIMIT = 0.95
 """Power limit over the board's own below which somebody has lowered it."""
@@ -194,7 +195,7 @@ def front_end(case: RunCase) -> Finding | None:
             ),
         )
         if relieved
-        else (Remedy(knob=_WORKERS.get(case.engine, ""), action="more front-end processes"),),
+        else (Remedy(knob=_workers(case.engine), action="more front-end processes"),),
         ratios=ratios(prospect.base, relieved) if relieved else {},
     )
 
@@ -208,11 +209,10 @@ CAUSES: Mapping[str, Callable[[RunCase], Finding | None]] = {
     "front_end": front_end,
 }
 
-_WORKERS: Mapping[str, str] = {
-    "trtllm": "num_postprocess_workers",
-    "vllm": "--api-server-count",
-}
-"""What takes work off the process that also schedules."""
+
+def _workers(engine: str) -> str:
+    """Return what takes work off the process that also schedules; empty where nothing does."""
+    return find_engine(engine).front_end_option if is_engine(engine) else ""
 
 
 def _left(lost: float, whole: float) -> float:
@@ -246,7 +246,7 @@ def _front_end_words(case: RunCase) -> tuple[str, ...]:
 
 
 def _less_host_work(case: RunCase, left: Mapping[str, float]) -> Remedy:
-    knob = _WORKERS.get(case.engine, "")
+    knob = _workers(case.engine)
     return Remedy(
         knob=knob,
         action=f"{knob} 2" if knob else "an engine that schedules the next step beside this one",
@@ -257,7 +257,7 @@ def _less_host_work(case: RunCase, left: Mapping[str, float]) -> Remedy:
 
 def _another_engine(case: RunCase) -> tuple[Remedy, ...]:
     """What TensorRT-LLM would do with the same requests, where the run's engine has no model."""
-    if case.engine in ENGINE_DEFAULTS:
+    if is_engine(case.engine):
         return ()
     try:
         prospect = prospect_of(_on_trtllm(case.run))
@@ -284,7 +284,7 @@ def _on_trtllm(run: MeasuredRun) -> MeasuredRun:
         run_id=run.run_id,
         gpu=run.gpu,
         num_gpus=run.num_gpus,
-        engine="trtllm",
+        engine=DEFAULT_ENGINE,
         engine_version="",
         model=run.model,
         config=run.config,

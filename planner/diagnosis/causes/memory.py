@@ -241,8 +241,7 @@ def _used(memory: MemoryPlan) -> float:
 
 
 def _fraction_knob(prospect: Prospect) -> str:
-    vllm = prospect.engine == "vllm"
-    return "gpu_memory_utilization" if vllm else "free_gpu_memory_fraction"
+    return prospect.evaluator.calibration.traits.memory_knob
 
 
 def _more_kv(prospect: Prospect) -> Iterator[Knobs]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cost_models.calibration_io import read_engine_file
+from engines.registry import engine_constants
 from planner.calibration import runs as under_test
 from planner.calibration.constants import Constant, shipped_priors
 from planner.calibration.fit import Fit
@@ -49,7 +49,7 @@ def priors(monkeypatch: pytest.MonkeyPatch) -> dict[str, Constant]:
     monkeypatch.setattr(
         under_test, "predict_run_with", lambda run, _: StandInRow(run=run, error=0.1)
     )
-    return shipped_priors(read_engine_file("vllm"))
+    return shipped_priors(engine_constants("vllm"))
 
 
 def fitted(errors: list[float]) -> Checked:

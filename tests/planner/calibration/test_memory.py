@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cost_models.calibration import Calibration
-from cost_models.calibration_io import load_calibration
 from cost_models.profile_io import load_gpu
+from engines.registry import load_calibration
 from planner.calibration.memory import fit_memory
 from planner.calibration.solver import solve
 from planner.measuring.runs import MeasuredRun, read_runs

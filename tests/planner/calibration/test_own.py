@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cost_models.calibration_io import engine_constants_to_json, load_calibration
+from cost_models.calibration_io import engine_constants_to_json
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.gpu import GpuSpec
 from cost_models.profile_io import load_gpu
+from engines.registry import load_calibration
 from planner import api
 from planner.calibration.diff import compare
 from planner.calibration.own import (

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cost_models.calibration_io import load_calibration, read_engine_file
 from cost_models.profile_io import load_gpu
+from engines.registry import engine_constants, load_calibration
 from planner.calibration import runs as under_test
 from planner.calibration.constants import shipped_priors
 from planner.calibration.fit import Fit, calibrated, fit_constants
@@ -58,7 +58,7 @@ def runs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     runs = [_run(number, workload) for number, workload in enumerate(WORKLOADS)]
     asked = list(_read(write(folder / "asked.jsonl", runs)))
-    shipped = read_engine_file("vllm")["step"]
+    shipped = engine_constants("vllm")["step"]
     values = {**{name: shipped[name] for name in SLOW}, **SLOW}
     for run, read in zip(runs, asked, strict=True):
         run["measured"] = _as_measured(predict_run_with(read, calibrated(read, values)).predicted)
@@ -127,7 +127,7 @@ def test_a_run_on_a_machine_that_was_a_little_slow_moves_little(tmp_path: Path) 
     slow = predict_run_with(usual, calibrated(usual, {}).slower(1.035)).predicted
     assert slow["tpot_ms.mean"] > 1.06 * predict_run(usual).predicted["tpot_ms.mean"]
     runs = _read(write(tmp_path / "slow.jsonl", [asked | {"measured": _as_measured(slow)}]))
-    priors = shipped_priors(read_engine_file("vllm"))
+    priors = shipped_priors(engine_constants("vllm"))
     values = fit_constants(runs, priors=priors).values
     moved = {
         name: abs(math.log(values[name] / constant.prior)) / constant.log_sd

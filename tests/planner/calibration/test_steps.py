@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cost_models.calibration_io import load_calibration, read_engine_file
 from cost_models.cluster import Cluster
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepModel
+from engines.registry import engine_constants, load_calibration
 from planner.calibration.constants import fitted_constants, shipped_priors, with_constants
 from planner.calibration.steps import SeenRun, Windows, fit_steps, windows_of
 from planner.calibration.streams import observed_steps
@@ -94,7 +94,7 @@ def test_every_token_belongs_to_a_step(requests: list[dict[str, Any]]) -> None:
 
 def test_the_steps_tell_what_is_slow(windows: Windows, shipped_model: StepModel) -> None:
     seen = SeenRun(run_id="slow", windows=windows, model=shipped_model)
-    fit = fit_steps([seen], fitted_constants(read_engine_file("vllm")))
+    fit = fit_steps([seen], fitted_constants(engine_constants("vllm")))
     before = np.abs(seen.misses({})).mean()
     assert np.abs(seen.misses(fit.values)).mean() < before / 5
     assert "attention_decode_fp8_bytes_per_flop" not in fit.values
@@ -122,7 +122,7 @@ def test_thousands_of_windows_of_a_run_move_no_further_than_a_few_runs(
             run_of(windows, shipped_model, name=str(run), took_s=1.1 * usual_s, copies=copies)
             for run in range(runs)
         ]
-        fit = fit_steps(seen, shipped_priors(read_engine_file("vllm")))
+        fit = fit_steps(seen, shipped_priors(engine_constants("vllm")))
         calibration = with_constants(shipped_model.calibration, fit.values)
         found_s = windows.predicted_s(replace(shipped_model, calibration=calibration))
         return float(np.log(found_s / usual_s).mean() / np.log(1.1))
@@ -137,7 +137,7 @@ def test_a_slow_host_that_the_gpu_hid_is_not_taken_for_slow_kernels(
 ) -> None:
     """From the priors its launches have no slope: a start with a slow host shows them."""
     eager = replace(shipped_model, config=replace(CONFIG, cuda_graph_max_batch_size=64))
-    table = shipped_priors(read_engine_file("vllm"))
+    table = shipped_priors(engine_constants("vllm"))
     hidden = {"eager_layer_s": 4e-4, "eager_sequence_s": 2e-5}
     priors = table | {name: replace(table[name], prior=found) for name, found in hidden.items()}
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 import pytest
 
-from cost_models.engine_profile_io import list_engines, load_engine
 from cost_models.errors import PlannerError
+from engines.registry import find_engine, list_engines
 from executor.quantization.schemes import SCHEMES
 from planner.cli.plan import plan_command
 from planner.cli.predict import predict_command
@@ -40,7 +40,7 @@ def test_the_list_tells_engine_and_gpus_of_every_scheme(
 
 @pytest.mark.parametrize("engine", list_engines())
 def test_what_a_plan_may_recommend_is_what_the_engine_loads(engine: str) -> None:
-    rules = load_engine(engine).quantizations
+    rules = find_engine(engine).rules.quantizations
     for row in SCHEMES.values():
         if row.quantization in rules and rules[row.quantization].searched:
             assert (engine in row.loaded_by) is rules[row.quantization].deployable, row.name

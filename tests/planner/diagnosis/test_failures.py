@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cost_models.engine import EngineConfig
+from engines.registry import find_engine
 from executor.backend import Deployment
 from executor.backends.endpoint import EndpointBackend
 from executor.backends.vllm import VllmBackend
@@ -28,9 +29,10 @@ __all__ = ["stand_ins"]
 
 LLAMA_70B = replace(TINY_MODEL, name="meta-llama/Llama-3.1-70B-Instruct")
 
-CONFIG = EngineConfig(
-    max_batch_size=4, max_num_tokens=8192, max_seq_len=8192, enable_chunked_prefill=True
-)
+CONFIG = replace(
+    EngineConfig(**find_engine("vllm").defaults),
+    max_batch_size=4, max_num_tokens=8192, max_seq_len=8192,
+)  # fmt: skip
 
 DURING_THE_RUN = WARM_UP_REQUESTS + 4
 

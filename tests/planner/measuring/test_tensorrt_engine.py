@@ -10,7 +10,7 @@ import pytest
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from cost_models.profile_io import load_model
-from planner.plans.tensorrt_engine import checkpoint_script, engine_options
+from engines.trtllm.engine_backend import checkpoint_script, engine_options
 from tests.executor.conftest import STAND_INS
 from tests.planner.measuring.test_measure import folder, planner
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models.calibration_io import load_calibration
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepBatch, StepModel
+from engines.registry import load_calibration
 from planner.api import load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.fusion import fusion_savings

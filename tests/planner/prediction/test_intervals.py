@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cost_models.calibration import Calibration, ErrorQuantiles, Provenance, interval_keys
-from cost_models.calibration_io import load_calibration
 from cost_models.profile_io import load_gpu
+from engines.registry import load_calibration
 from planner import api
 from planner.prediction.intervals import Doubt, host_doubts, interval_90, load_regime
 from planner.prediction.predict import predict_deployment

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cost_models.acceptance import Acceptance
-from cost_models.calibration_io import load_calibration
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu
+from engines.registry import load_calibration
 from planner.api import (
     PlanRequest,
     Problem,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cost_models.engine_profile_io import list_engines, load_engine
 from cost_models.errors import PlannerError
 from cost_models.profile_io import load_model
+from engines.registry import find_engine, list_engines
 from planner.api import PlanRequest, load_problem, plan
 from planner.quality import QUALITY_LOSS, QualityLoss, QualityTable, Source
 from planner.quality.files import install, load_quality, own_file
@@ -39,7 +39,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_precision_of_every_engine_has_a_published_loss() -> None:
     table = load_quality(load_model("llama-3.1-8b"))
     for engine in list_engines():
-        rules = load_engine(engine)
+        rules = find_engine(engine).rules
         for name in set(rules.quantizations) - {"bf16", "fp16", "w4a16_mxfp4"}:
             loss = table.loss(name, "bf16")
             assert loss.provenance is Source.PUBLISHED, name

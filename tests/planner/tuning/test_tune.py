@@ -18,8 +18,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cost_models.calibration_io import engine_constants_to_json, load_calibration
+from cost_models.calibration_io import engine_constants_to_json
 from cost_models.profile_io import load_gpu
+from engines.registry import load_calibration
 from executor.store import RunStore
 from planner import api
 from planner.prediction.simulation import workload_demand

@@ -7,7 +7,7 @@ import pytest
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.weights import parameter_count
-from planner.measuring.bench_limits import tuned_limits
+from engines.trtllm.bench_limits import tuned_limits
 
 
 @pytest.mark.parametrize(

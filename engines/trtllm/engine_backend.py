@@ -13,7 +13,7 @@ from typing import Any
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from cost_models.model import ModelSpec
-from planner.plans.artifacts import llm_api_options
+from engines.trtllm.options import llm_api_options
 
 WEIGHT_FORMATS: Mapping[str, str] = {
     "bf16": "full_prec",
@@ -41,7 +41,7 @@ RUNTIME_OPTIONS = (
 """Options that both backends have."""
 
 BUILT_IN = ("tokens_per_block", "dtype")
-"""Of the KV cache, fixed when the engine is built."""
+"""Options of the KV cache that are fixed when the engine is built."""
 
 CACHED_GRAPHS = 1000
 """CUDA graphs are captured as batch sizes occur; as many are kept as trtllm-bench keeps."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from cost_models.engine import EngineConfig
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.weights import parameter_count
+from engines.base import MeasuredLoad
 
 MOST_SEQUENCES = 4096
 MOST_TOKENS = 32768
@@ -43,6 +44,32 @@ def tuned_limits(
     if not config.enable_chunked_prefill:
         budget = max(budget, math.ceil(isl) + batch)
     return replace(config, max_batch_size=batch, max_num_tokens=budget)
+
+
+def with_unstated_limits(
+    config: EngineConfig, stated: Collection[str], load: MeasuredLoad
+) -> EngineConfig:
+    """Return a configuration with the limits that a run must have had without stating them.
+
+    Offline runs are trtllm-bench's, which tunes its own. A server that was given no token
+    budget and served whole prompts had room for the longest beside a full batch.
+
+    Args:
+        config: What the run states, at the engine's defaults where it states nothing.
+        stated: The knobs that it states.
+        load: What it served.
+    """
+    if "max_num_tokens" in stated:
+        return config
+    if load.is_offline and "max_batch_size" not in stated:
+        return tuned_limits(
+            config, model=load.model, gpu=load.gpu, isl=load.mean_isl, osl=load.mean_osl
+        )
+    if not load.longest_isl or config.enable_chunked_prefill:
+        return config
+    batch = min(config.max_batch_size, round(load.concurrency) or config.max_batch_size)
+    needed = round(load.longest_isl) + batch
+    return replace(config, max_num_tokens=max(config.max_num_tokens, needed))
 
 
 def _kv_bytes_per_token(model: ModelSpec, config: EngineConfig) -> float:
