@@ -37,7 +37,7 @@ def diagnose_command(
     RUN is an id of the store, a runs file, or FILE:ID or FILE:LINE for one of its runs.
     """
     from planner.api import diagnose  # noqa: PLC0415  help must not wait
-    from planner.words import diagnosis_lines  # noqa: PLC0415
+    from planner.text.lines import diagnosis_lines  # noqa: PLC0415
 
     limit = max_quality_loss_pct
     found = diagnose(run, store=store, slo=read_slo(slo), max_quality_loss_pct=limit)

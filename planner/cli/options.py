@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from planner.words import NO_BREAK
+from planner.text.lines import NO_BREAK
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

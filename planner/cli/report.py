@@ -12,7 +12,7 @@ from cost_models.deployment import Deployment
 from planner.cli.options import folded
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
-from planner.words import (
+from planner.text.lines import (
     FRONT_TITLE,
     SCHEDULING_TITLE,
     front_lines,

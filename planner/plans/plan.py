@@ -31,7 +31,7 @@ from planner.search.objective import quality_handicap
 from planner.search.polish import settled
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchOptions, SearchResult, search
-from planner.words import probability_words
+from planner.text.lines import probability_words
 
 NUM_ALTERNATIVES = 5
 

@@ -170,8 +170,8 @@ def diagnose(link: Link, source: str, run_id: str, question: Question) -> list[s
         question: Its stated limits are those that the run had to keep.
     """
     from planner.api import diagnose as diagnosing  # noqa: PLC0415
+    from planner.text.lines import diagnosis_lines  # noqa: PLC0415
     from planner.tui.calibrating import run_and_store  # noqa: PLC0415
-    from planner.words import diagnosis_lines  # noqa: PLC0415
 
     del link
     run, store = run_and_store(source, run_id)

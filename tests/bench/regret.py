@@ -34,8 +34,8 @@ from planner.plans.decide import Finalist
 from planner.prediction.predict import predict_deployment
 from planner.prediction.simulation import workload_demand
 from planner.search.study import evaluated
+from planner.text.lines import probability_words
 from planner.tuning.pool import measured_goodput_per_s
-from planner.words import probability_words
 from planner.workloads.workload import Workload, load_workload
 from tests.bench import run_bench
 

@@ -11,8 +11,7 @@ from cost_models.engine import EngineConfig
 from planner.cli.report import LATENCIES, RATES
 from planner.plans.plan import Plan
 from planner.prediction.predict import Prediction
-from planner.tui.text import bound, milliseconds, number, short_split
-from planner.words import (
+from planner.text.lines import (
     FRONT_TITLE,
     SCHEDULING_TITLE,
     front_lines,
@@ -22,6 +21,7 @@ from planner.words import (
     scheduling_lines,
     speculation_words,
 )
+from planner.tui.text import bound, milliseconds, number, short_split
 
 SHOWN_STATISTICS = ("p50", "p90", "p99")
 

@@ -22,7 +22,7 @@ from planner.prediction.intervals import (
 )
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import workload_demand
-from planner.words import limit_lines, probability_words
+from planner.text.lines import limit_lines, probability_words
 
 REPOSITORY = Path(__file__).parents[3]
 

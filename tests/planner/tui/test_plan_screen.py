@@ -12,10 +12,10 @@ import pytest
 from textual.widgets import Input
 
 from planner import api
+from planner.text.lines import front_lines, fusion_lines, loss_words, scheduling_lines
 from planner.tui.state import load_state
 from planner.tui.widgets.front_plot import FrontPlot
 from planner.tui.worker import worker
-from planner.words import front_lines, fusion_lines, loss_words, scheduling_lines
 from tests.planner.tui.driving import (
     FEW_TRIALS,
     SMALL,

@@ -12,11 +12,11 @@ from planner import api
 from planner.ladder import ladder as use_case
 from planner.ladder.bench import Bench
 from planner.ladder.rungs import RUNGS
+from planner.text.lines import diagnosis_lines
 from planner.tui import jobs
 from planner.tui.calibrating import run_and_store
 from planner.tui.question import Question
 from planner.tui.records import record_of_skipped
-from planner.words import diagnosis_lines
 from tests.planner.tui.driving import planned, planner_at, sees
 from tests.planner.tui.stand_in_work import answer_everything
 

@@ -1,0 +1,1 @@
+"""What plans, predictions and diagnoses say in lines: printed by commands, shown by screens."""
