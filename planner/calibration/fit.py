@@ -34,8 +34,8 @@ from planner.calibration.own import own_operators
 from planner.calibration.solver import shared_apart, solve_costly
 from planner.calibration.steps import RUN_LOG_SD, SeenRun, StepFit, fit_steps
 from planner.calibration.unknowns import Slopes, Unknowns
-from planner.measuring.runs import MeasuredRun
 from planner.validation.validate import FRONT_END_LIMITED, calibration_from, outcome_of_run
+from planner.workloads.measured import MeasuredRun
 
 FloatArray = NDArray[np.float64]
 

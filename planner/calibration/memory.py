@@ -13,10 +13,10 @@ from cost_models.calibration import Calibration
 from cost_models.errors import PlannerError
 from cost_models.memory import MemoryConstants
 from planner.calibration.solver import solve
-from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
 from planner.validation.validate import run_evaluator
+from planner.workloads.measured import MeasuredRun
 
 FloatArray = NDArray[np.float64]
 

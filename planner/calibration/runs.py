@@ -38,9 +38,9 @@ from planner.calibration.memory import fit_memory
 from planner.calibration.solver import OUTLIER
 from planner.calibration.text import text_rates
 from planner.files import write_text
-from planner.measuring.runs import MeasuredRun, read_runs
 from planner.prediction.evaluator import operators_used
 from planner.validation.validate import Row, Validation, errors_by_metric, predict_run_with
+from planner.workloads.measured import MeasuredRun, read_runs
 
 MOST_FOLDS = 5
 """Parts of the runs of one model that are left out in turn."""

@@ -20,8 +20,8 @@ from planner.calibration.constants import Constant, Part, with_constants
 from planner.calibration.solver import Solution, shared_apart, solve_costly, told
 from planner.calibration.streams import ObservedSteps, observed_steps
 from planner.calibration.unknowns import Slopes, Unknowns
-from planner.measuring.runs import MeasuredRun, read_streams
 from planner.validation.validate import run_evaluator
+from planner.workloads.measured import MeasuredRun, read_streams
 
 FloatArray = NDArray[np.float64]
 

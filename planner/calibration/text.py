@@ -14,7 +14,7 @@ import numpy as np
 
 from cost_models.acceptance import Acceptance, DraftCounts
 from cost_models.profile_io import load_model
-from planner.measuring.runs import MeasuredRun
+from planner.workloads.measured import MeasuredRun
 
 CACHED_TOKENS = "num_prefix_cache_hit_tokens"
 

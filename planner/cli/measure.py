@@ -287,7 +287,7 @@ def _print_measurement(result: Measurement) -> None:
 
 def _print_run(record: Mapping[str, Any]) -> None:
     from planner.measuring.cases import COMPARED_METRICS  # noqa: PLC0415
-    from planner.measuring.runs import flat_metrics  # noqa: PLC0415
+    from planner.workloads.measured import flat_metrics  # noqa: PLC0415
 
     click.echo(f"{record['run_id']}: {record['status']}")
     for name in ("notes", "error"):

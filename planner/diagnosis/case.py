@@ -10,7 +10,7 @@ from typing import Any
 from engines.spelling import change_words, option_name
 from planner.diagnosis.prospect import Prospect, SimulatedProspect
 from planner.diagnosis.request_log import RequestLog
-from planner.measuring.runs import MeasuredRun
+from planner.workloads.measured import MeasuredRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,7 +18,7 @@ from planner.diagnosis.complaints import complaints_of
 from planner.diagnosis.finding import Diagnosis, ranked
 from planner.diagnosis.prospect import Prospect, prospect_of
 from planner.diagnosis.request_log import RequestLog
-from planner.measuring.runs import MeasuredRun, parse_run
+from planner.workloads.measured import MeasuredRun, parse_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,13 +20,13 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from engines.registry import find_engine
 from planner.estimator.load import Protocol
-from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import Demand, run_demand
 from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
 from planner.validation.validate import capacity_evaluator, run_calibration, run_evaluator
+from planner.workloads.measured import MeasuredRun
 
 ROOMY = 8.0
 """A GPU of so many times the memory has no KV cache that could run out."""

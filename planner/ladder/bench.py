@@ -15,7 +15,7 @@ from executor.backend import load_backend
 from planner.ladder.rungs import Rung
 from planner.measuring.cases import MeasureRequest, backend_defaults, local_gpu
 from planner.measuring.measure import measure_request
-from planner.measuring.runs import flat_metrics
+from planner.workloads.measured import flat_metrics
 
 if TYPE_CHECKING:
     from planner.ladder.ladder import LadderRequest

@@ -39,7 +39,7 @@ from planner.measuring.cases import (
     local_gpu,
     profile_name,
 )
-from planner.measuring.runs import flat_metrics
+from planner.workloads.measured import flat_metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,6 @@ from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
 from cost_models.step_constants import LAUNCH_CONSTANTS, StepConstants
 from planner.estimator.load import Load, Protocol
-from planner.measuring.runs import MeasuredRun
 from planner.prediction.evaluator import Evaluator
 from planner.simulator import (
     Arrivals,
@@ -36,6 +35,7 @@ from planner.simulator import (
 from planner.simulator.router import ROUTERS
 from planner.simulator.speculative_clock import SpeculativeClock
 from planner.simulator.statistics import requests_needed
+from planner.workloads.measured import MeasuredRun
 from planner.workloads.workload import RequestTrace, Workload
 
 FloatArray = NDArray[np.float64]

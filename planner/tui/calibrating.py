@@ -80,8 +80,8 @@ def validated(
 ) -> Validation:
     """Predict every run of a file, those of each engine under its own calibration."""
     from cost_models.errors import PlannerError  # noqa: PLC0415
-    from planner.measuring.runs import read_runs  # noqa: PLC0415
     from planner.validation.validate import Validation, predict_run  # noqa: PLC0415
+    from planner.workloads.measured import read_runs  # noqa: PLC0415
 
     rows, skipped = [], failed_runs(path)
     runs = list(read_runs(runs_file(path)))

@@ -28,12 +28,12 @@ from planner.api import PlanRequest, plan_problem, requested_problem
 from planner.estimator.load import Protocol
 from planner.measuring.cases import MeasureRequest
 from planner.measuring.measure import measure_request
-from planner.measuring.runs import flat_metrics
 from planner.prediction.simulation import workload_demand
 from planner.search.storage import open_storage, storage_errors
 from planner.tuning.pool import SEARCH_S, make_pool, measured_log_score
 from planner.tuning.sampler import CANDIDATE, FAILURE, ModelSampler, StudyState
 from planner.what_if import changed_load
+from planner.workloads.measured import flat_metrics
 
 SMALLEST_GAIN = 0.01
 """Expected gain, as a share of the best score, below which tuning ends."""

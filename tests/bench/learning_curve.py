@@ -35,8 +35,8 @@ from planner.calibration.fit import calibrated, fit_constants, most_different
 from planner.calibration.operators import calibrate_operators
 from planner.calibration.own import own_folder
 from planner.files import write_text
-from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import FRONT_END_LIMITED, Row, predict_run_with
+from planner.workloads.measured import MeasuredRun, read_runs
 from tests.bench import run_bench
 
 EVERYWHERE = (

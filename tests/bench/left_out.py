@@ -23,8 +23,8 @@ from planner.calibration.constants import fitted_constants
 from planner.calibration.intervals import fold_intervals, left_out_coverage
 from planner.calibration.runs import fitted_and_left_out
 from planner.files import write_text
-from planner.measuring.runs import MeasuredRun
 from planner.validation.validate import Row, errors_by_metric
+from planner.workloads.measured import MeasuredRun
 from tests.bench import run_bench
 from tests.bench.learning_curve import read_serving_runs
 

@@ -25,7 +25,7 @@ from planner.calibration.constants import (
     with_constants,
 )
 from planner.calibration.fit import fit_constants
-from planner.measuring.runs import MeasuredRun, read_runs
+from planner.workloads.measured import MeasuredRun, read_runs
 from tests.bench import run_bench
 
 TOLD_ELSEWHERE = frozenset(

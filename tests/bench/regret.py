@@ -29,13 +29,13 @@ from scipy.stats import spearmanr
 
 from engines.registry import as_run
 from planner.api import Problem, load_problem
-from planner.measuring.runs import flat_metrics, parse_run
 from planner.plans.decide import Finalist
 from planner.prediction.predict import predict_deployment
 from planner.prediction.simulation import workload_demand
 from planner.search.study import evaluated
 from planner.text.lines import probability_words
 from planner.tuning.pool import measured_goodput_per_s
+from planner.workloads.measured import flat_metrics, parse_run
 from planner.workloads.workload import Workload, load_workload
 from tests.bench import run_bench
 

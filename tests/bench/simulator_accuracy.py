@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from planner.calibration.fit import calibrated, fit_constants
-from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import predict_run_with
+from planner.workloads.measured import MeasuredRun, read_runs
 from tests.bench import run_bench
 
 FIT_ON = "h200_vllm_bf16_c1,h200_vllm_bf16_c8,h200_vllm_bf16_c32"

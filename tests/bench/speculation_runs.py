@@ -14,8 +14,8 @@ from collections import defaultdict
 import click
 import numpy as np
 
-from planner.measuring.runs import flat_metrics
 from planner.validation.validate import Row, validate
+from planner.workloads.measured import flat_metrics
 from tests.bench import run_bench
 from tests.bench.speculation_steps import is_masked, short_name, tpot_without_renewals_s
 

@@ -22,8 +22,8 @@ from scipy.optimize import least_squares
 from cost_models.speculation import SpeculativeStep, speculative_step
 from cost_models.step import StepBatch
 from planner.calibration.constants import CONSTANTS, with_constants
-from planner.measuring.runs import MeasuredRun, flat_metrics, read_runs, read_streams
 from planner.validation.validate import run_calibration, run_evaluator
+from planner.workloads.measured import MeasuredRun, flat_metrics, read_runs, read_streams
 from tests.bench import run_bench
 
 FITTED = (

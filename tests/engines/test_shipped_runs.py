@@ -14,7 +14,7 @@ import pytest
 from cost_models.engine import KNOBS, EngineConfig
 from cost_models.profile_io import load_model
 from engines.registry import find_engine
-from planner.measuring.runs import parse_run
+from planner.workloads.measured import parse_run
 
 ROOT = Path(__file__).parents[2]
 

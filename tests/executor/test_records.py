@@ -21,7 +21,7 @@ from executor.records import (
     measured_section,
     write_requests,
 )
-from planner.measuring.runs import read_requests, read_runs
+from planner.workloads.measured import read_requests, read_runs
 
 REQUESTS = (
     MeasuredRequest(arrival_s=0.0, isl=10, osl=4, chunk_s=(0.1, 0.2, 0.4), chunk_tokens=(1, 1, 2)),

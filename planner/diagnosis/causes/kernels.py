@@ -12,7 +12,7 @@ from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import Finding
 from planner.diagnosis.prospect import Prospect, SimulatedProspect, prospect_of, ratios
 from planner.diagnosis.remedies import gain, remedies_of, tried
-from planner.measuring.runs import MeasuredRun
+from planner.workloads.measured import MeasuredRun
 
 MUCH_SLOWER = 1.25
 """Measured over predicted times from which a precision is much slower than it should be."""

@@ -10,7 +10,7 @@ from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import RATES, Effect, Finding, Remedy
 from planner.diagnosis.prospect import Prospect, prospect_of, ratios
 from planner.diagnosis.remedies import SHOWN
-from planner.measuring.runs import MeasuredRun
+from planner.workloads.measured import MeasuredRun
 
 LOWERED_LIMIT = 0.95
 """Power limit over the board's own below which somebody has lowered it."""

@@ -72,7 +72,7 @@ def beside_table(
     runs: Sequence[Mapping[str, Any]], predicted: tuple[str, Mapping[str, float]]
 ) -> Group:
     """Return what was predicted, every run below it, and why runs failed."""
-    from planner.measuring.runs import flat_metrics  # noqa: PLC0415
+    from planner.workloads.measured import flat_metrics  # noqa: PLC0415
 
     gpu, values = predicted
     told = f"Mean ms, P99 of ITL; predicted for {gpu}" if values else "Mean ms, P99 of ITL"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.measuring.runs import MeasuredRun
 from planner.validation.validate import Row, predict_run
+from planner.workloads.measured import MeasuredRun
 
 FEWEST_RUNS = 3
 """Measured runs from which a configuration gets a panel."""

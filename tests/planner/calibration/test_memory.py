@@ -13,10 +13,10 @@ from cost_models.profile_io import load_gpu
 from engines.registry import load_calibration
 from planner.calibration.memory import fit_memory
 from planner.calibration.solver import solve
-from planner.measuring.runs import MeasuredRun, read_runs
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
 from planner.validation.validate import run_evaluator
+from planner.workloads.measured import MeasuredRun, read_runs
 
 RUNS = Path(__file__).parents[3] / "profiles" / "runs" / "h200_vllm" / "runs.jsonl"
 

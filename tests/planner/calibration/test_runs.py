@@ -21,8 +21,8 @@ from planner.calibration.constants import shipped_priors
 from planner.calibration.fit import Fit, calibrated, fit_constants
 from planner.calibration.runs import calibrate_runs
 from planner.calibration.steps import RUN_LOG_SD
-from planner.measuring.runs import MeasuredRun, read_runs
 from planner.validation.validate import predict_run, predict_run_with, validate
+from planner.workloads.measured import MeasuredRun, read_runs
 
 MEASURED = ("tpot_ms", "itl_ms", "output_tok_per_s", "e2el_ms", "ttft_ms")
 

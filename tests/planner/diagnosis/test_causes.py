@@ -13,8 +13,8 @@ from planner.diagnosis.finding import Diagnosis, Finding
 from planner.diagnosis.prospect import COMPARED, SimulatedProspect, prospect_of
 from planner.diagnosis.request_log import RequestLog
 from planner.diagnosis.shortage import shortage_in_log
-from planner.measuring.runs import parse_run
 from planner.prediction.predict import Prediction
+from planner.workloads.measured import parse_run
 
 HERE = Path(__file__).parent
 

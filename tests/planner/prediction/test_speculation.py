@@ -24,11 +24,11 @@ from planner.api import (
     search_space,
 )
 from planner.calibration.text import text_rates
-from planner.measuring.runs import MeasuredRun, read_runs
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.simulation import workload_demand
 from planner.validation.validate import predict_run
 from planner.what_if import legal_values
+from planner.workloads.measured import MeasuredRun, read_runs
 from planner.workloads.workload import load_workload
 
 RATES = {

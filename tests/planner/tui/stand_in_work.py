@@ -30,7 +30,6 @@ from planner.ladder.ladder import Figure, Ladder, Origin, Step
 from planner.ladder.rungs import RUNGS
 from planner.measuring import measure
 from planner.measuring.measure import BackendState
-from planner.measuring.runs import MeasuredRun
 from planner.plans.plan import Alternative, Neighbour, Plan
 from planner.plans.scheduling import Scheduling
 from planner.prediction.predict import Metric, Prediction
@@ -44,6 +43,7 @@ from planner.tui.screens import what_if
 from planner.tui.worker import Worker
 from planner.validation.validate import Row, Validation
 from planner.what_if import Answer, SensitivityPoint
+from planner.workloads.measured import MeasuredRun
 
 GIB = 2.0**30
 
