@@ -19,13 +19,13 @@ from cost_models.errors import PlannerError
 from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from engines.registry import find_engine
-from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.prediction.simulation import Demand, run_demand
 from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
 from planner.validation.validate import capacity_evaluator, run_calibration, run_evaluator
+from planner.workloads.load import Protocol
 from planner.workloads.measured import MeasuredRun
 
 ROOMY = 8.0

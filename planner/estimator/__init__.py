@@ -8,7 +8,7 @@ from planner.estimator.curve import (
     serving_curve,
 )
 from planner.estimator.estimate import Estimate, Servers, estimate
-from planner.estimator.load import Lengths, Load
+from planner.workloads.load import Lengths, Load
 
 __all__ = [
     "Estimate",

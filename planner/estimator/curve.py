@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from cost_models.engine import EngineConfig
 from cost_models.speculation import AnyStep
 from cost_models.step import StepBatch
-from planner.estimator.load import Load, Protocol
 from planner.simulator.curve_table import never_falling
+from planner.workloads.load import Load, Protocol
 
 FloatArray = NDArray[np.float64]
 

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from cost_models.frontend import FrontEndConstants
 from cost_models.metrics import PERCENTILES
 from planner.estimator.curve import ServingCurve
-from planner.estimator.load import Load, Protocol
 from planner.estimator.queueing import GammaQuantiles, multi_server_wait
 from planner.estimator.statistics import Statistics
+from planner.workloads.load import Load, Protocol
 
 FloatArray = NDArray[np.float64]
 

@@ -22,7 +22,6 @@ from typing import Any
 
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
-from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.highest_rate import highest_rate
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
@@ -31,6 +30,7 @@ from planner.search.objective import DECIDING, expected, handicapped, weighted_g
 from planner.search.polish import simplified
 from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
+from planner.workloads.load import Protocol
 
 MOST_FINALISTS = 6
 

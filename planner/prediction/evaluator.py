@@ -43,7 +43,6 @@ from planner.estimator import (
     estimate,
     serving_curve,
 )
-from planner.estimator.load import Protocol
 from planner.prediction.intervals import (
     HOST_Q95,
     NEAR_CAPACITY,
@@ -56,6 +55,7 @@ from planner.prediction.intervals import (
     upper_end,
 )
 from planner.quality import QUALITY_LOSS, QualityLoss, QualityTable
+from planner.workloads.load import Protocol
 
 FloatArray = NDArray[np.float64]
 Value = TypeVar("Value", float, FloatArray)

@@ -15,11 +15,11 @@ import numpy as np
 
 from cost_models.deployment import Deployment
 from cost_models.errors import ConfigError
-from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Evaluator, Slice
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.prediction.simulation import Demand, lasting, servers_alike
 from planner.simulator import SimulationResult
+from planner.workloads.load import Protocol
 
 SERVED = 0.97
 """Share of what is offered that must be served while it lasts."""

@@ -18,7 +18,6 @@ from cost_models.memory import MemoryPlan
 from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
 from planner.estimator import ServingCurve, mean_kv_len, mixed_batch
-from planner.estimator.load import Load, Protocol
 from planner.prediction.evaluator import (
     Evaluation,
     Evaluator,
@@ -51,6 +50,7 @@ from planner.prediction.simulation import (
 )
 from planner.quality import QUALITY_LOSS, QualityLoss
 from planner.simulator import SimulationResult
+from planner.workloads.load import Load, Protocol
 
 BUSY_POWER_FRACTION = 0.85
 """Share of the board's power limit drawn by a GPU that serves at full load."""

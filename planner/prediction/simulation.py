@@ -19,7 +19,6 @@ from cost_models.metrics import PERCENTILES, LatencyLimits
 from cost_models.speculation import AnyStep, Speculation, SpeculativeStep
 from cost_models.step import StepBatch
 from cost_models.step_constants import LAUNCH_CONSTANTS, StepConstants
-from planner.estimator.load import Load, Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.simulator import (
     Arrivals,
@@ -35,6 +34,7 @@ from planner.simulator import (
 from planner.simulator.router import ROUTERS
 from planner.simulator.speculative_clock import SpeculativeClock
 from planner.simulator.statistics import requests_needed
+from planner.workloads.load import Load, Protocol
 from planner.workloads.measured import MeasuredRun
 from planner.workloads.workload import RequestTrace, Workload
 

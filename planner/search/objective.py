@@ -10,9 +10,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.estimator.load import Load, Protocol
 from planner.prediction.evaluator import Evaluation, Slice
 from planner.quality import QualityLoss
+from planner.workloads.load import Load, Protocol
 
 FloatArray = NDArray[np.float64]
 Score = TypeVar("Score", float, FloatArray)

@@ -21,10 +21,10 @@ from engines.base import MeasuredLoad
 from engines.registry import as_run, find_engine, is_engine, load_calibration
 from planner.calibration.drift import Drift, Watched, drift_lines, drifts
 from planner.calibration.own import files_in_force
-from planner.estimator.load import Lengths, Load, Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.prediction.simulation import run_demand
+from planner.workloads.load import Lengths, Load, Protocol
 from planner.workloads.measured import MeasuredRun, read_runs
 
 REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}

@@ -19,7 +19,7 @@ from cost_models.acceptance import Acceptance
 from cost_models.errors import ProfileError
 from cost_models.metrics import PERCENTILES
 from cost_models.profile_io import first_problem, read_json_object
-from planner.estimator.load import Lengths, Load, Protocol
+from planner.workloads.load import Lengths, Load, Protocol
 
 FloatArray = NDArray[np.float64]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.api import load_problem
-from planner.estimator.load import Protocol
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
 from planner.prediction.simulation import Demand, simulate_deployment, workload_demand
 from planner.simulator import SimulationResult, offline_arrivals
+from planner.workloads.load import Protocol
 from planner.workloads.workload import list_workloads, load_workload
 from tests.bench import run_bench
 

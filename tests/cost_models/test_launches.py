@@ -18,9 +18,9 @@ from cost_models.step import StepBatch, StepModel
 from engines.registry import load_calibration
 from engines.vllm.cuda_graphs import captured_batch_sizes
 from planner.calibration.constants import CONSTANTS, LAUNCHES, with_constants
-from planner.estimator.load import Lengths, Load, Protocol
 from planner.prediction.evaluator import Evaluator
 from planner.simulator.clock import MixedStep, StepClock
+from planner.workloads.load import Lengths, Load, Protocol
 
 GPU, MODEL = load_gpu("h200"), load_model("llama-3.1-8b")
 SHIPPED = load_calibration(GPU, "vllm")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models.calibration import Calibration
-from planner.estimator.load import Load
 from planner.validation.report.detail import Detail
 from planner.validation.validate import MetricError, Row, Validation, errors_by_metric
+from planner.workloads.load import Load
 
 Cell = str | int | float
 
