@@ -18,8 +18,8 @@ from cost_models.precision import kv_dtype, quantization
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.weights import check_divides
 from engines.registry import defaults_of, find_engine, load_calibration
-from planner.calibration.own import files_in_force
 from planner.knobs import apply_settings, parse_limits
+from planner.own_calibrations import files_in_force
 from planner.plans.plan import Plan, make_plan
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_deployment

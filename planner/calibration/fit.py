@@ -30,10 +30,10 @@ from planner.calibration.constants import (
     fitted_constants,
     with_constants,
 )
-from planner.calibration.own import own_operators
 from planner.calibration.solver import shared_apart, solve_costly
 from planner.calibration.steps import RUN_LOG_SD, SeenRun, StepFit, fit_steps
 from planner.calibration.unknowns import Slopes, Unknowns
+from planner.own_calibrations import own_operators
 from planner.validation.validate import FRONT_END_LIMITED, calibration_from, outcome_of_run
 from planner.workloads.measured import MeasuredRun
 

@@ -69,8 +69,8 @@ def _fit_operators(operators: str, gpu: str, candidate: Path) -> str:
 
 def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
     from cost_models.calibration_io import calibration_gpus  # noqa: PLC0415
-    from planner.calibration.own import constants_name  # noqa: PLC0415
     from planner.calibration.runs import calibrate_runs  # noqa: PLC0415
+    from planner.own_calibrations import constants_name  # noqa: PLC0415
 
     paths, engine = list(given["runs"]), str(given["engine"])
     if given["store"]:
@@ -86,8 +86,8 @@ def _fit_runs(candidate: Path, given: Mapping[str, Any]) -> str:
 
 
 def _keep(candidate: Path, *, name: str, out: str, install: bool) -> None:
-    from planner.calibration.own import put_in_force  # noqa: PLC0415
     from planner.files import write_text  # noqa: PLC0415
+    from planner.own_calibrations import put_in_force  # noqa: PLC0415
 
     if out:
         write_text(Path(out), candidate.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from cost_models.model import ModelSpec
 from cost_models.precision import KV_DTYPES, QUANTIZATIONS
 from cost_models.profile_io import read_json_object, read_yaml_object
 from cost_models.weights import parameter_count
-from planner.calibration.own import SHIPPED, own_folder
+from planner.own_calibrations import SHIPPED, own_folder
 from planner.quality.table import (
     NORMAL_Q95,
     Observation,

@@ -20,7 +20,7 @@ from cost_models.profile_io import load_gpu, load_model
 from engines.base import MeasuredLoad
 from engines.registry import as_run, find_engine, is_engine, load_calibration
 from planner.calibration.drift import Drift, Watched, drift_lines, drifts
-from planner.calibration.own import files_in_force
+from planner.own_calibrations import files_in_force
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.prediction.simulation import run_demand

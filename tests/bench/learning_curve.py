@@ -33,8 +33,8 @@ from engines.registry import engine_constants
 from planner.calibration.constants import Constant, fitted_constants, shipped_priors
 from planner.calibration.fit import calibrated, fit_constants, most_different
 from planner.calibration.operators import calibrate_operators
-from planner.calibration.own import own_folder
 from planner.files import write_text
+from planner.own_calibrations import own_folder
 from planner.validation.validate import FRONT_END_LIMITED, Row, predict_run_with
 from planner.workloads.measured import MeasuredRun, read_runs
 from tests.bench import run_bench

@@ -15,7 +15,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static
 
-from planner.calibration.own import put_in_force, set_aside
+from planner.own_calibrations import put_in_force, set_aside
 from planner.tui.messages import FitMade, FitProgressed, RunsValidated, WorkerFailed
 from planner.tui.screens.runs_base import RunsFileScreen
 from planner.tui.widgets.scatter_plot import ScatterPlot

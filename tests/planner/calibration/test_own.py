@@ -17,15 +17,15 @@ from cost_models.profile_io import load_gpu
 from engines.registry import load_calibration
 from planner import api
 from planner.calibration.diff import compare
-from planner.calibration.own import (
+from planner.cli.main import planner
+from planner.measuring.measure import list_runs
+from planner.own_calibrations import (
     constants_name,
     files_in_force,
     own_folder,
     put_in_force,
     set_aside,
 )
-from planner.cli.main import planner
-from planner.measuring.measure import list_runs
 
 ROOT = Path(__file__).parents[3]
 MICROBENCH = ROOT / "profiles" / "microbench" / "h200_sxm"
