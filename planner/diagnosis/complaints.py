@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from cost_models.errors import ConfigError
-from planner.calibration.drift import drifts
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.causes.quality import quality_loss_pct
 from planner.diagnosis.finding import RATES, Complaint, ComplaintKind
 from planner.quality import QUALITY_LOSS
+from planner.validation.drift import drifts
 
 LONG_TAIL, VISIBLE_MS = 5.0, 100.0
 """P99 of the gaps between tokens, over their median and itself, from which a reader sees a halt."""

@@ -30,7 +30,6 @@ from executor.microbench.run import (
 )
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
-from planner.calibration.drift import Watched, drift_lines, drifts
 from planner.measuring.cases import (
     COMPARED_METRICS,
     MeasureRequest,
@@ -39,6 +38,7 @@ from planner.measuring.cases import (
     profile_name,
 )
 from planner.own_calibrations import files_in_force
+from planner.validation.drift import Watched, drift_lines, drifts
 from planner.workloads.measured import flat_metrics
 
 

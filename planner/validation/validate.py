@@ -19,11 +19,11 @@ from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
 from engines.base import MeasuredLoad
 from engines.registry import as_run, find_engine, is_engine, load_calibration
-from planner.calibration.drift import Drift, Watched, drift_lines, drifts
 from planner.own_calibrations import files_in_force
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.prediction.simulation import run_demand
+from planner.validation.drift import Drift, Watched, drift_lines, drifts
 from planner.workloads.load import Lengths, Load, Protocol
 from planner.workloads.measured import MeasuredRun, read_runs
 

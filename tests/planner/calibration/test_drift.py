@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.calibration.drift import Watched, drift_lines, drifts, new_versions
+from planner.validation.drift import Watched, drift_lines, drifts, new_versions
 from planner.validation.validate import validate
 
 RUNS = Path(__file__).parents[3] / "profiles" / "runs" / "h200_vllm" / "runs.jsonl"
