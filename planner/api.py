@@ -27,7 +27,8 @@ from planner.prediction.simulation import Demand, workload_demand
 from planner.quality.files import load_quality
 from planner.search.space import DRAFTS, OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchOptions
-from planner.workloads.workload import OBJECTIVES, Workload, check_slo, load_workload
+from planner.workloads.model import OBJECTIVES, Workload, check_slo
+from planner.workloads.workload import load_workload
 
 if TYPE_CHECKING:
     from planner.diagnosis.finding import Diagnosis

@@ -27,7 +27,8 @@ from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_engine_settings
 from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
-from planner.workloads.workload import Workload, load_workload
+from planner.workloads.model import Workload
+from planner.workloads.workload import load_workload
 
 if TYPE_CHECKING:
     from planner.api import Problem

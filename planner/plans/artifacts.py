@@ -18,7 +18,7 @@ from engines.registry import find_engine, list_engines
 if TYPE_CHECKING:
     from planner.api import Problem
     from planner.plans.plan import Plan
-    from planner.workloads.workload import Workload
+    from planner.workloads.model import Workload
 
 SAMPLED_REQUESTS = 500
 """Requests that an engine's own benchmark can be given."""

@@ -36,7 +36,7 @@ from planner.simulator.speculative_clock import SpeculativeClock
 from planner.simulator.statistics import requests_needed
 from planner.workloads.load import Load, Protocol
 from planner.workloads.measured import MeasuredRun
-from planner.workloads.workload import RequestTrace, Workload
+from planner.workloads.model import RequestTrace, Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -162,7 +162,7 @@ def _number(text: str) -> float | None:
 
 
 def _objective(text: str) -> str:
-    from planner.workloads.workload import OBJECTIVES  # noqa: PLC0415
+    from planner.workloads.model import OBJECTIVES  # noqa: PLC0415
 
     if text and text not in OBJECTIVES:
         raise ConfigError(f"{text!r} is unknown", hint=f"known: {', '.join(OBJECTIVES)}")
@@ -188,7 +188,7 @@ def read_slo(text: str) -> dict[str, float]:
         ConfigError: A limit cannot be read, or its metric is unknown.
     """
     from planner.knobs import parse_assignments  # noqa: PLC0415
-    from planner.workloads.workload import check_slo  # noqa: PLC0415
+    from planner.workloads.model import check_slo  # noqa: PLC0415
 
     limits = {}
     for metric, limit in parse_assignments(text.replace(",", " ").split(), "SLO").items():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cost_models.errors import ConfigError
-from planner.workloads.workload import LARGEST_TOKENS, LengthDistribution, RequestTrace, Workload
+from planner.workloads.model import LARGEST_TOKENS, LengthDistribution, RequestTrace, Workload
 
 
 def changed_workload(

@@ -9,13 +9,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cost_models.acceptance import Acceptance
-from planner.workloads.workload import (
-    LARGEST_TOKENS,
-    Arrival,
-    LengthDistribution,
-    Workload,
-    check_slo,
-)
+from planner.workloads.model import LARGEST_TOKENS, Arrival, LengthDistribution, Workload, check_slo
 
 Tokens = Annotated[float, Field(ge=1, le=LARGEST_TOKENS, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]

@@ -36,7 +36,8 @@ from planner.search.study import evaluated
 from planner.text.lines import probability_words
 from planner.tuning.pool import measured_goodput_per_s
 from planner.workloads.measured import flat_metrics, parse_run
-from planner.workloads.workload import Workload, load_workload
+from planner.workloads.model import Workload
+from planner.workloads.workload import load_workload
 from tests.bench import run_bench
 
 RANDOM_RUNS = (1, 4, 8, 16)

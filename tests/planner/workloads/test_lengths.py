@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cost_models.errors import ProfileError
-from planner.workloads.workload import Workload, load_workload
+from planner.workloads.model import Workload
+from planner.workloads.workload import load_workload
 
 
 def loaded(folder: Path, isl: Any) -> Workload:
