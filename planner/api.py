@@ -23,10 +23,10 @@ from planner.own_calibrations import files_in_force
 from planner.plans.plan import Plan, make_plan
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_deployment
-from planner.prediction.simulation import Demand, workload_demand
 from planner.quality.files import load_quality
 from planner.search.space import DRAFTS, OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchOptions
+from planner.workloads.demand import Demand, workload_demand
 from planner.workloads.model import OBJECTIVES, Workload, check_slo
 from planner.workloads.workload import load_workload
 

@@ -13,7 +13,7 @@ from planner.api import load_problem
 from planner.measuring.cases import asked_of_plan, plan_configs
 from planner.own_calibrations import SHIPPED, files_in_force
 from planner.prediction.predict import predict_deployment
-from planner.prediction.simulation import workload_demand
+from planner.workloads.demand import workload_demand
 
 SHOWN_METRICS = (
     "ttft_ms.p99",

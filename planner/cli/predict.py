@@ -68,7 +68,7 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     )
     from planner.prediction.highest_rate import check_has_rate, highest_rate  # noqa: PLC0415
     from planner.prediction.predict import predict_deployment  # noqa: PLC0415
-    from planner.prediction.simulation import workload_demand  # noqa: PLC0415
+    from planner.workloads.demand import workload_demand  # noqa: PLC0415
 
     options["slo"] = read_slo(options["slo"])
     problem = load_problem(**options)

@@ -21,10 +21,10 @@ from cost_models.memory import MemoryPlan
 from engines.registry import find_engine
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
-from planner.prediction.simulation import Demand, run_demand
 from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
 from planner.validation.validate import capacity_evaluator, run_calibration, run_evaluator
+from planner.workloads.demand import Demand, run_demand
 from planner.workloads.load import Protocol
 from planner.workloads.measured import MeasuredRun
 

@@ -19,9 +19,9 @@ from planner.prediction.predict import (
     engine_config_to_json,
     predict_deployment,
 )
-from planner.prediction.simulation import Demand, workload_demand
 from planner.quality import QualityLoss
 from planner.quality.files import load_quality
+from planner.workloads.demand import Demand, workload_demand
 
 SHOWN = (
     "weight_bytes_per_gpu", "kv_cache_tokens", "ttft_ms.mean", "tpot_ms.mean", "e2el_ms.mean",

@@ -32,7 +32,7 @@ from planner.workloads.workload import load_workload
 
 if TYPE_CHECKING:
     from planner.api import Problem
-    from planner.prediction.simulation import Demand
+    from planner.workloads.demand import Demand
 
 CPU = "cpu"
 """The `gpu` of runs without one."""
@@ -287,8 +287,8 @@ def prediction_of(
 
 def _demand_of(traffic: Traffic, workload: Workload) -> Demand:
     """Return the very requests that are about to be sent, as a simulation takes them."""
-    from planner.prediction.simulation import Demand  # noqa: PLC0415
     from planner.simulator import Requests, offline_arrivals  # noqa: PLC0415
+    from planner.workloads.demand import Demand  # noqa: PLC0415
 
     arrival_s = offline_arrivals(len(traffic.isl))
     if isinstance(traffic.protocol, OpenLoop):

@@ -25,11 +25,11 @@ from cost_models.engine import EngineConfig
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.highest_rate import highest_rate
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
-from planner.prediction.simulation import Demand
 from planner.search.objective import DECIDING, expected, handicapped, weighted_gpus
 from planner.search.polish import simplified
 from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
+from planner.workloads.demand import Demand
 from planner.workloads.load import Protocol
 
 MOST_FINALISTS = 6

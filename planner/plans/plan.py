@@ -25,13 +25,13 @@ from planner.prediction.predict import (
     config_to_json,
     predict_deployment,
 )
-from planner.prediction.simulation import Demand
 from planner.quality import QUALITY_LOSS
 from planner.search.objective import quality_handicap
 from planner.search.polish import settled
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchOptions, SearchResult, search
 from planner.text.lines import probability_words
+from planner.workloads.demand import Demand
 
 NUM_ALTERNATIVES = 5
 

@@ -15,8 +15,8 @@ from cost_models.engine_rules import EngineRules
 from engines.registry import find_engine
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
-from planner.prediction.simulation import Demand
 from planner.simulator import SimulationResult
+from planner.workloads.demand import Demand
 
 LEAST_CONTENTION = 0.01
 """Share of the engine's time with two or more waiting below which no order matters."""

@@ -17,8 +17,9 @@ from cost_models.deployment import Deployment
 from cost_models.errors import ConfigError
 from planner.prediction.evaluator import Evaluator, Slice
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
-from planner.prediction.simulation import Demand, lasting, servers_alike
+from planner.prediction.simulation import servers_alike
 from planner.simulator import SimulationResult
+from planner.workloads.demand import Demand, lasting
 from planner.workloads.load import Protocol
 
 SERVED = 0.97

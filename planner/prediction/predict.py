@@ -40,7 +40,6 @@ from planner.prediction.intervals import (
 )
 from planner.prediction.refusals import Refused, refusals_of
 from planner.prediction.simulation import (
-    Demand,
     SimulationSummary,
     operator_seconds,
     percentile_errors,
@@ -50,6 +49,7 @@ from planner.prediction.simulation import (
 )
 from planner.quality import QUALITY_LOSS, QualityLoss
 from planner.simulator import SimulationResult
+from planner.workloads.demand import Demand
 from planner.workloads.load import Load, Protocol
 
 BUSY_POWER_FRACTION = 0.85

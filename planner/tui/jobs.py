@@ -92,8 +92,8 @@ def simulate(
 ) -> Simulated:
     """Simulate a deployment with changed knobs under the load of a question."""
     from planner.api import predict_problem  # noqa: PLC0415
-    from planner.prediction.simulation import workload_demand  # noqa: PLC0415
     from planner.simulator.timeline import timeline  # noqa: PLC0415
+    from planner.workloads.demand import workload_demand  # noqa: PLC0415
 
     del link
     problem, _ = _known(question, calibration)

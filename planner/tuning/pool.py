@@ -18,11 +18,12 @@ from engines.registry import defaults_of
 from planner.api import PlanRequest, Problem, search_space
 from planner.prediction.intervals import NORMAL_Q95
 from planner.prediction.predict import Prediction, predict_deployment
-from planner.prediction.simulation import Demand, request_limits
+from planner.prediction.simulation import request_limits
 from planner.search.objective import DECIDING
 from planner.search.space import SearchSpace
 from planner.search.study import SearchOptions, search
 from planner.tuning.belief import Belief
+from planner.workloads.demand import Demand
 
 FloatArray = NDArray[np.float64]
 

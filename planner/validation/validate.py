@@ -22,8 +22,8 @@ from engines.registry import as_run, find_engine, is_engine, load_calibration
 from planner.own_calibrations import files_in_force
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
-from planner.prediction.simulation import run_demand
 from planner.validation.drift import Drift, Watched, drift_lines, drifts
+from planner.workloads.demand import run_demand
 from planner.workloads.load import Lengths, Load, Protocol
 from planner.workloads.measured import MeasuredRun, read_runs
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 from planner.api import load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
-from planner.prediction.simulation import Demand, simulate_deployment, workload_demand
+from planner.prediction.simulation import simulate_deployment
 from planner.simulator import SimulationResult, offline_arrivals
+from planner.workloads.demand import Demand, workload_demand
 from planner.workloads.load import Protocol
 from planner.workloads.workload import list_workloads, load_workload
 from tests.bench import run_bench

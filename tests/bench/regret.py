@@ -31,10 +31,10 @@ from engines.registry import as_run
 from planner.api import Problem, load_problem
 from planner.plans.decide import Finalist
 from planner.prediction.predict import predict_deployment
-from planner.prediction.simulation import workload_demand
 from planner.search.study import evaluated
 from planner.text.lines import probability_words
 from planner.tuning.pool import measured_goodput_per_s
+from planner.workloads.demand import workload_demand
 from planner.workloads.measured import flat_metrics, parse_run
 from planner.workloads.model import Workload
 from planner.workloads.workload import load_workload

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from cost_models.errors import ProfileError
 from planner.prediction.predict import Prediction, predict_deployment
-from planner.prediction.simulation import run_demand
 from planner.simulator.timeline import Timeline, timeline
 from planner.validation.validate import Row, run_calibration, run_evaluator
+from planner.workloads.demand import run_demand
 from planner.workloads.measured import MeasuredRun
 
 FloatArray = NDArray[np.float64]

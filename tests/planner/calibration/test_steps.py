@@ -19,8 +19,9 @@ from planner.calibration.steps import SeenRun, Windows, fit_steps, windows_of
 from planner.calibration.streams import observed_steps
 from planner.prediction.evaluator import Evaluator, Slice
 from planner.prediction.predict import single
-from planner.prediction.simulation import simulate_deployment, workload_demand
+from planner.prediction.simulation import simulate_deployment
 from planner.simulator import SimulationResult
+from planner.workloads.demand import workload_demand
 from planner.workloads.workload import load_workload
 
 CONFIG = EngineConfig(

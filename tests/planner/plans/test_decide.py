@@ -23,9 +23,9 @@ from planner.plans.decide import (
     neighbouring,
 )
 from planner.prediction.predict import predict_deployment
-from planner.prediction.simulation import workload_demand
 from planner.search.objective import DECIDING, expected, quality_handicap
 from planner.search.study import Candidate, SearchOptions, evaluated, search
+from planner.workloads.demand import workload_demand
 
 REPOSITORY = Path(__file__).parents[3]
 

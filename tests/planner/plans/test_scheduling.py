@@ -12,7 +12,7 @@ import pytest
 from planner.api import Problem, load_problem
 from planner.plans.scheduling import PRIORITY, SHORTEST, Scheduling, scheduling_of
 from planner.prediction.predict import predict_deployment
-from planner.prediction.simulation import workload_demand
+from planner.workloads.demand import workload_demand
 
 CLIENTS = 48
 

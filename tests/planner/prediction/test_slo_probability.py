@@ -21,8 +21,8 @@ from planner.prediction.intervals import (
     upper_end,
 )
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
-from planner.prediction.simulation import workload_demand
 from planner.text.lines import limit_lines, probability_words
+from planner.workloads.demand import workload_demand
 
 REPOSITORY = Path(__file__).parents[3]
 

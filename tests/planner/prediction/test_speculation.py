@@ -25,9 +25,9 @@ from planner.api import (
 )
 from planner.calibration.text import text_rates
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.simulation import workload_demand
 from planner.validation.validate import predict_run
 from planner.what_if import legal_values
+from planner.workloads.demand import workload_demand
 from planner.workloads.measured import MeasuredRun, read_runs
 from planner.workloads.workload import load_workload
 

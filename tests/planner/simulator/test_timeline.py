@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from planner.api import load_problem, predict_problem
-from planner.prediction.simulation import workload_demand
 from planner.simulator.timeline import DECODE, IDLE, timeline
+from planner.workloads.demand import workload_demand
 
 
 def test_blocks_steps_and_queue_agree_with_the_run() -> None:

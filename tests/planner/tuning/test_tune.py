@@ -23,8 +23,8 @@ from cost_models.profile_io import load_gpu
 from engines.registry import load_calibration
 from executor.store import RunStore
 from planner import api
-from planner.prediction.simulation import workload_demand
 from planner.tuning.pool import make_pool, measured_log_score
+from planner.workloads.demand import workload_demand
 from tests.executor.conftest import DATA, STAND_INS
 from tests.executor.test_backends import marked_processes
 
