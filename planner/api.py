@@ -11,7 +11,7 @@ from cost_models.cluster import Cluster
 from cost_models.deployment import DEPLOYMENT_KNOBS, Deployment
 from cost_models.engine import EngineConfig
 from cost_models.engine_rules import EngineRules, Violation
-from cost_models.errors import ConfigError, ProfileError
+from cost_models.errors import ConfigError
 from cost_models.gpu import GpuSpec
 from cost_models.model import ModelSpec
 from cost_models.precision import kv_dtype, quantization
@@ -19,6 +19,7 @@ from cost_models.profile_io import load_gpu, load_model
 from cost_models.weights import check_divides
 from engines.registry import defaults_of, find_engine, load_calibration
 from planner.knobs import apply_settings, parse_limits
+from planner.local_gpu import _detected_gpu
 from planner.own_calibrations import files_in_force
 from planner.plans.plan import Plan, make_plan
 from planner.prediction.evaluator import Evaluator
@@ -388,56 +389,3 @@ def _why_empty(problem: Problem, space: SearchSpace) -> str:
     if found:
         return str(found[0])
     return f"{problem.rules.title} cannot run {problem.model.name} on {problem.gpu.title}"
-
-
-def _detected_gpu() -> str:
-    """Return the profile name of the local GPU, through NVML.
-
-    Raises:
-        ProfileError: No NVIDIA driver, no GPU, or a GPU without a profile.
-    """
-    import pynvml  # noqa: PLC0415  only for --gpu auto
-
-    try:
-        pynvml.nvmlInit()
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total
-    except pynvml.NVMLError as error:
-        raise ProfileError(f"--gpu auto: no GPU found ({error})", hint="name one") from None
-    return profile_of_device(str(name), float(memory))
-
-
-CARDS = frozenset({"PCIE", "NVL"})
-"""Form factors that a product's name tells; without one it is the SXM module."""
-
-
-def profile_of_device(device_name: str, memory_bytes: float) -> str:
-    """Return the profile whose product name shares most with NVML's, nearest in memory.
-
-    Raises:
-        ProfileError: No profile is near.
-    """
-    from cost_models.profile_io import list_gpus  # noqa: PLC0415
-
-    words = _product_words(device_name)
-    specs = [load_gpu(name) for name in list_gpus()]
-    near = [
-        spec
-        for spec in specs
-        if words & _product_words(spec.title) and abs(spec.memory_bytes / memory_bytes - 1) < 0.1
-    ]
-    if not near:
-        raise ProfileError(
-            f"--gpu auto: no profile for {device_name!r}", hint="write a GPU profile"
-        )
-    return min(
-        near,
-        key=lambda spec: (
-            len((words ^ _product_words(spec.title)) & CARDS),
-            abs(spec.memory_bytes - memory_bytes),
-        ),
-    ).name
-
-
-def _product_words(name: str) -> set[str]:
-    return set(name.upper().replace("-", " ").split()) - {"NVIDIA", "GEFORCE", "SXM"}

@@ -13,7 +13,8 @@ from cost_models.profile_io import load_gpu
 from engines.registry import as_run
 from executor.backend import load_backend
 from planner.ladder.rungs import Rung
-from planner.measuring.cases import MeasureRequest, backend_defaults, local_gpu
+from planner.local_gpu import local_gpu
+from planner.measuring.cases import MeasureRequest, backend_defaults
 from planner.measuring.measure import measure_request
 from planner.workloads.measured import flat_metrics
 

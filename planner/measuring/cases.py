@@ -14,17 +14,17 @@ from cost_models.acceptance import Acceptance, stated_chances
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.model import ModelSpec
-from cost_models.profile_io import load_gpu, load_model, read_json_object
+from cost_models.profile_io import load_model, read_json_object
 from engines.base import LaunchFiles
 from engines.registry import DEFAULT_ENGINE, as_run, defaults_of, find_engine, is_engine
 from executor.backend import Backend, Deployment, ModelSource
 from executor.case import Case
-from executor.machine import NvmlReader
 from executor.observe import Observe
 from executor.protocols import OpenLoop
 from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_engine_settings
+from planner.local_gpu import CPU, _gpu_name, local_gpu
 from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
 from planner.workloads.model import Workload
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from planner.api import Problem
     from planner.workloads.demand import Demand
 
-CPU = "cpu"
-"""The `gpu` of runs without one."""
 
 OPEN_LOOP_S = 60.0
 """Length of an open loop whose workload states no number of requests."""
@@ -313,36 +311,6 @@ def _drafting_by_chance(
     made_up = Acceptance(conditional=chances, source="synthetic_acceptance")
     load = replace(problem.evaluator.load, acceptances={config.decoding_type: made_up})
     return replace(problem, evaluator=problem.evaluator.under(load))
-
-
-def profile_name(asked: str) -> str:
-    """Return the name of a GPU's profile, or `cpu`."""
-    return asked if asked == CPU else load_gpu(asked).name
-
-
-def _gpu_name(asked: str) -> str:
-    """Return how runs name a GPU: a shipped one by its profile, one's own by its file."""
-    return asked if Path(asked).suffix else profile_name(asked)
-
-
-def local_gpu() -> str:
-    """Return the profile of this machine's GPU, or `cpu` where there is none.
-
-    Raises:
-        ProfileError: A GPU without a profile, or of which NVML tells too little.
-    """
-    from planner.api import profile_of_device  # noqa: PLC0415
-
-    identity = NvmlReader().identity()
-    if not identity:
-        return CPU
-    name, memory_bytes = identity.get("gpu_name"), identity.get("gpu_memory_bytes")
-    if not name or not memory_bytes:
-        raise ProfileError(
-            "NVML does not tell name and memory of this machine's GPU",
-            hint="name its profile with --gpu, as in --gpu h100",
-        )
-    return profile_of_device(name, float(memory_bytes))
 
 
 def _configs(

@@ -77,7 +77,7 @@ def _local_gpus() -> LocalGpus:
         return LocalGpus(words="✗ NVML finds no NVIDIA GPU on this machine")
     if not found.get("gpu_name") or not found.get("gpu_memory_bytes"):
         return LocalGpus(words="✗ NVML does not tell name and memory of this machine's GPU")
-    from planner.api import profile_of_device  # noqa: PLC0415  imports the search
+    from planner.local_gpu import profile_of_device  # noqa: PLC0415  imports the search
 
     name, count = str(found["gpu_name"]), int(found["num_gpus_seen"])
     try:

@@ -3,7 +3,7 @@
 import pytest
 
 from cost_models.errors import ProfileError
-from planner.api import profile_of_device
+from planner.local_gpu import profile_of_device
 
 MIB = 1 << 20
 

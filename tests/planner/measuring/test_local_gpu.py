@@ -11,7 +11,7 @@ import pytest
 from cost_models.errors import ProfileError
 from executor.machine import NvmlReader
 from planner.cli.measure import doctor_command
-from planner.measuring.cases import local_gpu
+from planner.local_gpu import local_gpu
 from planner.tui.catalogue import read_catalogue
 
 H100 = {
