@@ -7,7 +7,8 @@ importing the package costs nothing.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.api import PlanRequest, plan, predict
+    from planner.plans.make import plan
+    from planner.question import PlanRequest, predict
     from planner.validation.validate import validate
 
 __all__ = ["PlanRequest", "plan", "predict", "validate"]

@@ -14,13 +14,12 @@ from cost_models.deployment import ALL_KNOBS, ROUTERS, Deployment
 from cost_models.engine_traits import MEMORY_KNOBS
 from cost_models.errors import PlannerError
 from engines.reading import TYPES
-from planner.api import PlanRequest, Problem, plan_problem, predict_problem, search_space
+from planner.plans.make import plan_problem
 from planner.plans.plan import Plan
-from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Prediction, predict_deployment
 from planner.quality import QUALITY_LOSS, QualityLoss
+from planner.question import PlanRequest, Problem, predict_problem, search_space
 from planner.search.space import DRAFTS
-from planner.workloads.change import changed_workload
 
 EXPERT_KNOBS = frozenset({"moe_expert_parallel_size", "moe_backend"})
 """Knobs without meaning for a model without experts."""
@@ -176,41 +175,6 @@ def differences(base: Prediction, changed: Prediction) -> tuple[Difference, ...]
         _difference(base, changed, metric, title, unit, more_is_better)
         for metric, title, unit, more_is_better in COMPARED
     )
-
-
-def changed_load(
-    problem: Problem,
-    *,
-    rate_per_s: float | None = None,
-    isl: float | None = None,
-    osl: float | None = None,
-) -> Problem:
-    """Return the problem under another load; distributions are stretched to the new mean.
-
-    Args:
-        problem: What is loaded.
-        rate_per_s: Requests per second; None keeps the workload's.
-        isl: Mean prompt length in tokens; None keeps the workload's.
-        osl: Mean output length in tokens; None keeps the workload's.
-
-    Raises:
-        ConfigError: A value that no load can have, or a rate where clients set the pace.
-    """
-    workload = changed_workload(problem.workload, rate_per_s=rate_per_s, isl=isl, osl=osl)
-    if workload is problem.workload:
-        return problem
-    known = problem.evaluator
-    evaluator = Evaluator(
-        model=known.model,
-        gpu=known.gpu,
-        calibration=known.calibration,
-        load=workload.load(),
-        slo=known.slo,
-        risk=known.risk,
-        quality=known.quality,
-        max_quality_loss_pct=known.max_quality_loss_pct,
-    )
-    return replace(problem, workload=workload, evaluator=evaluator)
 
 
 def plan_of(problem: Problem, deployment: Deployment, request: PlanRequest) -> Plan:

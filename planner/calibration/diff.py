@@ -9,10 +9,10 @@ from typing import Any
 from cost_models.calibration import Calibration, OperatorFits
 from cost_models.profile_io import load_gpu
 from engines.registry import load_calibration
-from planner.api import load_problem
 from planner.measuring.cases import asked_of_plan, plan_configs
 from planner.own_calibrations import SHIPPED, files_in_force
 from planner.prediction.predict import predict_deployment
+from planner.question import load_problem
 from planner.workloads.demand import workload_demand
 
 SHOWN_METRICS = (

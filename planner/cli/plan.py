@@ -20,7 +20,7 @@ from planner.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from planner.api import PlanRequest
+    from planner.question import PlanRequest
 
 
 @click.command("plan", context_settings=CONTEXT)
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 )
 def plan_command(as_json: bool, out: str, **options: Any) -> int:
     """Recommend a configuration for a workload on a GPU, with the reasons."""
-    from planner.api import plan_problem, requested_problem  # noqa: PLC0415  help must not wait
+    from planner.plans.make import plan_problem  # noqa: PLC0415  help must not wait
+    from planner.question import requested_problem  # noqa: PLC0415  help must not wait
 
     request = _plan_request(options)
     problem = requested_problem(request)
@@ -74,7 +75,7 @@ def plan_command(as_json: bool, out: str, **options: Any) -> int:
 
 
 def _plan_request(options: dict[str, Any]) -> PlanRequest:
-    from planner.api import PlanRequest  # noqa: PLC0415
+    from planner.question import PlanRequest  # noqa: PLC0415
 
     return PlanRequest(
         **searched_on(options),

@@ -61,13 +61,14 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     quality.
     """
     from engines.registry import find_engine  # noqa: PLC0415
-    from planner.api import check_runnable, load_problem, options_file  # noqa: PLC0415
+    from planner.api import options_file  # noqa: PLC0415
     from planner.knobs import (  # noqa: PLC0415
         apply_settings,
         parse_assignments,
     )
     from planner.prediction.highest_rate import check_has_rate, highest_rate  # noqa: PLC0415
     from planner.prediction.predict import predict_deployment  # noqa: PLC0415
+    from planner.question import check_runnable, load_problem  # noqa: PLC0415
     from planner.workloads.demand import workload_demand  # noqa: PLC0415
 
     options["slo"] = read_slo(options["slo"])

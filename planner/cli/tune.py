@@ -74,9 +74,9 @@ def _is_given(name: str) -> bool:
 
 
 def _tune_request(options: dict[str, Any]) -> TuneRequest:
-    from planner.api import PlanRequest  # noqa: PLC0415
     from planner.knobs import parse_assignments  # noqa: PLC0415
     from planner.measuring.cases import MeasureRequest  # noqa: PLC0415
+    from planner.question import PlanRequest  # noqa: PLC0415
     from planner.tuning.tune import TuneRequest  # noqa: PLC0415
 
     plan = PlanRequest(**searched_on(options))

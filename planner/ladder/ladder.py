@@ -9,10 +9,10 @@ from typing import Any
 
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError
-from planner.api import PlanRequest, Problem, check_runnable, load_problem, plan_problem
 from planner.ladder.bench import Bench
 from planner.ladder.quality import Judge
 from planner.ladder.rungs import RUNGS, UNQUANTIZED, Rung, config_of, scheme_of
+from planner.plans.make import plan_problem
 from planner.prediction.predict import (
     HostDoubt,
     Prediction,
@@ -21,6 +21,7 @@ from planner.prediction.predict import (
 )
 from planner.quality import QualityLoss
 from planner.quality.files import load_quality
+from planner.question import PlanRequest, Problem, check_runnable, load_problem
 from planner.workloads.demand import Demand, workload_demand
 
 SHOWN = (

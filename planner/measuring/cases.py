@@ -31,7 +31,7 @@ from planner.workloads.model import Workload
 from planner.workloads.workload import load_workload
 
 if TYPE_CHECKING:
-    from planner.api import Problem
+    from planner.question import Problem
     from planner.workloads.demand import Demand
 
 
@@ -260,8 +260,11 @@ def prediction_of(
     engine: str,
 ) -> dict[str, Any]:
     """Return what the planner says before a run; empty for engines and GPUs it does not know."""
-    from planner.api import load_problem, predict_problem  # noqa: PLC0415
-    from planner.what_if import changed_load  # noqa: PLC0415
+    from planner.question import (  # noqa: PLC0415
+        changed_load,  # noqa: PLC0415
+        load_problem,
+        predict_problem,
+    )
 
     if gpu == CPU or not is_engine(engine):
         return {}

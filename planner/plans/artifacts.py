@@ -16,8 +16,8 @@ from engines.base import SampledLoad
 from engines.registry import find_engine, list_engines
 
 if TYPE_CHECKING:
-    from planner.api import Problem
     from planner.plans.plan import Plan
+    from planner.question import Problem
     from planner.workloads.model import Workload
 
 SAMPLED_REQUESTS = 500

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from cost_models.deployment import Deployment
     from executor.case import Measurement
     from executor.observe import Observation
-    from planner.api import PlanRequest, Problem
     from planner.ladder.ladder import Ladder
     from planner.measuring.cases import MeasureRequest
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
+    from planner.question import PlanRequest, Problem
     from planner.search.study import Candidate
     from planner.simulator.timeline import Timeline
     from planner.tui.catalogue import Catalogue
@@ -66,7 +66,7 @@ def search(
 
     Reports what empty fields stand for (a mapping by field), then `SearchSeen`.
     """
-    from planner.api import plan_problem  # noqa: PLC0415  the worker's first work
+    from planner.plans.make import plan_problem  # noqa: PLC0415  the worker's first work
 
     checked = _checked(question, calibration, _modified_s(calibration))
     if checked.problem is None or checked.request is None:
@@ -91,7 +91,7 @@ def simulate(
     settings: Mapping[str, str],
 ) -> Simulated:
     """Simulate a deployment with changed knobs under the load of a question."""
-    from planner.api import predict_problem  # noqa: PLC0415
+    from planner.question import predict_problem  # noqa: PLC0415
     from planner.simulator.timeline import timeline  # noqa: PLC0415
     from planner.workloads.demand import workload_demand  # noqa: PLC0415
 

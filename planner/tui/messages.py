@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from executor.case import Measurement
     from executor.observe import Observation
-    from planner.api import PlanRequest, Problem
     from planner.ladder.ladder import Ladder
     from planner.measuring.measure import BackendState
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
+    from planner.question import PlanRequest, Problem
     from planner.tui.catalogue import Catalogue
     from planner.tui.jobs import SearchSeen, Simulated
     from planner.tui.question import Question

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cost_models.errors import ConfigError, PlannerError
 
 if TYPE_CHECKING:
-    from planner.api import PlanRequest, Problem
+    from planner.question import PlanRequest, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,12 @@ def _readers(question: Question) -> dict[str, Callable[[], Any]]:
 
 def _loaded(question: Question, values: dict[str, Any], calibration: str) -> Checked:
     """Load the problem and change its load; each failure goes to the field that caused it."""
-    from planner.api import PlanRequest, load_problem, search_space  # noqa: PLC0415
-    from planner.what_if import changed_load  # noqa: PLC0415
+    from planner.question import (  # noqa: PLC0415
+        PlanRequest,
+        changed_load,  # noqa: PLC0415
+        load_problem,
+        search_space,
+    )
 
     request = PlanRequest(
         gpu=question.gpu,

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from cost_models.engine import EngineConfig
 from cost_models.metrics import RequestTimes, goodput_per_s
 from engines.registry import defaults_of
-from planner.api import PlanRequest, Problem, search_space
 from planner.prediction.intervals import NORMAL_Q95
 from planner.prediction.predict import Prediction, predict_deployment
 from planner.prediction.simulation import request_limits
+from planner.question import PlanRequest, Problem, search_space
 from planner.search.objective import DECIDING
 from planner.search.space import SearchSpace
 from planner.search.study import SearchOptions, search

@@ -24,13 +24,13 @@ from cost_models.errors import ConfigError, MeasurementError
 from executor.backend import load_backend
 from executor.case import Measurement
 from executor.store import RunStore
-from planner.api import PlanRequest, plan_problem, requested_problem
 from planner.measuring.cases import MeasureRequest
 from planner.measuring.measure import measure_request
+from planner.plans.make import plan_problem
+from planner.question import PlanRequest, changed_load, requested_problem
 from planner.search.storage import open_storage, storage_errors
 from planner.tuning.pool import SEARCH_S, make_pool, measured_log_score
 from planner.tuning.sampler import CANDIDATE, FAILURE, ModelSampler, StudyState
-from planner.what_if import changed_load
 from planner.workloads.demand import workload_demand
 from planner.workloads.load import Protocol
 from planner.workloads.measured import flat_metrics

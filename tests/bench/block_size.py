@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.api import load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
 from planner.prediction.simulation import simulate_deployment
+from planner.question import load_problem
 from planner.simulator import SimulationResult, offline_arrivals
 from planner.workloads.demand import Demand, workload_demand
 from planner.workloads.load import Protocol

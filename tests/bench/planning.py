@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from planner.api import PlanRequest, load_problem, search_space
+from planner.question import PlanRequest, load_problem, search_space
 from tests.bench import run_bench
 
 REPEATS = 5

@@ -28,9 +28,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from engines.registry import as_run
-from planner.api import Problem, load_problem
 from planner.plans.decide import Finalist
 from planner.prediction.predict import predict_deployment
+from planner.question import Problem, load_problem
 from planner.search.study import evaluated
 from planner.text.lines import probability_words
 from planner.tuning.pool import measured_goodput_per_s

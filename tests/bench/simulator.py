@@ -13,10 +13,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from planner.api import load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.predict import single
 from planner.prediction.simulation import simulate_deployment
+from planner.question import load_problem
 from planner.workloads.demand import Demand, workload_demand
 from planner.workloads.workload import load_workload
 from tests.bench import run_bench

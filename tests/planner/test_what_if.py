@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from planner.api import PlanRequest, plan_problem, requested_problem
+from planner.plans.make import plan_problem
+from planner.question import PlanRequest, requested_problem
 from planner.what_if import ask, differences
 
 

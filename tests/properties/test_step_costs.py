@@ -8,7 +8,7 @@ from functools import cache
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from planner.api import load_problem
+from planner.question import load_problem
 from planner.simulator import StepClock
 from planner.simulator.clock import MixedStep
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cost_models.errors import PlannerError
-from planner.api import PlanRequest, load_problem, plan
 from planner.plans.artifacts import write_plan_files
+from planner.plans.make import plan
+from planner.question import PlanRequest, load_problem
 
 
 def test_a_plan_is_written_whole_and_replaced(tmp_path: Path) -> None:

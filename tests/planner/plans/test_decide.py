@@ -13,7 +13,6 @@ import pytest
 
 from cost_models.deployment import Deployment
 from planner import PlanRequest, plan
-from planner.api import load_problem, predict_problem, search_space
 from planner.plans.decide import (
     CLIMBED_KNOBS,
     LEAST_GAIN,
@@ -23,6 +22,7 @@ from planner.plans.decide import (
     neighbouring,
 )
 from planner.prediction.predict import predict_deployment
+from planner.question import load_problem, predict_problem, search_space
 from planner.search.objective import DECIDING, expected, quality_handicap
 from planner.search.study import Candidate, SearchOptions, evaluated, search
 from planner.workloads.demand import workload_demand

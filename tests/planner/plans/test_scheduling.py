@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.api import Problem, load_problem
 from planner.plans.scheduling import PRIORITY, SHORTEST, Scheduling, scheduling_of
 from planner.prediction.predict import predict_deployment
+from planner.question import Problem, load_problem
 from planner.workloads.demand import workload_demand
 
 CLIENTS = 48

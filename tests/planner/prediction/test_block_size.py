@@ -12,11 +12,11 @@ from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu, load_model
 from cost_models.step import StepBatch, StepModel
 from engines.registry import load_calibration
-from planner.api import load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.fusion import fusion_savings
 from planner.prediction.intervals import UNKNOWN_BLOCK_EFFECT, block_size_error
 from planner.prediction.predict import predict_deployment
+from planner.question import load_problem
 
 H200 = load_gpu("h200")
 DECODE = StepBatch(decode_sequences=16.0, decode_kv_len=8192.0)

@@ -15,11 +15,11 @@ import pytest
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError
 from cost_models.step import StepBatch
-from planner.api import Problem, load_problem, predict, predict_problem
 from planner.prediction.highest_rate import check_has_rate, highest_rate
 from planner.prediction.predict import Prediction, predict_deployment
 from planner.prediction.simulation import out_of_step
 from planner.prediction.simulation_files import write_requests, write_timeline
+from planner.question import Problem, load_problem, predict, predict_problem
 from planner.simulator import Requests, offline_arrivals
 from planner.validation.validate import validate
 from planner.workloads.demand import Demand, workload_demand

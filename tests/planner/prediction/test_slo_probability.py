@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.api import Problem, load_problem
 from planner.prediction.evaluator import Slice
 from planner.prediction.highest_rate import highest_rate
 from planner.prediction.intervals import (
@@ -21,6 +20,7 @@ from planner.prediction.intervals import (
     upper_end,
 )
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
+from planner.question import Problem, load_problem
 from planner.text.lines import limit_lines, probability_words
 from planner.workloads.demand import workload_demand
 

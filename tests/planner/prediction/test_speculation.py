@@ -14,17 +14,17 @@ from cost_models.acceptance import Acceptance
 from cost_models.engine import EngineConfig
 from cost_models.profile_io import load_gpu
 from engines.registry import load_calibration
-from planner.api import (
+from planner.calibration.text import text_rates
+from planner.plans.make import plan
+from planner.prediction.evaluator import Evaluator
+from planner.question import (
     PlanRequest,
     Problem,
     load_problem,
-    plan,
     predict,
     predict_problem,
     search_space,
 )
-from planner.calibration.text import text_rates
-from planner.prediction.evaluator import Evaluator
 from planner.validation.validate import predict_run
 from planner.what_if import legal_values
 from planner.workloads.demand import workload_demand

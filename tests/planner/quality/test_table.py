@@ -11,12 +11,12 @@ import pytest
 from cost_models.errors import PlannerError
 from cost_models.profile_io import load_model
 from engines.registry import find_engine, list_engines
-from planner.api import PlanRequest, load_problem, plan
+from planner.plans.make import plan
 from planner.quality import QUALITY_LOSS, QualityLoss, QualityTable, Source
 from planner.quality.files import install, load_quality, own_file
 from planner.quality.table import Observation, pooled
+from planner.question import PlanRequest, changed_load, load_problem
 from planner.search.objective import quality_handicap
-from planner.what_if import changed_load
 
 
 def report(quantization: str, kv_cache_dtype: str, loss_pct: float) -> dict[str, Any]:

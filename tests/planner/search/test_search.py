@@ -8,9 +8,9 @@ import pytest
 
 from cost_models.errors import ConfigError
 from planner import PlanRequest, plan
-from planner.api import load_problem, search_space
 from planner.plans.plan import Plan
 from planner.prediction.feasibility import violation
+from planner.question import load_problem, search_space
 from planner.search.objective import handicapped, score
 
 SMALL = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.api import load_problem, predict_problem
+from planner.question import load_problem, predict_problem
 from planner.simulator.timeline import DECODE, IDLE, timeline
 from planner.workloads.demand import workload_demand
 

@@ -25,7 +25,6 @@ from executor.backend import Availability
 from executor.machine import GpuSample
 from executor.observe import LoadSeen, Observation
 from planner import what_if as use_case
-from planner.api import PlanRequest, Problem
 from planner.ladder.ladder import Figure, Ladder, Origin, Step
 from planner.ladder.rungs import RUNGS
 from planner.measuring import measure
@@ -34,6 +33,7 @@ from planner.plans.plan import Alternative, Neighbour, Plan
 from planner.plans.scheduling import Scheduling
 from planner.prediction.predict import Metric, Prediction
 from planner.quality import QualityLoss, Source
+from planner.question import PlanRequest, Problem
 from planner.search.study import Candidate, SearchResult
 from planner.simulator.timeline import DECODE, MIXED, Timeline
 from planner.tui.catalogue import Catalogue, Entry, LocalGpus

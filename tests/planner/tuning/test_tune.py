@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 
 WORKER = """
 import sys
-from planner.api import PlanRequest
+from planner.question import (PlanRequest)
 from planner.measuring.cases import MeasureRequest
 from planner.tuning.tune import TuneRequest, tune
 
