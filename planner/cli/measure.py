@@ -68,12 +68,12 @@ def measure_command(
 ) -> int:
     """Run a plan, or a configuration, on real hardware and keep what was measured."""
     from planner.knobs import parse_assignments  # noqa: PLC0415
-    from planner.measuring.cases import MeasureRequest  # noqa: PLC0415  help must not wait
     from planner.measuring.measure import (  # noqa: PLC0415
         measure_request,
         measured_drift,
         measurement_to_json,
     )
+    from planner.measuring.request import MeasureRequest  # noqa: PLC0415  help must not wait
 
     if plan and options["config"]:
         raise click.UsageError("give a plan or --config, not both")
@@ -286,7 +286,7 @@ def _print_measurement(result: Measurement) -> None:
 
 
 def _print_run(record: Mapping[str, Any]) -> None:
-    from planner.measuring.cases import COMPARED_METRICS  # noqa: PLC0415
+    from planner.measuring.request import COMPARED_METRICS  # noqa: PLC0415
     from planner.workloads.measured import flat_metrics  # noqa: PLC0415
 
     click.echo(f"{record['run_id']}: {record['status']}")

@@ -75,7 +75,7 @@ def _is_given(name: str) -> bool:
 
 def _tune_request(options: dict[str, Any]) -> TuneRequest:
     from planner.knobs import parse_assignments  # noqa: PLC0415
-    from planner.measuring.cases import MeasureRequest  # noqa: PLC0415
+    from planner.measuring.request import MeasureRequest  # noqa: PLC0415
     from planner.question import PlanRequest  # noqa: PLC0415
     from planner.tuning.tune import TuneRequest  # noqa: PLC0415
 

@@ -14,8 +14,9 @@ from engines.registry import as_run
 from executor.backend import load_backend
 from planner.ladder.rungs import Rung
 from planner.local_gpu import local_gpu
-from planner.measuring.cases import MeasureRequest, backend_defaults
+from planner.measuring.cases import backend_defaults
 from planner.measuring.measure import measure_request
+from planner.measuring.request import MeasureRequest
 from planner.workloads.measured import flat_metrics
 
 if TYPE_CHECKING:

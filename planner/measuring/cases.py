@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cost_models.acceptance import Acceptance, stated_chances
 from cost_models.engine import EngineConfig
-from cost_models.errors import ConfigError, PlannerError, ProfileError
+from cost_models.errors import ConfigError, ProfileError
 from cost_models.model import ModelSpec
 from cost_models.profile_io import load_model, read_json_object
 from engines.base import LaunchFiles
-from engines.registry import DEFAULT_ENGINE, as_run, defaults_of, find_engine, is_engine
+from engines.registry import DEFAULT_ENGINE, defaults_of, find_engine, is_engine
 from executor.backend import Backend, Deployment, ModelSource
 from executor.case import Case
-from executor.observe import Observe
-from executor.protocols import OpenLoop
-from executor.store import DEFAULT_URL
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_engine_settings
-from planner.local_gpu import CPU, _gpu_name, local_gpu
+from planner.local_gpu import _gpu_name, local_gpu
+from planner.measuring.predicted import prediction_of
+from planner.measuring.request import MeasureRequest
 from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
 from planner.workloads.model import Workload
 from planner.workloads.workload import load_workload
 
 if TYPE_CHECKING:
-    from planner.question import Problem
-    from planner.workloads.demand import Demand
+    pass
 
 
 OPEN_LOOP_S = 60.0
@@ -53,51 +50,6 @@ UNDESCRIBED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """What an engine without a spec does when nobody says, from its `ContinuousBatchingConfig`."""
-
-COMPARED_METRICS = (
-    "ttft_ms.mean", "ttft_ms.p99", "tpot_ms.mean", "tpot_ms.p99", "itl_ms.p99", "e2el_ms.mean",
-    "output_tok_per_s", "request_per_s", "kv_cache_tokens", "weight_bytes_per_gpu",
-    "cuda_graph_bytes_per_gpu",
-)  # fmt: skip
-"""Metrics that are shown of runs, beside each other and beside their predictions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasureRequest:
-    """Everything that `measure` can be told."""
-
-    backend: str
-    workload: str = ""
-    """Name or file; empty is that of the plan."""
-    more_workloads: Sequence[str] = ()
-    """Measured behind the same starts of the engine."""
-    plan: str = ""
-    """A plan.json; else `config` and `settings` say what is measured."""
-    config: str = ""
-    """The engine's options as YAML; TensorRT-LLM's where it is not described."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    configs: Sequence[EngineConfig] = ()
-    """Configurations themselves, instead of a file."""
-    rate_per_s: float | None = None
-    """Instead of the workload's, as the mean lengths below."""
-    isl: float | None = None
-    osl: float | None = None
-    model: str = ""
-    gpu: str = ""
-    """Profile name; empty is the GPU of this machine."""
-    top: int = 1
-    num_requests: int = 0
-    random_weights: bool = False
-    backend_options: Mapping[str, str] = field(default_factory=dict)
-    store: str = DEFAULT_URL
-    workdir: str = "planner-measure"
-    time_budget_s: float = 600.0
-    repeats: int = 0
-    """Exactly so many; 0 lets their agreement decide."""
-    seed: int = 0
-    progress: Callable[[str, float], None] | None = None
-    observe: Observe | None = None
-    """Told twice a second what can be seen; from a thread beside the measurement."""
 
 
 def backend_defaults(engine: str) -> Mapping[str, Any]:
@@ -248,72 +200,6 @@ def _draft_source(config: EngineConfig, *, random_weights: bool) -> ModelSource 
         return None
     name = config.speculative_model
     return model_source(name, load_model(name), random_weights=random_weights)
-
-
-def prediction_of(
-    config: EngineConfig,
-    *,
-    gpu: str,
-    model: str,
-    traffic: Traffic,
-    request: MeasureRequest,
-    engine: str,
-) -> dict[str, Any]:
-    """Return what the planner says before a run; empty for engines and GPUs it does not know."""
-    from planner.question import (  # noqa: PLC0415
-        changed_load,  # noqa: PLC0415
-        load_problem,
-        predict_problem,
-    )
-
-    if gpu == CPU or not is_engine(engine):
-        return {}
-    try:
-        problem = load_problem(gpu=gpu, workload=request.workload, model=model, engine=engine)
-        problem = changed_load(
-            problem, rate_per_s=request.rate_per_s, isl=request.isl, osl=request.osl
-        )
-        problem = _drafting_by_chance(problem, config, request.backend_options)
-        demand = _demand_of(traffic, problem.workload)
-        deployment = problem.deployment_of(as_run(config, engine))
-        prediction, _ = predict_problem(problem, deployment, {}, demand=demand)
-    except PlannerError:
-        return {}
-    return {
-        name: {"value": prediction.value(name), "interval_90": list(metric.interval_90)}
-        for name, metric in prediction.metrics.items()
-        if name in COMPARED_METRICS and np.isfinite(metric.value)
-    }
-
-
-def _demand_of(traffic: Traffic, workload: Workload) -> Demand:
-    """Return the very requests that are about to be sent, as a simulation takes them."""
-    from planner.simulator import Requests, offline_arrivals  # noqa: PLC0415
-    from planner.workloads.demand import Demand  # noqa: PLC0415
-
-    arrival_s = offline_arrivals(len(traffic.isl))
-    if isinstance(traffic.protocol, OpenLoop):
-        arrival_s = np.asarray(traffic.protocol.arrival_s)
-    return Demand(
-        protocol=workload.arrival.protocol,
-        requests=Requests.of(np.asarray(traffic.isl), np.asarray(traffic.osl)),
-        arrival_s=arrival_s,
-        concurrency=workload.arrival.concurrency,
-        shared_prefix_tokens=traffic.shared_prefix_tokens,
-    )
-
-
-def _drafting_by_chance(
-    problem: Problem, config: EngineConfig, options: Mapping[str, str]
-) -> Problem:
-    """Return the problem with the acceptance that a backend is told to make up, if it is."""
-    text = options.get("synthetic_acceptance")
-    if text is None or not config.speculates:
-        return problem
-    chances = stated_chances(text, config.max_draft_len)
-    made_up = Acceptance(conditional=chances, source="synthetic_acceptance")
-    load = replace(problem.evaluator.load, acceptances={config.decoding_type: made_up})
-    return replace(problem, evaluator=problem.evaluator.under(load))
 
 
 def _configs(

@@ -31,7 +31,8 @@ from executor.microbench.run import (
 from executor.repeats import RepeatRule, repeats_section
 from executor.store import RunStore, StoredRun
 from planner.local_gpu import local_gpu, profile_name
-from planner.measuring.cases import COMPARED_METRICS, MeasureRequest, cases_of
+from planner.measuring.cases import cases_of
+from planner.measuring.request import COMPARED_METRICS, MeasureRequest
 from planner.own_calibrations import files_in_force
 from planner.validation.drift import Watched, drift_lines, drifts
 from planner.workloads.measured import flat_metrics

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from executor.case import Measurement
     from executor.observe import Observation
     from planner.ladder.ladder import Ladder
-    from planner.measuring.cases import MeasureRequest
+    from planner.measuring.request import MeasureRequest
     from planner.plans.plan import Plan
     from planner.prediction.predict import Prediction
     from planner.question import PlanRequest, Problem

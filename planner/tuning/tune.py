@@ -24,8 +24,8 @@ from cost_models.errors import ConfigError, MeasurementError
 from executor.backend import load_backend
 from executor.case import Measurement
 from executor.store import RunStore
-from planner.measuring.cases import MeasureRequest
 from planner.measuring.measure import measure_request
+from planner.measuring.request import MeasureRequest
 from planner.plans.make import plan_problem
 from planner.question import PlanRequest, changed_load, requested_problem
 from planner.search.storage import open_storage, storage_errors

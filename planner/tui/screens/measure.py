@@ -39,7 +39,7 @@ from planner.tui.widgets.rate_plot import RatePlot
 from planner.tui.worker import worker
 
 if TYPE_CHECKING:
-    from planner.measuring.cases import MeasureRequest
+    from planner.measuring.request import MeasureRequest
     from planner.prediction.predict import Prediction
 
 LABELS = {
@@ -282,7 +282,7 @@ class MeasureScreen(PlannerScreen):
     def _request(self) -> MeasureRequest | None:
         """Return what the form asks for, or None; what is wrong is said at its field."""
         from planner.knobs import parse_assignments  # noqa: PLC0415
-        from planner.measuring.cases import MeasureRequest  # noqa: PLC0415
+        from planner.measuring.request import MeasureRequest  # noqa: PLC0415
 
         readers: dict[str, Callable[[], Any]] = {
             "settings": lambda: parse_assignments(self._text("settings").split(), "knob"),

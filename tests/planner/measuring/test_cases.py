@@ -11,8 +11,9 @@ import pytest
 from cost_models.errors import ProfileError
 from executor.backend import load_backend
 from executor.case import Case
-from planner.measuring.cases import MeasureRequest, cases_of
+from planner.measuring.cases import cases_of
 from planner.measuring.measure import run_microbench
+from planner.measuring.request import MeasureRequest
 
 ROOT = Path(__file__).parents[3]
 

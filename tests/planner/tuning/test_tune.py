@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 WORKER = """
 import sys
 from planner.question import (PlanRequest)
-from planner.measuring.cases import MeasureRequest
+from planner.measuring.request import (MeasureRequest)
 from planner.tuning.tune import TuneRequest, tune
 
 workload, calibration, store, workdir = sys.argv[1:]
