@@ -73,7 +73,8 @@ def ladder_command(as_json: bool, **options: Any) -> int:
     Each step is measured where its engine and the GPU are here, built where weights and text are
     given, else predicted; the table says which.
     """
-    from planner.ladder.ladder import LadderRequest, ladder  # noqa: PLC0415  help must not wait
+    from planner.ladder.ladder import ladder  # noqa: PLC0415  help must not wait
+    from planner.ladder.request import LadderRequest  # noqa: PLC0415  help must not wait
 
     say = None if as_json else lambda what: click.echo(what, err=True)
     found = ladder(LadderRequest(progress=say, **options))

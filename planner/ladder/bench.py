@@ -20,7 +20,7 @@ from planner.measuring.request import MeasureRequest
 from planner.workloads.measured import flat_metrics
 
 if TYPE_CHECKING:
-    from planner.ladder.ladder import LadderRequest
+    from planner.ladder.request import LadderRequest
 
 BASELINE = "transformers"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -11,6 +11,7 @@ from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, PlannerError
 from planner.ladder.bench import Bench
 from planner.ladder.quality import Judge
+from planner.ladder.request import LadderRequest
 from planner.ladder.rungs import RUNGS, UNQUANTIZED, Rung, config_of, scheme_of
 from planner.plans.make import plan_problem
 from planner.prediction.predict import (
@@ -43,36 +44,6 @@ class Origin(StrEnum):
 
     PREDICTED = "predicted"
     MEASURED = "measured"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LadderRequest:
-    """Everything that `ladder` can be told."""
-
-    gpu: str
-    model: str = ""
-    """Name, config.json or folder; a folder with weights can be quantized and judged."""
-    workload: str = "ladder"
-    backend: str = "trtllm"
-    """Engine of all steps but the first: trtllm or vllm."""
-    max_quality_loss_pct: float | None = None
-    """Loss beside the BF16 checkpoint from which no coarser weights are tried."""
-    calibration_data: str = ""
-    samples: int = 256
-    """Sequences of it at most."""
-    data: str = ""
-    """Held-out text for the judgement."""
-    documents: int = 200
-    """Documents of it at most."""
-    out: str = ""
-    """Folder for the checkpoints that are made."""
-    store: str = "sqlite:///planner-runs.db"
-    time_budget_s: float = 600.0
-    """For the measurements of one step."""
-    seed: int = 0
-    predict_only: bool = False
-    """Measure nothing, also where the engine and the GPU are here."""
-    progress: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from planner.quality import QualityLoss, QualityTable, Source
 from planner.quality.files import loss_of
 
 if TYPE_CHECKING:
-    from planner.ladder.ladder import LadderRequest
+    from planner.ladder.request import LadderRequest
 
 
 class Judge:

@@ -145,7 +145,8 @@ def newest_log_tail(folder: Path, since_s: float) -> str:
 
 def predict_ladder(link: Link, question: Question, calibration: str) -> Ladder:
     """Predict a question's model step by step down in precision; reports each step in words."""
-    from planner.ladder.ladder import LadderRequest, ladder  # noqa: PLC0415
+    from planner.ladder.ladder import ladder  # noqa: PLC0415
+    from planner.ladder.request import LadderRequest  # noqa: PLC0415
 
     problem, asked = _known(question, calibration)
     request = LadderRequest(

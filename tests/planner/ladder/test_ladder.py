@@ -9,7 +9,8 @@ import pytest
 
 from cost_models.errors import ConfigError
 from planner.ladder.bench import Bench
-from planner.ladder.ladder import Ladder, LadderRequest, Origin, Step, ladder
+from planner.ladder.ladder import Ladder, Origin, Step, ladder
+from planner.ladder.request import LadderRequest
 from planner.ladder.rungs import Rung
 from tests.executor.conftest import stand_ins
 
