@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["PlanRequest", "plan", "predict", "validate"]
 
 _HOMES = {
-    "PlanRequest": "planner.api",
-    "plan": "planner.api",
-    "predict": "planner.api",
+    "PlanRequest": "planner.question",
+    "plan": "planner.plans.make",
+    "predict": "planner.question",
     "validate": "planner.validation.validate",
 }
 

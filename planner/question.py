@@ -1,4 +1,4 @@
-"""The question of a user: what is to be served, on what, within which limits; loaded and checked."""
+"""The question of a user: what is to be served, on what, within which limits; all loaded."""
 
 from __future__ import annotations
 

@@ -16,8 +16,6 @@ from executor.backend import Deployment, Failure, Server, ServerFailedError
 from executor.load_generator import Endpoint
 from executor.process import ServerProcess, http_get
 
-GIB = float(1 << 30)
-
 LogPattern = tuple[re.Pattern[str], float]
 """A pattern with one group, a number, and the unit that it is in."""
 

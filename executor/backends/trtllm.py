@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cost_models.units import GIB
 from engines.registry import find_engine
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
-    GIB,
     LaunchedServer,
     LogPattern,
     launch,

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.acceptance import stated_chances
+from cost_models.units import GIB
 from engines.registry import find_engine
 from engines.vllm.flags import POLICIES, as_flags, serve_options
 from executor.backend import Availability, Deployment, Server, ServingBackend
 from executor.backends.launched import (
-    GIB,
     LaunchedServer,
     LogPattern,
     json_option,

@@ -9,11 +9,11 @@ import click
 from planner.cli.options import (
     JSON_OPTION,
     STORE_OPTION,
-    folded,
     print_json,
     quality_limit_option,
     read_slo,
 )
+from planner.text.lines import folded
 
 
 @click.command("diagnose")
@@ -36,7 +36,7 @@ def diagnose_command(
 
     RUN is an id of the store, a runs file, or FILE:ID or FILE:LINE for one of its runs.
     """
-    from planner.api import diagnose  # noqa: PLC0415  help must not wait
+    from planner.diagnosis.diagnose import diagnose  # noqa: PLC0415  help must not wait
     from planner.text.lines import diagnosis_lines  # noqa: PLC0415
 
     limit = max_quality_loss_pct

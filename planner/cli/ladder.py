@@ -85,7 +85,7 @@ def ladder_command(as_json: bool, **options: Any) -> int:
     if as_json:
         print_json(found.to_json())
     else:
-        from planner.cli.ladder_table import print_ladder  # noqa: PLC0415
+        from planner.text.ladder_table import print_ladder  # noqa: PLC0415
 
         print_ladder(found)
     return 0 if found.best else 1

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import click
-
-from planner.text.lines import NO_BREAK
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -34,22 +31,6 @@ STORE_OPTION = click.option(
     metavar="URL",
     help="Where runs are kept: sqlite:///FILE or postgresql://USER@HOST/NAME.",
 )
-
-
-def folded(text: str, width: int) -> str:
-    """Return a line of a report so that it fits: what is too long goes on further in below.
-
-    It is not broken at no-break spaces, which become plain ones.
-    """
-    indent = len(text) - len(text.lstrip())
-    lines = textwrap.fill(
-        text,
-        width,
-        subsequent_indent=" " * (indent + 2),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return lines.replace(NO_BREAK, " ")
 
 
 def quality_limit_option(what: str) -> Callable[[Any], Any]:

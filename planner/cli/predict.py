@@ -60,8 +60,8 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     Exit status 1 says that it does not fit, refuses requests, or breaks a limit of the SLO or of
     quality.
     """
+    from cost_models.profile_io import read_yaml_object  # noqa: PLC0415
     from engines.registry import find_engine  # noqa: PLC0415
-    from planner.api import options_file  # noqa: PLC0415
     from planner.knobs import (  # noqa: PLC0415
         apply_settings,
         parse_assignments,
@@ -77,7 +77,8 @@ def predict_command(  # noqa: PLR0913  one argument for each output
     extra: dict[str, Any] = {"ignored_options": []}
     if config_file:
         engine = find_engine(options["engine"])
-        config, extra["ignored_options"] = engine.read_options(options_file(config_file), config)
+        given = read_yaml_object(Path(config_file))
+        config, extra["ignored_options"] = engine.read_options(given, config)
     deployment = problem.deployment_of(config)
     deployment = apply_settings(deployment, parse_assignments(settings, "--set"))
     violations = check_runnable(problem, deployment.config)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.options import JSON_OPTION, at_least, folded, print_json
+from cost_models.units import GIB, MIB
+from planner.cli.options import JSON_OPTION, at_least, print_json
+from planner.text.lines import folded
 
 if TYPE_CHECKING:
     from executor.quality.judge import QualityReport
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 """Columns of what is printed."""
-
-MIB, GIB = 2**20, 2**30
 
 DEVICE_OPTION = click.option(
     "--device", default="auto", show_default=True, help="cuda, cpu, or auto."

@@ -9,12 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cost_models.deployment import Deployment
-from planner.cli.options import folded
+from cost_models.units import GIB
 from planner.prediction.predict import Prediction
 from planner.prediction.simulation import SimulationSummary
 from planner.text.lines import (
     FRONT_TITLE,
+    LATENCIES,
+    RATES,
     SCHEDULING_TITLE,
+    folded,
     front_lines,
     fusion_lines,
     limit_lines,
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
     from planner.validation.operators import OperatorError
     from planner.validation.validate import MetricError, Validation
 
-GIB = 2**30
-
 PIPED_WIDTH = 80
 """Columns of a report that does not go to a terminal."""
 
@@ -46,16 +47,6 @@ SHORT_FAMILIES: Mapping[str, str] = {
 
 MANY_FAMILIES = 9
 """Columns of a step's time above which they stand closer."""
-
-LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"))
-
-RATES = (
-    ("Requests", "request_per_s", "/s"),
-    ("Goodput", "goodput_request_per_s", "requests/s"),
-    ("Output", "output_tok_per_s_per_gpu", "tokens/s/GPU"),
-    ("Cost", "usd_per_million_output_tokens", "USD/M output tokens"),
-    ("Energy", "output_tokens_per_joule", "output tokens/J"),
-)
 
 
 def print_plan(plan: Plan, *, gpu: str, workload: str, engine: str) -> None:

@@ -19,10 +19,11 @@ from planner.diagnosis.finding import Diagnosis, ranked
 from planner.diagnosis.prospect import Prospect, prospect_of
 from planner.diagnosis.request_log import RequestLog
 from planner.workloads.measured import MeasuredRun, parse_run
+from planner.workloads.model import check_slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RunLimits:
     """What a run had to keep."""
 
     slo: Mapping[str, float] = field(default_factory=dict)
@@ -30,24 +31,32 @@ class Asked:
     max_quality_loss_pct: float | None = None
 
 
-def diagnose(run: str, *, store: str = "", asked: Asked | None = None) -> list[Diagnosis]:
-    """Return what is wrong with a run, and why; of a runs file, of each of its runs.
+def diagnose(
+    run: str,
+    *,
+    store: str = "",
+    slo: Mapping[str, float] | None = None,
+    max_quality_loss_pct: float | None = None,
+) -> list[Diagnosis]:
+    """Return what is wrong with a measured run, and why; of a runs file, of each of its runs.
 
     Args:
         run: A runs file, `FILE:ID` or `FILE:LINE` for one of its runs, or a run id of the store
             or the beginning of one.
         store: Where the id is looked up.
-        asked: What the run had to keep.
+        slo: Limits that the run had to keep, by metric.
+        max_quality_loss_pct: Loss that was allowed beside the published checkpoint.
 
     Raises:
         PlannerError: No such run or file, or an SLO on a metric that the run does not have.
     """
-    limits = asked or Asked()
+    allowed = check_slo(slo or {}, "--slo")
+    limits = RunLimits(slo=allowed, max_quality_loss_pct=max_quality_loss_pct)
     path, chosen = _file_and_choice(run)
     if path is not None:
         return _of_file(path, chosen, limits)
     with _exported(store, run) as (folder, record, others):
-        return [diagnose_record(record, folder=folder, others=others, asked=limits)]
+        return [diagnose_record(record, folder=folder, others=others, limits=limits)]
 
 
 def diagnose_record(
@@ -55,7 +64,7 @@ def diagnose_record(
     *,
     folder: Path,
     others: Sequence[Mapping[str, Any]] = (),
-    asked: Asked | None = None,
+    limits: RunLimits | None = None,
 ) -> Diagnosis:
     """Return the diagnosis of one line of a runs file.
 
@@ -63,9 +72,9 @@ def diagnose_record(
         record: The line.
         folder: Where its requests file lies.
         others: Lines beside it, that it is compared with.
-        asked: What the run had to keep.
+        limits: What the run had to keep.
     """
-    case = _case(record, folder, others, asked or Asked())
+    case = _case(record, folder, others, limits or RunLimits())
     complaints = complaints_of(case)
     findings = tuple(f for cause in CAUSES.values() if (f := cause(case)) is not None)
     return Diagnosis(
@@ -77,13 +86,13 @@ def diagnose_record(
     )
 
 
-def _of_file(path: Path, chosen: str, asked: Asked) -> list[Diagnosis]:
+def _of_file(path: Path, chosen: str, limits: RunLimits) -> list[Diagnosis]:
     records = _records(path)
     wanted = [record for number, record in enumerate(records, 1) if _is(record, number, chosen)]
     if not wanted:
         raise ConfigError(f"{path}: no run is called {chosen}", hint="give its id or its line")
     return [
-        diagnose_record(record, folder=path.parent, others=records, asked=asked)
+        diagnose_record(record, folder=path.parent, others=records, limits=limits)
         for record in wanted
     ]
 
@@ -131,7 +140,7 @@ def _case(
     record: Mapping[str, Any],
     folder: Path,
     others: Sequence[Mapping[str, Any]],
-    asked: Asked,
+    limits: RunLimits,
 ) -> RunCase:
     run = parse_run(record, folder)
     prospect, why_not = _prospect(run)
@@ -141,8 +150,8 @@ def _case(
         log=_log(run),
         prospect=prospect,
         not_predicted=why_not,
-        slo=asked.slo,
-        max_quality_loss_pct=asked.max_quality_loss_pct,
+        slo=limits.slo,
+        max_quality_loss_pct=limits.max_quality_loss_pct,
         siblings=_siblings(record, others, folder),
     )
 

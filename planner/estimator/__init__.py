@@ -8,12 +8,9 @@ from planner.estimator.curve import (
     serving_curve,
 )
 from planner.estimator.estimate import Estimate, Servers, estimate
-from planner.workloads.load import Lengths, Load
 
 __all__ = [
     "Estimate",
-    "Lengths",
-    "Load",
     "Servers",
     "ServingCurve",
     "decode_steps",

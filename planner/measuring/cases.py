@@ -13,7 +13,7 @@ import numpy as np
 from cost_models.engine import EngineConfig
 from cost_models.errors import ConfigError, ProfileError
 from cost_models.model import ModelSpec
-from cost_models.profile_io import load_model, read_json_object
+from cost_models.profile_io import load_model, read_json_object, read_yaml_object
 from engines.base import LaunchFiles
 from engines.registry import DEFAULT_ENGINE, defaults_of, find_engine, is_engine
 from executor.backend import Backend, Deployment, ModelSource
@@ -216,10 +216,8 @@ def _configs(
         max_seq_len=min(workload.max_seq_len, spec.max_position_embeddings),
     )
     if request.config:
-        from planner.api import options_file  # noqa: PLC0415
-
         engine = find_engine(backend.engine if is_engine(backend.engine) else DEFAULT_ENGINE)
-        config, _ = engine.read_options(options_file(request.config), config)
+        config, _ = engine.read_options(read_yaml_object(Path(request.config)), config)
     return [apply_engine_settings(config, request.settings)]
 
 

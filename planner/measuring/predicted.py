@@ -34,7 +34,7 @@ def prediction_of(
 ) -> dict[str, Any]:
     """Return what the planner says before a run; empty for engines and GPUs it does not know."""
     from planner.question import (  # noqa: PLC0415
-        changed_load,  # noqa: PLC0415
+        changed_load,
         load_problem,
         predict_problem,
     )

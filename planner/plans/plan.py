@@ -18,7 +18,7 @@ from planner.plans.decide import (
 from planner.plans.growth import GrowthStep, growth_of
 from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.intervals import probability_within
+from planner.prediction.intervals import probability_within, probability_words
 from planner.prediction.predict import (
     HostDoubt,
     Prediction,
@@ -30,7 +30,6 @@ from planner.search.objective import quality_handicap
 from planner.search.polish import settled
 from planner.search.space import SearchSpace
 from planner.search.study import Candidate, SearchOptions, SearchResult, search
-from planner.text.lines import probability_words
 from planner.workloads.demand import Demand
 
 NUM_ALTERNATIVES = 5

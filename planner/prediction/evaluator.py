@@ -34,15 +34,7 @@ from cost_models.speculation import (
     speculative_step,
 )
 from cost_models.step import StepModel
-from planner.estimator import (
-    Estimate,
-    Load,
-    Servers,
-    ServingCurve,
-    decode_steps,
-    estimate,
-    serving_curve,
-)
+from planner.estimator import Estimate, Servers, ServingCurve, decode_steps, estimate, serving_curve
 from planner.prediction.intervals import (
     HOST_Q95,
     NEAR_CAPACITY,
@@ -55,7 +47,7 @@ from planner.prediction.intervals import (
     upper_end,
 )
 from planner.quality import QUALITY_LOSS, QualityLoss, QualityTable
-from planner.workloads.load import Protocol
+from planner.workloads.load import Load, Protocol
 
 FloatArray = NDArray[np.float64]
 Value = TypeVar("Value", float, FloatArray)

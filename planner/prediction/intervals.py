@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypeVar
@@ -293,3 +299,11 @@ def _log_interval(name: str, calibration: Calibration, regime: str) -> tuple[flo
                 # Cost is one over a rate: what is cheap for one is fast for the other.
                 return (-ends[1], -ends[0]) if name == COST else ends
     return -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
+
+
+def probability_words(probability: float) -> str:
+    """Return a probability in whole percent; none is called certain."""
+    percent = round(100 * probability)
+    if percent in (0, 100):
+        return ">99 %" if percent else "<1 %"
+    return f"{percent} %"

@@ -5,8 +5,20 @@ Nothing here is coloured or laid out: every function returns plain lines, the fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from planner.prediction.predict import Prediction
+
+if TYPE_CHECKING:
+    from planner.plans.scheduling import Scheduling
+    from planner.search.study import Candidate
+
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from planner.prediction.intervals import probability_words
 
 if TYPE_CHECKING:
     from cost_models.speculation import Speculation
@@ -33,14 +45,6 @@ def loss_words(quality: QualityLoss) -> str:
         return UNQUANTIZED
     low, high = quality.interval_90
     return f"{quality.loss_pct:.2f} % expected loss ({low:.2f} to {high:.2f}, {quality.provenance})"
-
-
-def probability_words(probability: float) -> str:
-    """Return a probability in whole percent; none is called certain."""
-    percent = round(100 * probability)
-    if percent in (0, 100):
-        return ">99 %" if percent else "<1 %"
-    return f"{percent} %"
 
 
 def limit_lines(prediction: Prediction) -> Iterator[str]:
@@ -147,3 +151,30 @@ def _remedy_lines(remedy: Remedy) -> Iterator[str]:
     if remedy.effects:
         effects = (f"{e.metric} {e.before:,.4g} → {e.after:,.4g}" for e in remedy.effects)
         yield f"     {', '.join(effect.replace(' ', NO_BREAK) for effect in effects)}"
+
+
+def folded(text: str, width: int) -> str:
+    """Return a line of a report so that it fits: what is too long goes on further in below.
+
+    It is not broken at no-break spaces, which become plain ones.
+    """
+    indent = len(text) - len(text.lstrip())
+    lines = textwrap.fill(
+        text,
+        width,
+        subsequent_indent=" " * (indent + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines.replace(NO_BREAK, " ")
+
+
+LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"))
+
+RATES = (
+    ("Requests", "request_per_s", "/s"),
+    ("Goodput", "goodput_request_per_s", "requests/s"),
+    ("Output", "output_tok_per_s_per_gpu", "tokens/s/GPU"),
+    ("Cost", "usd_per_million_output_tokens", "USD/M output tokens"),
+    ("Energy", "output_tokens_per_joule", "output tokens/J"),
+)

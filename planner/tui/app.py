@@ -18,7 +18,8 @@ from textual.widget import AwaitMount
 from planner.tui.calibrating import own_calibrations
 from planner.tui.catalogue import Catalogue
 from planner.tui.messages import CatalogueRead, RunsValidated, Session, WorkerFailed
-from planner.tui.screens.base import SCREENS, PlannerScreen
+from planner.tui.screens import SCREENS
+from planner.tui.screens.base import PlannerScreen
 from planner.tui.screens.help import HelpScreen
 from planner.tui.state import load_state, save_state
 from planner.tui.themes import DEFAULT_THEME, THEMES
@@ -33,8 +34,14 @@ class PlannerApp(App[int]):
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {}
     BINDINGS: ClassVar = [
         *(
-            Binding(key.lower(), f"switch_mode('{mode}')", title, show=False, priority=True)
-            for mode, key, title in SCREENS
+            Binding(
+                entry.key.lower(),
+                f"switch_mode('{entry.mode}')",
+                entry.title,
+                show=False,
+                priority=True,
+            )
+            for entry in SCREENS
         ),
         Binding("question_mark,f1", "show_keys", "Keys", key_display="?", priority=True),
         Binding("ctrl+t", "next_theme", "Theme", show=False),
@@ -79,12 +86,12 @@ class PlannerApp(App[int]):
 
     def get_default_screen(self) -> Screen[Any]:
         """Return the screen of the last time."""
-        return _builder(self, self.DEFAULT_MODE)()
+        return _SCREENS[self.DEFAULT_MODE].build()
 
     def on_mount(self) -> None:
         """Let the other screens be built when they are first opened."""
-        for mode, _, _ in SCREENS:
-            self.add_mode(mode, _builder(self, mode))
+        for entry in SCREENS:
+            self.add_mode(entry.mode, entry.build)
         if self.state_notice:
             self.notify(self.state_notice, severity="warning", markup=False)
         # The frame first: what fills it comes after the first paint.
@@ -179,44 +186,15 @@ class PlannerApp(App[int]):
                 action = partial(screen.run_action, binding.action)
                 key = self.get_key_display(binding)
                 yield SystemCommand(binding.description, f"{key} on this screen", action)
-        for mode, key, title in SCREENS:
+        for entry in SCREENS:
             yield SystemCommand(
-                f"Go to {title}",
-                f"{key}",
-                partial(self.run_action, f"switch_mode('{mode}')"),
+                f"Go to {entry.title}",
+                entry.key,
+                partial(self.run_action, f"switch_mode('{entry.mode}')"),
             )
 
 
-_SCREENS = frozenset(mode for mode, _, _ in SCREENS)
-
-
-def _builder(app: PlannerApp, mode: str) -> Callable[[], Screen[Any]]:
-    def build() -> Screen[Any]:
-        if mode == "what_if":
-            from planner.tui.screens.what_if import WhatIfScreen  # noqa: PLC0415  first paint
-
-            return WhatIfScreen()
-        if mode == "profiles":
-            from planner.tui.screens.profiles import ProfilesScreen  # noqa: PLC0415
-
-            return ProfilesScreen()
-        if mode == "measure":
-            from planner.tui.screens.measure import MeasureScreen  # noqa: PLC0415
-
-            return MeasureScreen()
-        if mode == "runs":
-            from planner.tui.screens.runs import RunsScreen  # noqa: PLC0415
-
-            return RunsScreen()
-        if mode == "calibrate":
-            from planner.tui.screens.calibrate import CalibrateScreen  # noqa: PLC0415
-
-            return CalibrateScreen()
-        from planner.tui.screens.plan import PlanScreen  # noqa: PLC0415
-
-        return PlanScreen(app.state.question)
-
-    return build
+_SCREENS = {entry.mode: entry for entry in SCREENS}
 
 
 def _keys(screen: PlannerScreen) -> list[tuple[str, str]]:

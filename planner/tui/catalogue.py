@@ -90,7 +90,7 @@ def _local_gpus() -> LocalGpus:
 def _gpus() -> list[Entry]:
     from cost_models.calibration_io import calibrated_gpus  # noqa: PLC0415  first paint
     from cost_models.profile_io import list_gpus, load_gpu  # noqa: PLC0415
-    from planner.tui.text import GIB  # noqa: PLC0415
+    from cost_models.units import GIB  # noqa: PLC0415
 
     fitted, entries = calibrated_gpus(), []
     for name in list_gpus():

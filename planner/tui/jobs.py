@@ -170,7 +170,7 @@ def diagnose(link: Link, source: str, run_id: str, question: Question) -> list[s
         run_id: As `validate` names it.
         question: Its stated limits are those that the run had to keep.
     """
-    from planner.api import diagnose as diagnosing  # noqa: PLC0415
+    from planner.diagnosis.diagnose import diagnose as diagnosing  # noqa: PLC0415
     from planner.text.lines import diagnosis_lines  # noqa: PLC0415
     from planner.tui.calibrating import run_and_store  # noqa: PLC0415
 

@@ -89,7 +89,7 @@ def _loaded(question: Question, values: dict[str, Any], calibration: str) -> Che
     """Load the problem and change its load; each failure goes to the field that caused it."""
     from planner.question import (  # noqa: PLC0415
         PlanRequest,
-        changed_load,  # noqa: PLC0415
+        changed_load,
         load_problem,
         search_space,
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cost_models.units import GIB
+
 if TYPE_CHECKING:
     from cost_models.deployment import Deployment
     from planner.prediction.predict import Prediction
-
-GIB = 2**30
 
 
 def number(value: float) -> str:

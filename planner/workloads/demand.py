@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.metrics import PERCENTILES
-from planner.prediction.simulation import FloatArray
 from planner.simulator import (
     Arrivals,
     Requests,
@@ -19,6 +19,8 @@ from planner.simulator.statistics import requests_needed
 from planner.workloads.load import Load, Protocol
 from planner.workloads.measured import MeasuredRun
 from planner.workloads.model import RequestTrace, Workload
+
+FloatArray = NDArray[np.float64]
 
 WARM_UP_FACTOR = 1.25
 """Requests drawn over those that a percentile needs: the warm-up is cut off."""

@@ -29,8 +29,7 @@ from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.gpu import GpuSpec
 from cost_models.metrics import PERCENTILES
 from engines.registry import defaults_of
-from planner.estimator import Lengths, Load
-from planner.workloads.load import Protocol
+from planner.workloads.load import Lengths, Load, Protocol
 
 PROTOCOLS = ("closed_loop", "open_loop", "offline", "capacity")
 

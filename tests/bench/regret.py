@@ -29,10 +29,10 @@ from scipy.stats import spearmanr
 
 from engines.registry import as_run
 from planner.plans.decide import Finalist
+from planner.prediction.intervals import probability_words
 from planner.prediction.predict import predict_deployment
 from planner.question import Problem, load_problem
 from planner.search.study import evaluated
-from planner.text.lines import probability_words
 from planner.tuning.pool import measured_goodput_per_s
 from planner.workloads.demand import workload_demand
 from planner.workloads.measured import flat_metrics, parse_run

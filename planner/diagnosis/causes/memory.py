@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from cost_models.memory import MemoryPlan
+from cost_models.units import GIB
 from executor.process import OUT_OF_MEMORY
 from planner.diagnosis.case import RunCase
 from planner.diagnosis.finding import Finding, Remedy
 from planner.diagnosis.prospect import Prospect, SimulatedProspect, ratios
 from planner.diagnosis.remedies import Knobs, effects, remedies_of, tried
-from planner.diagnosis.shortage import GIB, Shortage, shortage_in_log
+from planner.diagnosis.shortage import Shortage, shortage_in_log
 
 FULL = 0.98
 """Share of the KV blocks in use from which the cache is exhausted."""

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from planner.tui.messages import Session
+from planner.tui.messages import RunsValidated, Session
+from planner.tui.screens import SCREENS, ScreenEntry
 
 if TYPE_CHECKING:
-    from planner.tui.app import PlannerApp
+    from planner.tui.catalogue import Catalogue
+    from planner.tui.state import State
 
-SCREENS = (
-    ("plan", "F2", "Plan"),
-    ("what_if", "F3", "What if"),
-    ("profiles", "F4", "Profiles"),
-    ("measure", "F5", "Measure"),
-    ("runs", "F6", "Runs"),
-    ("calibrate", "F7", "Calibrate"),
-)
-"""(mode, key, title)."""
+
+class Frame(Protocol):
+    """What screens ask of the application that holds them."""
+
+    state: State
+    session: Session | None
+    validation: RunsValidated | None
+    catalogue: Catalogue
+    may_take_local_gpu: bool
+    search_effort: dict[str, Any]
+
+    @property
+    def calibration_folder(self) -> Path:
+        """Where the user's own calibrations lie."""
+
+    def own_calibrations(self) -> dict[str, str]:
+        """Return the user's own calibration files by engine."""
+
+    def calibration_in_force(self, engine: str) -> tuple[str, float]:
+        """Return the user's own file for an engine and when it was written, in s since 1970."""
+
+    def remember(self, **changes: Any) -> None:
+        """Keep part of the state for the next time."""
 
 
 class PlannerScreen(Screen[None]):
@@ -34,9 +51,9 @@ class PlannerScreen(Screen[None]):
     HELP_TEXT = ""
 
     @property
-    def planner_app(self) -> PlannerApp:
-        """The application, as what it is."""
-        return cast("PlannerApp", self.app)
+    def planner_app(self) -> Frame:
+        """The application, as screens see it."""
+        return cast("Frame", self.app)
 
     @property
     def session(self) -> Session | None:
@@ -48,7 +65,7 @@ class PlannerScreen(Screen[None]):
         # Textual would set these after the first layout, and style everything twice.
         self.add_class(_at(self.app.size.width, self.HORIZONTAL_BREAKPOINTS))
         self.add_class(_at(self.app.size.height, self.VERTICAL_BREAKPOINTS))
-        tabs = (_tab(*entry, is_open=entry[0] == self.MODE) for entry in SCREENS)
+        tabs = (_tab(entry, is_open=entry.mode == self.MODE) for entry in SCREENS)
         yield Static("".join(tabs), id="tabs")
         yield from self.compose_body()
         yield Footer(compact=True, show_command_palette=False)
@@ -66,7 +83,7 @@ def _at(size: int, breakpoints: Sequence[tuple[int, str]]) -> str:
     return max(entry for entry in breakpoints if entry[0] <= size)[1]
 
 
-def _tab(mode: str, key: str, title: str, *, is_open: bool) -> str:
+def _tab(entry: ScreenEntry, *, is_open: bool) -> str:
     """Return one entry of the list of screens, a link for the mouse."""
     style = "reverse bold" if is_open else "dim"
-    return f"[{style}][@click=app.switch_mode('{mode}')] {key} {title} [/][/]"
+    return f"[{style}][@click=app.switch_mode('{entry.mode}')] {entry.key} {entry.title} [/][/]"

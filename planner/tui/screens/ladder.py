@@ -70,7 +70,7 @@ class LadderScreen(ModalScreen[None]):
     @on(LadderPredicted)
     def show_steps(self, event: LadderPredicted) -> None:
         """Show every step beside the others."""
-        from planner.cli.ladder_table import (  # noqa: PLC0415  the ladder pulls in the engines
+        from planner.text.ladder_table import (  # noqa: PLC0415  the ladder pulls in the engines
             COLUMNS,
             FEW_COLUMNS,
             ladder_lines,

@@ -90,15 +90,17 @@ class PlanScreen(PlannerScreen):
         Binding("pageup", "scroll_results(-1)", "Results up", show=False),
     ]
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.question = question
+        self.question = Question()
+        """What the form holds."""
         self._debounce: Timer | None = None
         self._stop = threading.Event()
         self._searched_with: tuple[str, float] | None = None
 
     def compose_body(self) -> ComposeResult:
         """Lay out the form, the middle and the right side."""
+        self.question = self.planner_app.state.question
         # The plot pulls in NumPy: it is mounted after the first paint.
         with Horizontal(id="body"):
             with VerticalScroll(id="form", can_focus=False):

@@ -9,8 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cost_models.units import GIB
 from planner.tui.live import Live, percentiles
-from planner.tui.text import GIB, milliseconds, number
+from planner.tui.text import milliseconds, number
 
 if TYPE_CHECKING:
     from executor.machine import GpuSample

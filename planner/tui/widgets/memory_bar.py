@@ -7,7 +7,8 @@ from rich.text import Text
 from textual.widgets import Static
 
 from cost_models.memory import MemoryPlan
-from planner.tui.text import GIB, gib
+from cost_models.units import GIB
+from planner.tui.text import gib
 
 PARTS = (
     ("weights", "weight_bytes_per_gpu", "W"),

@@ -8,16 +8,17 @@ from rich.text import Text
 
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
-from planner.cli.report import LATENCIES, RATES
 from planner.plans.plan import Plan
+from planner.prediction.intervals import probability_words
 from planner.prediction.predict import Prediction
 from planner.text.lines import (
     FRONT_TITLE,
+    LATENCIES,
+    RATES,
     SCHEDULING_TITLE,
     front_lines,
     fusion_lines,
     loss_words,
-    probability_words,
     scheduling_lines,
     speculation_words,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from planner.diagnosis.diagnose import Asked, diagnose_record
+from planner.diagnosis.diagnose import RunLimits, diagnose_record
 from planner.diagnosis.finding import Diagnosis, Finding
 from planner.diagnosis.prospect import COMPARED, SimulatedProspect, prospect_of
 from planner.diagnosis.request_log import RequestLog
@@ -238,8 +238,8 @@ def test_a_gap_belongs_to_the_prompt_that_ends_with_it() -> None:
 def test_four_bit_weights_over_the_limit_name_what_keeps_it() -> None:
     record = record_of(config={"quantization": "w4a16_awq"})
     measured = as_measured(simulated(record).base)
-    allowed = Asked(max_quality_loss_pct=1.0)
-    diagnosis = diagnosis_of({**record, "measured": measured}, asked=allowed)
+    allowed = RunLimits(max_quality_loss_pct=1.0)
+    diagnosis = diagnosis_of({**record, "measured": measured}, limits=allowed)
     first = diagnosis.findings[0]
     assert (first.finding.cause, first.share) == ("quality_degradation", 1.0)
     turned = {remedy.action: remedy for remedy in first.finding.remedies}

@@ -17,11 +17,12 @@ from planner.prediction.intervals import (
     least_served,
     probability_of_all,
     probability_within,
+    probability_words,
     upper_end,
 )
 from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
 from planner.question import Problem, load_problem
-from planner.text.lines import limit_lines, probability_words
+from planner.text.lines import limit_lines
 from planner.workloads.demand import workload_demand
 
 REPOSITORY = Path(__file__).parents[3]

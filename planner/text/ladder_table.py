@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from planner.cli.options import folded
+from cost_models.units import GIB
 from planner.ladder.ladder import WHOLE_REQUEST, Ladder, Step
+from planner.text.lines import folded
 
 MARKS = {"predicted": "p", "measured": "m", "published": "r"}
-
-GIB = 2**30
 
 WIDTH = 140
 """Columns of the table; a terminal that is narrower wraps it."""

@@ -1,0 +1,4 @@
+"""Units in which people read what is SI inside."""
+
+MIB, GIB = float(1 << 20), float(1 << 30)
+"""Bytes."""
