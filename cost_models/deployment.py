@@ -20,8 +20,11 @@ ROUTERS = ("round_robin", "least_outstanding", "prefix_aware")
 DEPLOYMENT_KNOBS = ("num_servers", "router")
 """Knobs of the deployment, beside those of each server's engine (`cost_models.engine.KNOBS`)."""
 
-ALL_KNOBS = (*DEPLOYMENT_KNOBS, *KNOBS)
-"""Every knob that `--set`, `--pin` and `--limit` take."""
+_SPLIT = KNOBS.index("moe_backend") + 1
+
+ALL_KNOBS = (*KNOBS[:_SPLIT], *DEPLOYMENT_KNOBS, *KNOBS[_SPLIT:])
+"""Every knob that `--set`, `--pin` and `--limit` take: those of the deployment behind those that
+split the model."""
 
 
 class Role(StrEnum):

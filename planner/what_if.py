@@ -13,7 +13,7 @@ from typing import Any
 from cost_models.deployment import ALL_KNOBS, ROUTERS, Deployment
 from cost_models.engine_traits import MEMORY_KNOBS
 from cost_models.errors import PlannerError
-from engines.reading import TYPES
+from planner.knobs import TYPES
 from planner.plans.make import plan_problem
 from planner.plans.plan import Plan
 from planner.prediction.predict import Prediction, predict_deployment

@@ -212,8 +212,9 @@ class _Deciding:
                 best = self._better(best, self._simulate(candidate))
         best = self._enough_servers(best)
         if self._is_contested(best.prediction) and not self._is_rated(best):
-            best = self._climb(best)
-        best = self._run_off(self._speculate(best))
+            best = self._speculate(self._climb(best))
+        else:
+            best = self._run_off(self._speculate(best))
         best = self._sure(self._simplified(best))
         others = tuple(one for one in self.simulated.values() if one is not best)
         rate_per_s = best.prediction.highest_rate_per_s if self.stopped() else self.rate_of(best)
@@ -292,7 +293,9 @@ class _Deciding:
         plainer = simplified(best.deployment, self.space, self.evaluator)
         if plainer == best.deployment or self.stopped():
             return best
-        other = self.simulated.get(plainer) or self._simulate(self._candidate(plainer))
+        # Both with every doubt: it makes limits less likely to hold.
+        best = self._sure(best)
+        other = self._sure(self.simulated.get(plainer) or self._simulate(self._candidate(plainer)))
         keeps = other.prediction.feasible == best.prediction.feasible
         worth = other.expected >= best.expected - LEAST_GAIN * abs(best.expected)
         return other if keeps and worth else best

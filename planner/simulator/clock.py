@@ -29,8 +29,8 @@ FloatArray = NDArray[np.float64]
 ROWS_AT_ONCE = 16
 """Batch sizes that are tabulated together when the first of them is asked for."""
 
-SMALLER_BATCHES = np.array([0.5, 0.8, 0.95, 1.0 - 1e-9])
-"""Smaller batches, as shares, than which those tabulated together take no less time."""
+LARGER_BATCHES = np.array([1.0 + 1e-9, 1.05, 1.25])
+"""Larger batches, over the last of those tabulated together, than which these take no more time."""
 
 KV_RATIO = 1.5
 """Spacing of the first grid over cached tokens."""
@@ -212,10 +212,9 @@ class StepClock:
     def _tabulated(self, sequences: int) -> _DecodeRow:
         """Tabulate the decode step for this batch size and its neighbours."""
         first = (sequences - 1) // ROWS_AT_ONCE * ROWS_AT_ONCE + 1
-        smaller = np.unique(np.floor(first * SMALLER_BATCHES))
-        smaller = smaller[(smaller >= 1) & (smaller < first)]
         own = np.arange(first, first + ROWS_AT_ONCE, dtype=np.float64)
-        batches = np.concatenate([smaller, own])[:, None]
+        larger = np.ceil(own[-1] * LARGER_BATCHES)
+        batches = np.concatenate([own, larger[larger <= self._max_rows]])[:, None]
 
         def cost(kv_len: FloatArray) -> StepCost:
             return self.model.cost(StepBatch(decode_sequences=batches, decode_kv_len=kv_len))
@@ -225,8 +224,7 @@ class StepClock:
         )
         attention = np.broadcast_to(cost(knots).by_family["attention_decode"], seconds.shape)
         seconds, attention = (
-            never_falling(never_falling(times).T).T[smaller.size :]
-            for times in (seconds, attention)
+            never_falling(never_falling(times).T).T for times in (seconds, attention)
         )
         for offset in range(ROWS_AT_ONCE):
             if first + offset < len(self._decode):

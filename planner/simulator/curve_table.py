@@ -76,12 +76,12 @@ def _inserted(
 
 
 def never_falling(values: FloatArray) -> FloatArray:
-    """Return values along the last axis, each at least as large as all before it.
+    """Return values along the last axis, each at most as large as all behind it.
 
-    More work never takes less time: where a table of kernels says so, because the engine changes
-    to a faster one, the slower one's time stands until the faster one takes as long.
+    More work never takes less time. Where a table says so, because a faster kernel begins there,
+    the time of that one counts for a little less work too: it could be padded up to it.
     """
-    return np.asarray(np.maximum.accumulate(values, axis=-1))
+    return np.asarray(np.minimum.accumulate(values[..., ::-1], axis=-1)[..., ::-1])
 
 
 class CurveTable:

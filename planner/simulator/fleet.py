@@ -101,6 +101,10 @@ class Fleet:
         index = self.source.take()
         number = self.router.choose(index)
         server, before_s = self.servers[number], self.servers[number].next_s
+        if server.turns_away(arrival_s, index):
+            # At once, whatever the server does: its client may go on in the same moment.
+            heappush(self._events, (arrival_s, DEPARTURE, number))
+            return
         self._inboxes[number].submit(arrival_s, index)
         server.interrupt()
         if server.next_s != before_s:

@@ -148,13 +148,18 @@ class Server(ABC):
 
     def _accept(self, arrival_s: float, index: int) -> None:
         """A client has sent a request: pass it on, or turn it away."""
+        if self.turns_away(arrival_s, index):
+            self.source.finished(arrival_s)
+        else:
+            self.front_end.accept(arrival_s, index, self._isl[index])
+
+    def turns_away(self, arrival_s: float, index: int) -> bool:
+        """Note a request's arrival, and return whether the engine refuses it."""
         self.results.arrive(index, arrival_s)
         refusal = self.engines[0].refusal(index)
         if refusal:
             self.results.refuse(index, refusal)
-            self.source.finished(arrival_s)
-            return
-        self.front_end.accept(arrival_s, index, self._isl[index])
+        return bool(refusal)
 
     def _deliver(self, engine: Engine, output_s: float, streamed_s: float) -> None:
         """Clients have the tokens of an engine's last step planned."""

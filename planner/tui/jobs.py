@@ -91,6 +91,7 @@ def simulate(
     settings: Mapping[str, str],
 ) -> Simulated:
     """Simulate a deployment with changed knobs under the load of a question."""
+    from planner.prediction.highest_rate import highest_rate  # noqa: PLC0415
     from planner.question import predict_problem  # noqa: PLC0415
     from planner.simulator.timeline import timeline  # noqa: PLC0415
     from planner.workloads.demand import workload_demand  # noqa: PLC0415
@@ -99,6 +100,9 @@ def simulate(
     problem, _ = _known(question, calibration)
     demand = workload_demand(problem.workload)
     prediction, _ = predict_problem(problem, deployment, settings, demand=demand)
+    if prediction.feasible:
+        rate = highest_rate(problem.evaluator, prediction.deployment, demand).rate_per_s
+        prediction = replace(prediction, highest_rate_per_s=rate)
     result = prediction.simulation
     return Simulated(prediction=prediction, timeline=timeline(result) if result else None)
 

@@ -94,7 +94,12 @@ class BackendContract:
 
     def test_what_it_lacks_is_one_line_before_anything_starts(self, prepared: Deployment) -> None:
         before = marked_processes()
-        wanted = replace(prepared, config=replace(prepared.config, kv_cache_dtype="nvfp4"))
+        wanted = replace(
+            prepared,
+            config=replace(
+                prepared.config, queue_order="LONGEST_PREFIX_MATCH", tensor_parallel_size=2
+            ),
+        )
         if not self.checks_configurations:
             assert not self.backend.lacking(wanted)
             return

@@ -230,17 +230,18 @@ def _memory() -> MemoryPlan:
     )
 
 
-def _ask(_problem: object, config: EngineConfig, settings: Mapping[str, str]) -> Answer:
+def _ask(_problem: object, deployment: Deployment, settings: Mapping[str, str]) -> Answer:
+    config = deployment.config
     batch = int(settings.get("max_batch_size", config.max_batch_size))
     changed = prediction(replace(config, max_batch_size=batch))
     return Answer(base=prediction(config), prediction=changed, not_deployable=())
 
 
 def _sensitivity(
-    _problem: object, config: EngineConfig, _knob: str, *, num_gpus: int
+    _problem: object, deployment: Deployment, _knob: str, *, num_gpus: int
 ) -> tuple[SensitivityPoint, ...]:
     del num_gpus
-    configs = [replace(config, max_batch_size=batch) for batch in BATCHES]
+    configs = [replace(deployment.config, max_batch_size=batch) for batch in BATCHES]
     return tuple(
         SensitivityPoint(value=c.max_batch_size, prediction=prediction(c), reason="")
         for c in configs
@@ -248,7 +249,7 @@ def _sensitivity(
 
 
 def _simulate(
-    _heard: object, _question: object, _calibration: str, config: EngineConfig,
+    _heard: object, _question: object, _calibration: str, deployment: Deployment,
     settings: Mapping[str, str],
 ) -> Simulated:  # fmt: skip
     at_s = np.linspace(0.0, 60.0, 200)
@@ -258,7 +259,7 @@ def _simulate(
         capacity_blocks=31_250.0, running=used / 20, waiting=np.zeros(200),
         step_s=np.full(200, 0.006), kind=np.where(at_s % 9 < 1, MIXED, DECODE),
     )  # fmt: skip
-    return Simulated(prediction=_ask(None, config, settings).prediction, timeline=seen)
+    return Simulated(prediction=_ask(None, deployment, settings).prediction, timeline=seen)
 
 
 def _backends() -> list[BackendState]:

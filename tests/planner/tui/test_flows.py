@@ -41,19 +41,19 @@ async def test_plan_then_what_if_then_export(tmp_path: Path) -> None:
         screen = pilot.app.screen
         assert isinstance(screen, WhatIfScreen)
         await until(pilot, lambda: screen.answer is not None)
-        _highlight(screen, "max_batch_size")
-        await pilot.press("left")
+        _highlight(screen, "max_num_tokens")
+        await pilot.press("left", "left", "left")
         await until(pilot, lambda: "▼ highest rate" in text_of(pilot, "#differences"))
-        await until(pilot, lambda: "was 256" in shown(pilot))
+        await until(pilot, lambda: "was 8192" in shown(pilot))
         await pilot.press("ctrl+s")
         await until(pilot, lambda: "Export to a folder" in shown(pilot))
         pilot.app.screen.query_one(Input).value = str(folder)
         await pilot.press("enter")
         await until(pilot, (folder / "plan.json").exists)
         options = yaml.safe_load((folder / "llm_api_options.yaml").read_text())
-        assert options["max_batch_size"] == 128
+        assert options["max_num_tokens"] == 1024
         exported = json.loads((folder / "plan.json").read_text())
-        assert exported["recommended"]["config"]["max_batch_size"] == 128
+        assert exported["recommended"]["config"]["max_num_tokens"] == 1024
 
 
 async def test_what_if_says_the_numbers_of_the_use_case(

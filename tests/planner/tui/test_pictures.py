@@ -1,4 +1,4 @@
-"""Pictures of every screen at both sizes, equal to the last letter to those that are kept.
+"""What every screen shows at both sizes; four of them equal to the last letter to kept pictures.
 
 `python -m pytest -n 0 tests/planner/tui/test_pictures.py --snapshot-update` draws them anew;
 look at the difference before it is kept.
@@ -116,13 +116,28 @@ SCREENS = (
 )  # fmt: skip
 
 
+PICTURES = ((plan, SMALL), (plan, WIDE), (what_if, WIDE), (runs, SMALL))
+"""Kept to the last letter: the frame, the plot, the knobs and a table."""
+
+Go = Callable[[Pilot[int]], Awaitable[None]]
+
+
 @pytest.mark.parametrize("size", [SMALL, WIDE], ids=["80x24", "120x40"])
 @pytest.mark.parametrize("go", SCREENS, ids=lambda go: go.__name__)
+async def test_every_screen_shows_what_it_is_for(
+    tmp_path: Path, go: Go, size: tuple[int, int]
+) -> None:
+    async with planner_at(tmp_path, size) as pilot:
+        await planned(pilot)
+        await plan(pilot)
+        await go(pilot)  # waits for the words that a person looks for
+
+
+@pytest.mark.parametrize(
+    ("go", "size"), PICTURES, ids=[f"{go.__name__}-{size[0]}x{size[1]}" for go, size in PICTURES]
+)
 async def test_screen_looks_as_it_did(
-    tmp_path: Path,
-    snapshot: SnapshotAssertion,
-    go: Callable[[Pilot[int]], Awaitable[None]],
-    size: tuple[int, int],
+    tmp_path: Path, snapshot: SnapshotAssertion, go: Go, size: tuple[int, int]
 ) -> None:
     async with planner_at(tmp_path, size) as pilot:
         await planned(pilot)

@@ -38,7 +38,7 @@ async def test_keys_and_mouse_reach_what_a_small_screen_hides(tmp_path: Path) ->
     async with planner_at(tmp_path, SMALL) as pilot:
         screen = await planned(pilot)
         await pilot.press("pagedown", "pagedown")
-        await sees(pilot, "Binding limit")
+        await sees(pilot, "expected loss")
         await pilot.click("#field-gpu", offset=(25, 0))
         await sees(pilot, "GPU: type to narrow", "auto")
         await pilot.press("escape", "ctrl+g")
