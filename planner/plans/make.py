@@ -44,7 +44,8 @@ def plan_problem(problem: Problem, request: PlanRequest) -> Plan:
         on_best=request.on_best,
         stopped=request.stopped,
     )
-    demand = workload_demand(problem.workload, seed=request.seed)
+    # The seed is the search's: which requests are drawn must not decide what is recommended.
+    demand = workload_demand(problem.workload)
     found = make_plan(space, problem.evaluator, options, demand, all_orders=request.scheduling)
     return replace(found, asked=_asked(problem, request))
 

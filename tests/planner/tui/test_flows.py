@@ -64,7 +64,8 @@ async def test_what_if_says_the_numbers_of_the_use_case(
         screen = await _what_if(pilot)
         session = app_of(pilot).session
         assert session is not None
-        await pilot.press("left")
+        _highlight(screen, "max_num_tokens")
+        await pilot.press("left", "left", "left")
         await until(pilot, lambda: "▼" in text_of(pilot, "#differences"))
         await sees(pilot, "Closed form; the simulation follows")
         knob = screen.query_one(KnobList).knob
