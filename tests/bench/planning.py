@@ -61,7 +61,7 @@ def _children_s() -> float:
 def main() -> None:
     """Print every figure."""
     count, rate = closed_form_rate()
-    commands = {"planner --help": ("--help",)}
+    commands: dict[str, tuple[str, ...]] = {"planner --help": ("--help",)}
     for workload in list_workloads():
         asked = ("plan", "--workload", workload, "--json", "--gpu", "h100")
         commands[f"plan, {workload} on one H100"] = asked
