@@ -19,8 +19,17 @@ DATASET_TOKENS = 2_000_000
 
 FIRST_PORT = 8000
 
-FILES = ("llm_api_options.yaml", "serve.sh", "bench.sh", "dataset.jsonl", "quantize.sh")
-"""Every file of a plan beside plan.json; the last where the published checkpoint will not do."""
+ROUTER_PORT = 9000
+"""Where the router listens, before servers from `FIRST_PORT` on."""
+
+FILES = (
+    "llm_api_options.yaml", "serve.sh", "bench.sh", "dataset.jsonl", "quantize.sh", "nginx.conf",
+)  # fmt: skip
+"""Every file of a plan beside plan.json; the last two where there is a checkpoint to make, and
+where there are several servers."""
+
+NGINX_METHODS: Mapping[str, str] = {"round_robin": "", "least_outstanding": "    least_conn;\n"}
+"""How nginx's `upstream` is told a router; it knows nothing of prefixes."""
 
 PUBLISHED_CHECKPOINTS: Mapping[tuple[str, str], str] = {
     ("llama-3.1-8b", "fp8"): "nvidia/Llama-3.1-8B-Instruct-FP8",
@@ -73,7 +82,8 @@ def plan_files(deployment: Deployment, model: ModelSpec, load: SampledLoad) -> d
         "dataset.jsonl": _dataset(model, load),
     }
     script = build_script(config, model)
-    return files | ({"quantize.sh": script} if script else {})
+    files |= {"quantize.sh": script} if script else {}
+    return files | ({"nginx.conf": _router(deployment)} if deployment.num_servers > 1 else {})
 
 
 def launch_files(config: EngineConfig, model: ModelSpec, asked: Mapping[str, str]) -> LaunchFiles:
@@ -158,6 +168,27 @@ def _serve_script(deployment: Deployment, model: ModelSpec) -> str:
             '--config "$here/llm_api_options.yaml" &\npids+=($!)\n'
         )
     return script + 'wait -n "${pids[@]}"\n'
+
+
+def _router(deployment: Deployment) -> str:
+    """Return an nginx configuration that spreads requests over the servers of serve.sh."""
+    method = NGINX_METHODS.get(deployment.router, "")
+    servers = "".join(
+        f"    server localhost:{FIRST_PORT + number};\n" for number in range(deployment.num_servers)
+    )
+    lacking = "" if deployment.router in NGINX_METHODS else " (nginx has none: round_robin)"
+    return (
+        f"# Router {deployment.router}{lacking} before the servers of serve.sh.\n"
+        f"# Usage: nginx -c $PWD/nginx.conf   # then clients use port {ROUTER_PORT}\n"
+        "daemon off;\npid nginx.pid;\nerror_log stderr;\nevents { worker_connections 4096; }\n"
+        f"http {{\n  access_log off;\n  upstream servers {{\n{method}{servers}"
+        "    keepalive 512;\n  }\n"
+        f"  server {{\n    listen {ROUTER_PORT};\n    location / {{\n"
+        "      proxy_pass http://servers;\n      proxy_http_version 1.1;\n"
+        '      proxy_set_header Connection "";\n'
+        "      proxy_buffering off;  # tokens are streamed\n"
+        "      proxy_read_timeout 3600s;\n    }\n  }\n}\n"
+    )
 
 
 def _bench_script(deployment: Deployment, model: ModelSpec, concurrency: int) -> str:

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 )
 @quality_limit_option("Most that the precisions may be expected to lose, in percent.")
 @click.option("--trials", default=120, show_default=True, help="Optuna trials after the screening.")
-@click.option("--time-budget", default=10.0, show_default=True, help="Seconds for the search.")
+@click.option(
+    "--time-budget",
+    default=10.0,
+    show_default=True,
+    help="Seconds for search and simulation together.",
+)
 @click.option("--seed", default=0, show_default=True, help="Same seed, same plan.")
 @click.option(
     "--storage", default="", metavar="URL", help="Optuna storage, to keep and resume the study."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -168,6 +169,7 @@ def make_plan(
         demand: Requests to simulate.
         all_orders: Simulate other orders of the queue however long that takes.
     """
+    stopped = _deadline(options)
     found = search(space, evaluator, options)
     finalists = best_of_each_split(found)
     first = settled(finalists[0], space, evaluator, objective=options.objective)
@@ -178,7 +180,7 @@ def make_plan(
         finalists,
         objective=options.objective,
         demand=demand,
-        stopped=options.stopped,
+        stopped=stopped,
     )
     winner, simulated = decision.winner, (decision.winner, *decision.others)
     recommended = _of_the_whole_fleet(winner, evaluator, demand)
@@ -231,6 +233,13 @@ def _of_the_whole_fleet(winner: Finalist, evaluator: Evaluator, demand: Demand) 
     if simulation is None or simulation.stands_for == 1:
         return winner.prediction
     return predict_deployment(evaluator, winner.deployment, demand)
+
+
+def _deadline(options: SearchOptions) -> Callable[[], bool]:
+    """Return what says that the time is up, or that somebody has called the plan off."""
+    ends_s = time.monotonic() + options.time_budget_s
+    called_off = options.stopped or (lambda: False)
+    return lambda: time.monotonic() > ends_s or called_off()
 
 
 class _ClosedForm:

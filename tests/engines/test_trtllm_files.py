@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -269,3 +270,22 @@ def _wait_for(condition: object, seconds: float = 15.0) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("router", ["round_robin", "least_outstanding", "prefix_aware"])
+def test_several_servers_get_a_router(tmp_path: Path, router: str) -> None:
+    cluster = Cluster(gpu=load_gpu("h100"), num_gpus=3)
+    deployment = Deployment.of(EngineConfig(), cluster, num_servers=3).with_knobs(router=router)
+    model = load_model("llama-3.1-8b")
+    load = sampled_load(load_workload("chat"))
+    text = plan_files(deployment, model, load)["nginx.conf"]
+    assert all(f"server localhost:{port};" in text for port in (8000, 8001, 8002))
+    assert ("least_conn;" in text) == (router == "least_outstanding")
+    assert ("nginx has none" in text) == (router == "prefix_aware")
+    assert "nginx.conf" not in plan_files(deployment.with_knobs(num_servers=1), model, load)
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        pytest.skip("nginx is not installed: what it would say of the file is not known")
+    path = tmp_path / "nginx.conf"
+    path.write_text(text)
+    subprocess.run([nginx, "-t", "-c", str(path), "-p", str(tmp_path)], check=True)
