@@ -227,6 +227,8 @@ class _Deciding:
 
     def _enough_servers(self, best: Finalist) -> Finalist:
         """Return the same servers in the fewest that keep the SLO at the load, as simulated."""
+        if self.stopped():
+            return best
         if self.demand.protocol is Protocol.OPEN_LOOP:
             return self._as_many_as_the_rate_needs(best)
         return self._fewer_or_more(best)
@@ -406,7 +408,8 @@ class _Deciding:
 
     def _sure(self, one: Finalist) -> Finalist:
         """Return the same with the doubt of the host simulated."""
-        sure = with_host_doubt(one, self.evaluator, self.demand, HostDoubt.SIMULATED)
+        how = HostDoubt.CLOSED_FORM if self.stopped() else HostDoubt.SIMULATED
+        sure = with_host_doubt(one, self.evaluator, self.demand, how)
         self.simulated[one.deployment] = sure
         return sure
 
