@@ -25,7 +25,7 @@ from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
 from planner.validation.validate import capacity_evaluator, run_calibration, run_evaluator
 from planner.workloads.demand import Demand, run_demand
-from planner.workloads.load import Protocol
+from planner.workloads.load import ArrivalMode
 from planner.workloads.measured import MeasuredRun
 
 ROOMY = 8.0
@@ -90,7 +90,7 @@ class SimulatedProspect(Prospect):
     @property
     def is_open_loop(self) -> bool:
         """Whether requests come on a clock of their own."""
-        return self.demand.protocol is Protocol.OPEN_LOOP
+        return self.demand.protocol is ArrivalMode.OPEN_LOOP
 
     @property
     def rate_per_s(self) -> float:
@@ -129,7 +129,7 @@ class SimulatedProspect(Prospect):
 
     def with_clients(self, clients: int) -> Prediction:
         """Return the prediction of a closed loop of another number of clients."""
-        fewer = replace(self.demand, protocol=Protocol.CLOSED_LOOP, concurrency=clients)
+        fewer = replace(self.demand, protocol=ArrivalMode.CLOSED_LOOP, concurrency=clients)
         return self._values(self.evaluator, self.deployment, fewer)
 
     def nearly_alone(self) -> Prediction:
@@ -140,7 +140,7 @@ class SimulatedProspect(Prospect):
         """Return how many requests a second are served when all of them wait from the start."""
         at_once = replace(
             self.demand,
-            protocol=Protocol.OFFLINE,
+            protocol=ArrivalMode.OFFLINE,
             arrival_s=np.zeros(len(self.demand)),
             has_steady_state=False,
         )

@@ -16,7 +16,7 @@ from cost_models.engine import EngineConfig
 from cost_models.speculation import AnyStep
 from cost_models.step import StepBatch
 from planner.simulator.curve_table import never_falling
-from planner.workloads.load import Load, Protocol
+from planner.workloads.load import ArrivalMode, Load
 
 FloatArray = NDArray[np.float64]
 
@@ -151,7 +151,7 @@ def serving_curve(
     prompts = np.minimum(np.maximum(wanted, waiting), most)
     own_share = np.minimum(wanted / prompts, 1.0)
     chunks = np.maximum(1.0, np.ceil(prompt / budget)) if config.enable_chunked_prefill else 1.0
-    closed = load.protocol is Protocol.CLOSED_LOOP
+    closed = load.protocol is ArrivalMode.CLOSED_LOOP
     instances = config.num_instances
     met_share = own_share * (1 - 1 / decoding) if closed else own_share
     mixed_share = 1 - (1 - met_share) * (1 - own_share) ** (instances - 1)

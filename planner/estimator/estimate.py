@@ -13,7 +13,7 @@ from cost_models.metrics import PERCENTILES
 from planner.estimator.curve import ServingCurve
 from planner.estimator.queueing import GammaQuantiles, multi_server_wait
 from planner.estimator.statistics import Statistics
-from planner.workloads.load import Load, Protocol
+from planner.workloads.load import ArrivalMode, Load
 
 FloatArray = NDArray[np.float64]
 
@@ -63,9 +63,9 @@ def estimate(
     In an open loop `load.rate_per_s` may be an array too.
     """
     model = _Instance(curve, load, front_end, servers)
-    if load.protocol is Protocol.OPEN_LOOP:
+    if load.protocol is ArrivalMode.OPEN_LOOP:
         return model.open_loop()
-    if load.protocol is Protocol.CLOSED_LOOP:
+    if load.protocol is ArrivalMode.CLOSED_LOOP:
         return model.closed_loop()
     return model.offline()
 
@@ -198,7 +198,7 @@ class _Instance:
         share = point.mixed_share
         tokens = max(self.decode_tokens, 1.0)
         variance = jump**2 * share * (1 - share) / tokens
-        if self.load.protocol is Protocol.OPEN_LOOP:
+        if self.load.protocol is ArrivalMode.OPEN_LOOP:
             swing = self._batch_swing(point)
             variance = variance + swing**2
         return Statistics(point.tpot_s, GammaQuantiles(point.tpot_s, variance))

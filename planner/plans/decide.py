@@ -30,7 +30,7 @@ from planner.search.polish import simplified
 from planner.search.space import OUTER_KNOBS, SearchSpace
 from planner.search.study import Candidate, SearchResult, evaluated
 from planner.workloads.demand import Demand
-from planner.workloads.load import Protocol
+from planner.workloads.load import ArrivalMode
 
 MOST_FINALISTS = 6
 
@@ -222,14 +222,14 @@ class _Deciding:
 
     def _is_rated(self, best: Finalist) -> bool:
         """Whether highest rates compare better than one load does: that of several servers."""
-        is_open = self.demand.protocol is Protocol.OPEN_LOOP
+        is_open = self.demand.protocol is ArrivalMode.OPEN_LOOP
         return is_open and best.prediction.feasible and best.deployment.num_servers > 1
 
     def _enough_servers(self, best: Finalist) -> Finalist:
         """Return the same servers in the fewest that keep the SLO at the load, as simulated."""
         if self.stopped():
             return best
-        if self.demand.protocol is Protocol.OPEN_LOOP:
+        if self.demand.protocol is ArrivalMode.OPEN_LOOP:
             return self._as_many_as_the_rate_needs(best)
         return self._fewer_or_more(best)
 
@@ -273,7 +273,7 @@ class _Deciding:
 
     def _run_off(self, best: Finalist) -> Finalist:
         """Compare near equals by the highest rate that the simulation finds for each."""
-        if self.objective not in RATED or self.demand.protocol is not Protocol.OPEN_LOOP:
+        if self.objective not in RATED or self.demand.protocol is not ArrivalMode.OPEN_LOOP:
             return best
         near = (1 - RUN_OFF) * best.candidate.score
         rivals = [
@@ -308,7 +308,7 @@ class _Deciding:
 
     def _is_contested(self, prediction: Prediction) -> bool:
         """Whether queues may decide: a closed loop, or an open one near a limit or in doubt."""
-        if self.demand.protocol is not Protocol.OPEN_LOOP or not prediction.feasible:
+        if self.demand.protocol is not ArrivalMode.OPEN_LOOP or not prediction.feasible:
             return True
         if prediction.probability < 1 - LEAST_GAIN:
             return True

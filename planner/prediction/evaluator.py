@@ -47,7 +47,7 @@ from planner.prediction.intervals import (
     upper_end,
 )
 from planner.quality import QUALITY_LOSS, QualityLoss, QualityTable
-from planner.workloads.load import Load, Protocol
+from planner.workloads.load import ArrivalMode, Load
 
 FloatArray = NDArray[np.float64]
 Value = TypeVar("Value", float, FloatArray)
@@ -449,7 +449,7 @@ class Evaluator:
     ) -> FloatArray:
         """Walk up the curve until the SLO breaks; one row per set of servers."""
         load = self.load_of(config)
-        if load.protocol is not Protocol.OPEN_LOOP:
+        if load.protocol is not ArrivalMode.OPEN_LOOP:
             met = _meets(self.slo_excess(self._at_risk(at_load, config, servers, load)))
             return np.where(met, at_load.request_per_s, 0.0)
         num_servers = np.asarray(servers.num_servers, dtype=np.float64)[:, None]

@@ -20,7 +20,7 @@ from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.prediction.simulation import servers_alike
 from planner.simulator import SimulationResult
 from planner.workloads.demand import Demand, lasting
-from planner.workloads.load import Protocol
+from planner.workloads.load import ArrivalMode
 
 SERVED = 0.97
 """Share of what is offered that must be served while it lasts."""
@@ -51,13 +51,13 @@ class HighestRate:
     num_simulations: int
 
 
-def check_has_rate(protocol: Protocol) -> None:
+def check_has_rate(protocol: ArrivalMode) -> None:
     """Refuse what has no highest rate.
 
     Raises:
         ConfigError: Clients or a queue set the pace of the requests.
     """
-    if protocol is not Protocol.OPEN_LOOP:
+    if protocol is not ArrivalMode.OPEN_LOOP:
         raise ConfigError(
             "--find-rate needs requests that come on their own clock",
             hint="give a workload with poisson, gamma or trace arrivals",
@@ -106,7 +106,7 @@ class _Search:
         self.residence_s = float(rows.metrics["e2el_ms.mean"][0]) / 1e3
 
     def run(self) -> HighestRate:
-        if self.whole.protocol is not Protocol.OPEN_LOOP:
+        if self.whole.protocol is not ArrivalMode.OPEN_LOOP:
             rate_per_s = self._rate_at_the_load()
         else:
             low, high = self._bracket()

@@ -50,7 +50,7 @@ from planner.prediction.simulation import (
 from planner.quality import QUALITY_LOSS, QualityLoss
 from planner.simulator import SimulationResult
 from planner.workloads.demand import Demand
-from planner.workloads.load import Load, Protocol
+from planner.workloads.load import ArrivalMode, Load
 
 BUSY_POWER_FRACTION = 0.85
 """Share of the board's power limit drawn by a GPU that serves at full load."""
@@ -464,14 +464,14 @@ def _least_capacity(
     Clients that wait for answers are served at the machine's capacity: it errs as their rate does.
     """
     slower = Doubt(below=hosts[UTILISATION].above) if UTILISATION in hosts else Doubt()
-    regime = str(Protocol.CLOSED_LOOP)
+    regime = str(ArrivalMode.CLOSED_LOOP)
     low, _ = evaluator.interval("request_per_s", 1.0, config, regime=regime, doubt=slower)
     return low / outcome.utilisation if outcome.utilisation > 0 else math.inf
 
 
 def _arriving_per_s(load: Load, demand: Demand | None) -> float:
     """Return the requests per second that come on their own clock; no bound in other loads."""
-    if load.protocol is not Protocol.OPEN_LOOP:
+    if load.protocol is not ArrivalMode.OPEN_LOOP:
         return math.inf
     drawn_per_s = math.inf if demand is None else demand.arriving_per_s
     return drawn_per_s if math.isfinite(drawn_per_s) else float(np.max(load.rate_per_s))

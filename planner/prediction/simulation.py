@@ -31,7 +31,7 @@ from planner.simulator import (
 from planner.simulator.router import ROUTERS
 from planner.simulator.speculative_clock import SpeculativeClock
 from planner.workloads.demand import Demand, lasting
-from planner.workloads.load import Load, Protocol
+from planner.workloads.load import ArrivalMode, Load
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -53,7 +53,7 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 def servers_alike(deployment: Deployment, demand: Demand) -> int:
     """Return for how many servers one of them can stand: those that a static router feeds."""
     is_static = ROUTERS[deployment.router].is_static
-    alike = is_static and demand.protocol is Protocol.OPEN_LOOP and demand.has_steady_state
+    alike = is_static and demand.protocol is ArrivalMode.OPEN_LOOP and demand.has_steady_state
     return deployment.num_servers if alike else 1
 
 
@@ -262,7 +262,7 @@ def _reusing_prefix(demand: Demand, config: EngineConfig) -> Demand:
 
 def _drifts_apart(demand: Demand, load: Load, front_end: FrontEndConstants) -> bool:
     """Whether equal requests of a closed loop would stay together here but not in reality."""
-    closed = demand.protocol is Protocol.CLOSED_LOOP and load.is_lockstep
+    closed = demand.protocol is ArrivalMode.CLOSED_LOOP and load.is_lockstep
     return closed and not front_end.keeps_waves
 
 

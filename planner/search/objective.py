@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from planner.prediction.evaluator import Evaluation, Slice
 from planner.quality import QualityLoss
-from planner.workloads.load import Load, Protocol
+from planner.workloads.load import ArrivalMode, Load
 
 FloatArray = NDArray[np.float64]
 Score = TypeVar("Score", float, FloatArray)
@@ -81,7 +81,7 @@ def score(
         return np.asarray(-usd * (1 - HEADROOM_WORTH * headroom), dtype=np.float64)
     if name == "goodput":
         return rate
-    if load.protocol is not Protocol.OPEN_LOOP:
+    if load.protocol is not ArrivalMode.OPEN_LOOP:
         return metrics["output_tok_per_s_per_gpu"]
     return rate * load.osl.mean / gpus
 

@@ -32,7 +32,7 @@ from planner.search.storage import open_storage, storage_errors
 from planner.tuning.pool import SEARCH_S, make_pool, measured_log_score
 from planner.tuning.sampler import CANDIDATE, FAILURE, ModelSampler, StudyState
 from planner.workloads.demand import workload_demand
-from planner.workloads.load import Protocol
+from planner.workloads.load import ArrivalMode
 from planner.workloads.measured import flat_metrics
 
 SMALLEST_GAIN = 0.01
@@ -142,7 +142,7 @@ class _Tuning:
     def _at_a_telling_rate(self, request: TuneRequest) -> TuneRequest:
         """Raise an open loop's rate to what the plan can just serve: below it all are alike."""
         load, rate_per_s = self.problem.evaluator.load, request.measure.rate_per_s
-        is_open = load.protocol is Protocol.OPEN_LOOP
+        is_open = load.protocol is ArrivalMode.OPEN_LOOP
         if rate_per_s is None and is_open and self.objective in ("goodput", "throughput"):
             # Ample time, so that slow hosts and fast ones find the same rate.
             asked = replace(request.plan, time_budget_s=SEARCH_S)

@@ -24,7 +24,7 @@ from planner.prediction.evaluator import Evaluator
 from planner.prediction.predict import Outcome, outcome_of, predict_deployment
 from planner.validation.drift import Drift, Watched, drift_lines, drifts
 from planner.workloads.demand import run_demand
-from planner.workloads.load import Lengths, Load, Protocol
+from planner.workloads.load import ArrivalMode, Lengths, Load
 from planner.workloads.measured import MeasuredRun, read_runs
 
 REQUESTS_NEEDED: Mapping[str, int] = {"p90": 50, "p95": 100, "p99": 200}
@@ -303,7 +303,7 @@ def _with_unstated_limits(run: MeasuredRun, config: EngineConfig, load: Load) ->
         mean_osl=load.osl.mean,
         longest_isl=0.0 if run.protocol == "capacity" else load.isl.maximum,
         concurrency=load.concurrency,
-        is_offline=load.protocol is Protocol.OFFLINE,
+        is_offline=load.protocol is ArrivalMode.OFFLINE,
     )
     return find_engine(run.engine).with_unstated_limits(config, run.config, served)
 
@@ -354,7 +354,7 @@ def _num_requests(run: MeasuredRun) -> float:
 def _capacity_load(run: MeasuredRun) -> Load:
     """Nothing is served: only the longest sequence matters."""
     return Load(
-        protocol=Protocol.OFFLINE,
+        protocol=ArrivalMode.OFFLINE,
         isl=Lengths.fixed(float(run.workload.get("isl") or 1024)),
         osl=Lengths.fixed(float(run.workload.get("osl") or 128)),
         max_output_tokens=float(run.workload.get("osl") or 128),

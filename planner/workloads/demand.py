@@ -16,7 +16,7 @@ from planner.simulator import (
     offline_arrivals,
 )
 from planner.simulator.statistics import requests_needed
-from planner.workloads.load import Load, Protocol
+from planner.workloads.load import ArrivalMode, Load
 from planner.workloads.measured import MeasuredRun
 from planner.workloads.model import RequestTrace, Workload
 
@@ -36,7 +36,7 @@ PREDICTOR_LOG_SD = 0.5
 class Demand:
     """Every request of a deployment, and when clients send it."""
 
-    protocol: Protocol
+    protocol: ArrivalMode
     requests: Requests
     arrival_s: FloatArray
     """Ascending; ignored in a closed loop."""
@@ -62,7 +62,7 @@ class Demand:
     @property
     def arrivals(self) -> Arrivals:
         """How the requests come, as the simulator takes them."""
-        if self.protocol is Protocol.CLOSED_LOOP:
+        if self.protocol is ArrivalMode.CLOSED_LOOP:
             return Arrivals(concurrency=self.concurrency)
         return Arrivals(arrival_s=self.arrival_s)
 
@@ -123,7 +123,7 @@ def workload_demand(
         arrival_s=arrival_s,
         concurrency=workload.arrival.concurrency,
         shared_prefix_tokens=workload.shared_prefix_tokens,
-        has_steady_state=protocol is Protocol.OPEN_LOOP and not _has_an_end(workload),
+        has_steady_state=protocol is ArrivalMode.OPEN_LOOP and not _has_an_end(workload),
     )
 
 
@@ -146,7 +146,7 @@ def _of_trace(trace: RequestTrace, max_output_tokens: int) -> tuple[Requests, Fl
 
 
 def _arrivals(rng: np.random.Generator, workload: Workload, count: int) -> FloatArray:
-    if workload.arrival.protocol is not Protocol.OPEN_LOOP:
+    if workload.arrival.protocol is not ArrivalMode.OPEN_LOOP:
         return offline_arrivals(count)
     rate_per_s = workload.arrival.rate_per_s
     drawn_s = gamma_arrivals(rng, rate_per_s=rate_per_s, cv=workload.arrival.cv, count=count)
@@ -165,7 +165,7 @@ def run_demand(run: MeasuredRun, load: Load) -> Demand:
     requests = Requests.of(
         np.broadcast_to(isl, count).astype(np.int64), np.broadcast_to(osl, count).astype(np.int64)
     )
-    if load.protocol is not Protocol.OPEN_LOOP:
+    if load.protocol is not ArrivalMode.OPEN_LOOP:
         arrival_s = offline_arrivals(count)
     elif len(arrival_s) != count:
         rng = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def run_demand(run: MeasuredRun, load: Load) -> Demand:
         arrival_s=arrival_s[order] - arrival_s.min(),
         concurrency=round(load.concurrency),
         shared_prefix_tokens=int(run.workload.get("shared_prefix_tokens") or 0),
-        is_endless=load.protocol is Protocol.CLOSED_LOOP and not load.num_requests,
+        is_endless=load.protocol is ArrivalMode.CLOSED_LOOP and not load.num_requests,
     )
 
 

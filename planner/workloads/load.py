@@ -12,7 +12,7 @@ from cost_models.acceptance import Acceptance
 from cost_models.metrics import PERCENTILES
 
 
-class Protocol(StrEnum):
+class ArrivalMode(StrEnum):
     """How requests come."""
 
     CLOSED_LOOP = "closed_loop"
@@ -46,7 +46,7 @@ class Lengths:
 class Load:
     """Requests of a whole deployment."""
 
-    protocol: Protocol
+    protocol: ArrivalMode
     isl: Lengths
     osl: Lengths
     concurrency: float = 0.0
@@ -68,4 +68,4 @@ class Load:
     def is_lockstep(self) -> bool:
         """Whether clients that start together end together: a closed loop of equal requests."""
         equal = self.isl.cv == 0 and self.osl.cv == 0
-        return self.protocol is Protocol.CLOSED_LOOP and equal
+        return self.protocol is ArrivalMode.CLOSED_LOOP and equal

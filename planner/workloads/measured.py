@@ -29,7 +29,7 @@ from cost_models.errors import ConfigError, PlannerError, ProfileError
 from cost_models.gpu import GpuSpec
 from cost_models.metrics import PERCENTILES
 from engines.registry import defaults_of
-from planner.workloads.load import Lengths, Load, Protocol
+from planner.workloads.load import ArrivalMode, Lengths, Load
 
 PROTOCOLS = ("closed_loop", "open_loop", "offline", "capacity")
 
@@ -97,7 +97,7 @@ class MeasuredRun:
             ProfileError: The workload is incomplete, or its requests file cannot be read.
         """
         isl, osl, arrivals = self.lengths()
-        protocol = Protocol(self.protocol)
+        protocol = ArrivalMode(self.protocol)
         num_requests = self.workload.get("num_requests") or (len(isl) if len(isl) > 1 else 0)
         rate, cv = self._arrivals(protocol, arrivals)
         shared = float(self.workload.get("shared_prefix_tokens") or 0)
@@ -174,8 +174,8 @@ class MeasuredRun:
             ) from None
         return np.array([isl]), np.array([osl]), np.array([])
 
-    def _arrivals(self, protocol: Protocol, arrivals: NDArray[Any]) -> tuple[float, float]:
-        if protocol is not Protocol.OPEN_LOOP:
+    def _arrivals(self, protocol: ArrivalMode, arrivals: NDArray[Any]) -> tuple[float, float]:
+        if protocol is not ArrivalMode.OPEN_LOOP:
             return 0.0, 1.0
         if "rate_per_s" in self.workload:
             burstiness = float(self.workload.get("burstiness") or 1.0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cost_models.acceptance import Acceptance
 from cost_models.errors import ProfileError
 from cost_models.metrics import PERCENTILES
-from planner.workloads.load import Lengths, Load, Protocol
+from planner.workloads.load import ArrivalMode, Lengths, Load
 
 FloatArray = NDArray[np.float64]
 
@@ -39,10 +39,10 @@ class Arrival:
     num_requests: int = 0
 
     @property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> ArrivalMode:
         """The protocol under which such arrivals are measured."""
-        named = {"closed_loop": Protocol.CLOSED_LOOP, "offline": Protocol.OFFLINE}
-        return named.get(self.process, Protocol.OPEN_LOOP)
+        named = {"closed_loop": ArrivalMode.CLOSED_LOOP, "offline": ArrivalMode.OFFLINE}
+        return named.get(self.process, ArrivalMode.OPEN_LOOP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

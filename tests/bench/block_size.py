@@ -15,7 +15,7 @@ from planner.prediction.simulation import simulate_deployment
 from planner.question import load_problem
 from planner.simulator import SimulationResult, offline_arrivals
 from planner.workloads.demand import Demand, workload_demand
-from planner.workloads.load import Protocol
+from planner.workloads.load import ArrivalMode
 from planner.workloads.workload import list_workloads, load_workload
 from tests.bench import run_bench
 
@@ -39,7 +39,7 @@ def _burst(name: str) -> Demand:
     requests = demand.requests.at(demand.arrival_s.argsort(kind="stable")[:REQUESTS])
     return replace(
         demand,
-        protocol=Protocol.OFFLINE,
+        protocol=ArrivalMode.OFFLINE,
         requests=requests,
         arrival_s=offline_arrivals(len(requests)),
         concurrency=0,

@@ -20,7 +20,7 @@ from engines.vllm.cuda_graphs import captured_batch_sizes
 from planner.calibration.constants import CONSTANTS, LAUNCHES, with_constants
 from planner.prediction.evaluator import Evaluator
 from planner.simulator.clock import MixedStep, StepClock
-from planner.workloads.load import Lengths, Load, Protocol
+from planner.workloads.load import ArrivalMode, Lengths, Load
 
 GPU, MODEL = load_gpu("h200"), load_model("llama-3.1-8b")
 SHIPPED = load_calibration(GPU, "vllm")
@@ -74,7 +74,7 @@ def test_steps_beyond_twice_the_batch_limit_are_not_captured(batch: int) -> None
     """vLLM captures no more; how graphs cover the batch must not hide that from a prediction."""
     config = replace(CONFIG, max_batch_size=batch)
     load = Load(
-        protocol=Protocol.CLOSED_LOOP, isl=Lengths.fixed(512), osl=Lengths.fixed(128),
+        protocol=ArrivalMode.CLOSED_LOOP, isl=Lengths.fixed(512), osl=Lengths.fixed(128),
         concurrency=16,
     )  # fmt: skip
     evaluator = Evaluator(model=MODEL, gpu=GPU, calibration=SHIPPED, load=load, slo={})

@@ -23,7 +23,7 @@ from planner.question import Problem, load_problem, predict, predict_problem
 from planner.simulator import Requests, offline_arrivals
 from planner.validation.validate import validate
 from planner.workloads.demand import Demand, workload_demand
-from planner.workloads.load import Protocol
+from planner.workloads.load import ArrivalMode
 from planner.workloads.workload import list_workloads, load_workload
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +37,7 @@ def chat() -> Problem:
 def _closed_loop(isl: int, osl: int, *, clients: int) -> Demand:
     count = 20 * clients
     return Demand(
-        protocol=Protocol.CLOSED_LOOP,
+        protocol=ArrivalMode.CLOSED_LOOP,
         requests=Requests.of(np.full(count, isl), np.full(count, osl)),
         arrival_s=offline_arrivals(count),
         concurrency=clients,
