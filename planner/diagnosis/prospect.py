@@ -20,7 +20,7 @@ from cost_models.gpu import GpuSpec
 from cost_models.memory import MemoryPlan
 from engines.registry import find_engine
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
+from planner.prediction.predict import HostUncertainty, Prediction, predict_deployment
 from planner.simulator import SimulationResult
 from planner.simulator.step_log import StepLog
 from planner.validation.validate import capacity_evaluator, run_calibration, run_evaluator
@@ -150,7 +150,7 @@ class SimulatedProspect(Prospect):
     @staticmethod
     def _values(evaluator: Evaluator, deployment: Deployment, demand: Demand) -> Prediction:
         """Predict what is compared with the run's own prediction: values, without their doubt."""
-        return predict_deployment(evaluator, deployment, demand, host=HostDoubt.LEFT_OUT)
+        return predict_deployment(evaluator, deployment, demand, host=HostUncertainty.LEFT_OUT)
 
     def _on(self, gpu: GpuSpec) -> Evaluator:
         """Return the evaluator of another GPU; what it has computed belongs to the first."""

@@ -15,7 +15,7 @@ from planner.ladder.request import LadderRequest
 from planner.ladder.rungs import RUNGS, UNQUANTIZED, Rung, config_of, scheme_of
 from planner.plans.make import plan_problem
 from planner.prediction.predict import (
-    HostDoubt,
+    HostUncertainty,
     Prediction,
     engine_config_to_json,
     predict_deployment,
@@ -205,7 +205,7 @@ class _Climb:
             self.problem.evaluator,
             self.problem.deployment_of(config),
             self.demand,
-            host=HostDoubt.LEFT_OUT,
+            host=HostUncertainty.LEFT_OUT,
         )
         if not prediction.fits:
             notes.append(_shortfall(prediction))

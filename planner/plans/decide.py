@@ -24,7 +24,7 @@ from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.highest_rate import highest_rate
-from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
+from planner.prediction.predict import HostUncertainty, Prediction, predict_deployment
 from planner.search.objective import DECIDING, expected, handicapped, weighted_gpus
 from planner.search.polish import simplified
 from planner.search.space import OUTER_KNOBS, SearchSpace
@@ -85,7 +85,7 @@ class Finalist:
     objective: str
     doubt: float = 0.0
     """Share of the objective that it must gain while nobody knows how many drafts are right."""
-    host: HostDoubt = HostDoubt.SIMULATED
+    host: HostUncertainty = HostUncertainty.SIMULATED
     """How the prediction holds the doubt of a borrowed host."""
 
     @property
@@ -357,7 +357,7 @@ class _Deciding:
         run = one.prediction.simulation
         if run is None:
             return 0
-        hosts = self.evaluator.hosts() if one.host is HostDoubt.SIMULATED else ()
+        hosts = self.evaluator.hosts() if one.host is HostUncertainty.SIMULATED else ()
         return (1 + len(hosts)) * (run.num_steps + STEPS_PER_REQUEST * run.num_requests)
 
     def _beside(self, deployment: Deployment, knob: str, stride: int) -> Iterator[Deployment]:
@@ -382,7 +382,7 @@ class _Deciding:
 
     def _simulate(self, candidate: Candidate) -> Finalist:
         """Predict a candidate; the doubt of its host only where it decides what is feasible."""
-        host = HostDoubt.SIMULATED if self.evaluator.risk else HostDoubt.LEFT_OUT
+        host = HostUncertainty.SIMULATED if self.evaluator.risk else HostUncertainty.LEFT_OUT
         one = Finalist(
             candidate=candidate,
             prediction=predict_deployment(
@@ -408,17 +408,17 @@ class _Deciding:
 
     def _sure(self, one: Finalist) -> Finalist:
         """Return the same with the doubt of the host simulated."""
-        how = HostDoubt.CLOSED_FORM if self.stopped() else HostDoubt.SIMULATED
-        sure = with_host_doubt(one, self.evaluator, self.demand, how)
+        how = HostUncertainty.CLOSED_FORM if self.stopped() else HostUncertainty.SIMULATED
+        sure = with_host_uncertainty(one, self.evaluator, self.demand, how)
         self.simulated[one.deployment] = sure
         return sure
 
 
-def with_host_doubt(
-    one: Finalist, evaluator: Evaluator, demand: Demand, how: HostDoubt
+def with_host_uncertainty(
+    one: Finalist, evaluator: Evaluator, demand: Demand, how: HostUncertainty
 ) -> Finalist:
     """Return the same with the doubt of a borrowed host, where it was left out so far."""
-    if one.host is not HostDoubt.LEFT_OUT or not evaluator.hosts():
+    if one.host is not HostUncertainty.LEFT_OUT or not evaluator.hosts():
         return one
     simulation = one.prediction.simulation
     prediction = predict_deployment(

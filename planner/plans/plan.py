@@ -14,14 +14,14 @@ from planner.plans.decide import (
     decide,
     neighbouring,
     split_of,
-    with_host_doubt,
+    with_host_uncertainty,
 )
 from planner.plans.growth import GrowthStep, growth_of
 from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
 from planner.prediction.intervals import probability_within, probability_words
 from planner.prediction.predict import (
-    HostDoubt,
+    HostUncertainty,
     Prediction,
     config_to_json,
     predict_deployment,
@@ -194,7 +194,7 @@ def make_plan(
         other = known.get(candidate.deployment)
         if other is not None:
             # What was near enough to decide has it simulated; the rest shows it at no cost.
-            other = with_host_doubt(other, evaluator, demand, HostDoubt.CLOSED_FORM)
+            other = with_host_uncertainty(other, evaluator, demand, HostUncertainty.CLOSED_FORM)
             return _simulated_alternative(other, winner)
         gain = _gain(candidate.raw_score, winner.candidate.raw_score)
         return _alternative(candidate, closed_form.predict(candidate.deployment), gain)

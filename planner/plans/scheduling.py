@@ -14,7 +14,7 @@ import numpy as np
 from cost_models.engine_rules import EngineRules
 from engines.registry import find_engine
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
+from planner.prediction.predict import HostUncertainty, Prediction, predict_deployment
 from planner.simulator import SimulationResult
 from planner.workloads.demand import Demand
 
@@ -185,7 +185,7 @@ class _Orders:
 
     def _under(self, order: str, demand: Demand) -> Prediction:
         deployment = self.recommended.deployment.with_knobs(queue_order=order)
-        return predict_deployment(self.evaluator, deployment, demand, host=HostDoubt.LEFT_OUT)
+        return predict_deployment(self.evaluator, deployment, demand, host=HostUncertainty.LEFT_OUT)
 
 
 def _changes(before: Prediction, after: Prediction) -> dict[str, tuple[float, float]]:

@@ -40,8 +40,8 @@ from planner.prediction.intervals import (
     NEAR_CAPACITY,
     NORMAL_Q95,
     TOLD_BY_ACCEPTANCE,
-    Doubt,
-    host_doubts,
+    Uncertainty,
+    host_uncertainties,
     interval_90,
     load_regime,
     upper_end,
@@ -478,19 +478,23 @@ class Evaluator:
         if not self.risk:
             return values
         hosts = (host._estimate(config, servers, load) for host in self.hosts())
-        doubts = host_doubts(values, *(_metrics(end, chunk_tokens, self.slo) for end in hosts))
+        doubts = host_uncertainties(
+            values, *(_metrics(end, chunk_tokens, self.slo) for end in hosts)
+        )
         is_near = result.utilisation >= NEAR_CAPACITY
         found = {}
         for name, value in values.items():
             near, far = (
-                self.interval(name, value, config, regime=regime, doubt=doubts.get(name, Doubt()))
+                self.interval(
+                    name, value, config, regime=regime, doubt=doubts.get(name, Uncertainty())
+                )
                 for regime in (load_regime(str(load.protocol), share) for share in (1.0, 0.0))
             )
             found[name] = upper_end(value, np.where(is_near, near[1], far[1]), self.risk)
         return found
 
     def interval(
-        self, name: str, value: Value, config: EngineConfig, *, regime: str, doubt: Doubt
+        self, name: str, value: Value, config: EngineConfig, *, regime: str, doubt: Uncertainty
     ) -> tuple[Value, Value]:
         """Return the 90 % interval of a metric: residuals, drafts, and what else is in doubt.
 

@@ -98,7 +98,7 @@ def load_regime(protocol: str, utilisation: float) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Doubt:
+class Uncertainty:
     """What past residuals do not hold, in log over the value; added to them in quadrature.
 
     Each may be an array: one value for each of many configurations.
@@ -119,7 +119,7 @@ def interval_90(
     provenance: Provenance,
     *,
     regime: str = "",
-    doubt: Doubt = Doubt(),
+    doubt: Uncertainty = Uncertainty(),
 ) -> tuple[Value, Value]:
     """Return the interval that held 90 % of cross-validated measurements of this metric.
 
@@ -235,7 +235,9 @@ def least_served(*, room: float, capacity: float, latency: float) -> float:
     return min(capacity, 1.0) * room / (1.0 + (room - 1.0) * latency)
 
 
-def host_doubts(values: Mapping[str, Value], *ends: Mapping[str, Value]) -> dict[str, Doubt]:
+def host_uncertainties(
+    values: Mapping[str, Value], *ends: Mapping[str, Value]
+) -> dict[str, Uncertainty]:
     """Return what a borrowed host's speed leaves open, metric by metric.
 
     The prior of the host's speed is carried through the prediction: near capacity, where a slower
@@ -251,7 +253,7 @@ def host_doubts(values: Mapping[str, Value], *ends: Mapping[str, Value]) -> dict
         moves = [_log_ratio(found[name], value) for found in ends]
         if moves and name not in MEMORY_METRICS:
             below, above = (np.max([sign * m for m in moves], axis=0) for sign in (-1, 1))
-            doubts[name] = Doubt(below=np.maximum(below, 0.0), above=np.maximum(above, 0.0))
+            doubts[name] = Uncertainty(below=np.maximum(below, 0.0), above=np.maximum(above, 0.0))
     return doubts
 
 

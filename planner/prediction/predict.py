@@ -28,9 +28,9 @@ from planner.prediction.feasibility import violation
 from planner.prediction.fusion import fusion_savings
 from planner.prediction.intervals import (
     MEMORY_METRICS,
-    Doubt,
+    Uncertainty,
     block_size_error,
-    host_doubts,
+    host_uncertainties,
     least_served,
     load_regime,
     probability_of_all,
@@ -63,7 +63,7 @@ UTILISATION = "utilisation"
 """Name of the load over the capacity among what a host's speed moves."""
 
 
-class HostDoubt(Enum):
+class HostUncertainty(Enum):
     """How the doubt of a borrowed host enters intervals and probabilities."""
 
     LEFT_OUT = "left out"
@@ -237,7 +237,7 @@ def predict_deployment(
     deployment: Deployment,
     demand: Demand | None = None,
     *,
-    host: HostDoubt = HostDoubt.SIMULATED,
+    host: HostUncertainty = HostUncertainty.SIMULATED,
     simulation: SimulationResult | None = None,
     whole_fleet: bool = True,
 ) -> Prediction:
@@ -260,7 +260,7 @@ def predict_deployment(
     target = step.verify if isinstance(step, SpeculativeStep) else step
     regime = load_regime(str(evaluator.load.protocol), outcome.utilisation)
     breakdown = {name: step_seconds(step, batch) for name, batch in batches.items()}
-    hosts = _host_doubts(evaluator, deployment, outcome, demand, host)
+    hosts = _host_uncertainties(evaluator, deployment, outcome, demand, host)
     metrics = _within_arrivals(
         _metrics(evaluator, config, outcome, hosts, breakdown["decode"], regime=regime),
         capacity=_least_capacity(evaluator, config, outcome, hosts),
@@ -414,7 +414,7 @@ def _metrics(
     evaluator: Evaluator,
     config: EngineConfig,
     outcome: Outcome,
-    hosts: Mapping[str, Doubt],
+    hosts: Mapping[str, Uncertainty],
     decode_step: Mapping[str, float],
     *,
     regime: str,
@@ -426,7 +426,9 @@ def _metrics(
     metrics = {}
     for name, value in outcome.values.items():
         block = block_size_error(name, config, calibration, attention_share=share)
-        doubt = replace(hosts.get(name, Doubt()), chance=math.hypot(chance.get(name, 0.0), block))
+        doubt = replace(
+            hosts.get(name, Uncertainty()), chance=math.hypot(chance.get(name, 0.0), block)
+        )
         interval = evaluator.interval(name, value, config, regime=regime, doubt=doubt)
         metrics[name] = Metric(value=value, interval_90=interval, provenance=provenance)
     return metrics
@@ -457,13 +459,13 @@ def _within_arrivals(
 
 
 def _least_capacity(
-    evaluator: Evaluator, config: EngineConfig, outcome: Outcome, hosts: Mapping[str, Doubt]
+    evaluator: Evaluator, config: EngineConfig, outcome: Outcome, hosts: Mapping[str, Uncertainty]
 ) -> float:
     """Return the low end of the highest rate that can be sustained, over the load.
 
     Clients that wait for answers are served at the machine's capacity: it errs as their rate does.
     """
-    slower = Doubt(below=hosts[UTILISATION].above) if UTILISATION in hosts else Doubt()
+    slower = Uncertainty(below=hosts[UTILISATION].above) if UTILISATION in hosts else Uncertainty()
     regime = str(ArrivalMode.CLOSED_LOOP)
     low, _ = evaluator.interval("request_per_s", 1.0, config, regime=regime, doubt=slower)
     return low / outcome.utilisation if outcome.utilisation > 0 else math.inf
@@ -477,22 +479,22 @@ def _arriving_per_s(load: Load, demand: Demand | None) -> float:
     return drawn_per_s if math.isfinite(drawn_per_s) else float(np.max(load.rate_per_s))
 
 
-def _host_doubts(
+def _host_uncertainties(
     evaluator: Evaluator,
     deployment: Deployment,
     outcome: Outcome,
     demand: Demand | None,
-    how: HostDoubt,
-) -> dict[str, Doubt]:
+    how: HostUncertainty,
+) -> dict[str, Uncertainty]:
     """Return what a host that no run has shown leaves open; nothing where one has."""
     hosts = evaluator.hosts()
-    if not hosts or how is HostDoubt.LEFT_OUT:
+    if not hosts or how is HostUncertainty.LEFT_OUT:
         return {}
-    if how is HostDoubt.CLOSED_FORM and outcome.simulation is not None:
+    if how is HostUncertainty.CLOSED_FORM and outcome.simulation is not None:
         outcome, demand = outcome_of(evaluator, deployment, None), None
     whole = outcome.simulation is None or outcome.simulation.stands_for == 1
     ends = (outcome_of(end, deployment, demand, whole_fleet=whole) for end in hosts)
-    return host_doubts(
+    return host_uncertainties(
         *(dict(one.values) | {UTILISATION: one.utilisation} for one in (outcome, *ends))
     )
 

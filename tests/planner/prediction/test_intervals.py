@@ -13,7 +13,7 @@ from cost_models.calibration import Calibration, ErrorQuantiles, Provenance, int
 from cost_models.profile_io import load_gpu
 from engines.registry import load_calibration
 from planner import api
-from planner.prediction.intervals import Doubt, host_doubts, interval_90, load_regime
+from planner.prediction.intervals import Uncertainty, host_uncertainties, interval_90, load_regime
 from planner.prediction.predict import predict_deployment
 
 WORKLOAD = json.loads((Path(__file__).parents[3] / "profiles/workloads/chat.json").read_text())
@@ -26,10 +26,10 @@ def lopsided() -> Calibration:
     return replace(shipped, intervals=found, knows_host=True)
 
 
-NO_DOUBT = Doubt()
+NO_DOUBT = Uncertainty()
 
 
-def ends(calibration: Calibration, doubt: Doubt = NO_DOUBT) -> tuple[float, float]:
+def ends(calibration: Calibration, doubt: Uncertainty = NO_DOUBT) -> tuple[float, float]:
     low, high = interval_90("tpot_ms.mean", 1.0, calibration, Provenance.CALIBRATED, doubt=doubt)
     return math.log(low), math.log(high)
 
@@ -71,15 +71,15 @@ def test_a_borrowed_operator_that_own_runs_have_used_is_calibrated(
 
 
 def test_doubts_add_in_quadrature(lopsided: Calibration) -> None:
-    low, high = ends(lopsided, Doubt(chance=0.1, below=0.3, above=0.4))
+    low, high = ends(lopsided, Uncertainty(chance=0.1, below=0.3, above=0.4))
     assert low == pytest.approx(-math.sqrt(0.01**2 + (1.645 * 0.1) ** 2 + 0.3**2))
     assert high == pytest.approx(math.sqrt(0.2**2 + (1.645 * 0.1) ** 2 + 0.4**2))
 
 
 def test_a_doubt_reaches_as_far_as_either_host_moves_the_value() -> None:
-    found = host_doubts({"a": 1.0}, {"a": 0.8}, {"a": 2.0})["a"]
+    found = host_uncertainties({"a": 1.0}, {"a": 0.8}, {"a": 2.0})["a"]
     assert (found.below, found.above) == pytest.approx((math.log(1 / 0.8), math.log(2)))
-    one_sided = host_doubts({"a": 1.0}, {"a": 1.1}, {"a": 1.2})["a"]
+    one_sided = host_uncertainties({"a": 1.0}, {"a": 1.1}, {"a": 1.2})["a"]
     assert one_sided.below == 0
 
 

@@ -20,7 +20,7 @@ from planner.prediction.intervals import (
     probability_words,
     upper_end,
 )
-from planner.prediction.predict import HostDoubt, Prediction, predict_deployment
+from planner.prediction.predict import HostUncertainty, Prediction, predict_deployment
 from planner.question import Problem, load_problem
 from planner.text.lines import limit_lines
 from planner.workloads.demand import workload_demand
@@ -191,7 +191,11 @@ def test_the_doubt_of_the_host_can_be_left_out(busy: Problem) -> None:
         predict_deployment(evaluator, busy.deployment_of(config), demand, host=host).metrics[
             "ttft_ms.p95"
         ]
-        for host in (HostDoubt.LEFT_OUT, HostDoubt.CLOSED_FORM, HostDoubt.SIMULATED)
+        for host in (
+            HostUncertainty.LEFT_OUT,
+            HostUncertainty.CLOSED_FORM,
+            HostUncertainty.SIMULATED,
+        )
     )
     assert left_out.value == closed_form.value == simulated.value
     assert left_out.interval_90[1] < closed_form.interval_90[1] < simulated.interval_90[1]
