@@ -76,7 +76,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
+class Launch:
     """What a backend is asked to bring up."""
 
     model: ModelSource
@@ -160,11 +160,11 @@ class Backend(ABC):
     def availability(self) -> Availability:
         """Say whether it can run here, without importing the engine."""
 
-    def lacking(self, deployment: Deployment) -> Sequence[str]:  # noqa: ARG002  may need none
+    def lacking(self, deployment: Launch) -> Sequence[str]:  # noqa: ARG002  may need none
         """Return what the installed version cannot do of this configuration; empty when all."""
         return ()
 
-    def prepare(self, deployment: Deployment, *, limit_s: float) -> Deployment:  # noqa: ARG002
+    def prepare(self, deployment: Launch, *, limit_s: float) -> Launch:  # noqa: ARG002
         """Build what must be built and return what is then to be started.
 
         Raises:
@@ -172,7 +172,7 @@ class Backend(ABC):
         """
         return deployment
 
-    def engine_of(self, deployment: Deployment) -> str:
+    def engine_of(self, deployment: Launch) -> str:
         """Return the `engine` of the runs of a deployment; option `engine` names another."""
         return deployment.options.get("engine", self.engine)
 
@@ -185,7 +185,7 @@ class ServingBackend(Backend):
     """Brings up a server, which the load generator then measures."""
 
     @abstractmethod
-    def start(self, deployment: Deployment, *, limit_s: float) -> Server:
+    def start(self, deployment: Launch, *, limit_s: float) -> Server:
         """Return a server that answers; nothing is left running if this fails.
 
         Raises:
@@ -210,7 +210,7 @@ class BenchmarkBackend(Backend):
     @abstractmethod
     def benchmark(
         self,
-        deployment: Deployment,
+        deployment: Launch,
         prompts: Sequence[Prompt],
         *,
         protocol: LoadProtocol,
@@ -243,7 +243,7 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-def check_can_run(backend: Backend, deployment: Deployment) -> None:
+def check_can_run(backend: Backend, deployment: Launch) -> None:
     """Refuse what the backend cannot do, before anything is started.
 
     Raises:

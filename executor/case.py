@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from executor.backend import Backend, Deployment
+from executor.backend import Backend, Launch
 from executor.load_generator import TimeLimits
 from executor.machine import GpuReader
 from executor.observe import Observe
@@ -50,7 +50,7 @@ class MeasureOptions:
 class Case:
     """One configuration under one workload."""
 
-    deployment: Deployment
+    deployment: Launch
     traffic: Traffic
     gpu: str
     """Profile name, as runs give it."""

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from executor.backend import (
     BenchmarkBackend,
-    Deployment,
     Failure,
+    Launch,
     Server,
     ServerFailedError,
     ServingBackend,
@@ -117,7 +117,7 @@ class _Campaign:
             del self.waiting[0]
 
     @contextmanager
-    def _serving(self, backend: ServingBackend, deployment: Deployment) -> Iterator[Server]:
+    def _serving(self, backend: ServingBackend, deployment: Launch) -> Iterator[Server]:
         limits, server = self.tools.options.limits, None
         try:
             with self.stay.saying("start"):

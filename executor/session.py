@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from executor.backend import BenchmarkBackend, Deployment, Failure, Server
+from executor.backend import BenchmarkBackend, Failure, Launch, Server
 from executor.case import Case, Measurement, Tools
 from executor.deadline import Deadline
 from executor.drive import TICK_INTERVAL_S, drive
@@ -127,7 +127,7 @@ class Session:
             self._warm_up(server, view)
         self._repeat(lambda number: self._load(server, number))
 
-    def benchmark_all(self, backend: BenchmarkBackend, deployment: Deployment) -> None:
+    def benchmark_all(self, backend: BenchmarkBackend, deployment: Launch) -> None:
         """Let the engine's own program measure until the repeats agree."""
         self._repeat(lambda number: self._benchmark(backend, deployment, number))
 
@@ -209,7 +209,7 @@ class Session:
         finally:
             self.stay.observer.watch_load(None, None)
 
-    def _benchmark(self, backend: BenchmarkBackend, deployment: Deployment, number: int) -> Outcome:
+    def _benchmark(self, backend: BenchmarkBackend, deployment: Launch, number: int) -> Outcome:
         """Let the engine's own program measure the traffic once."""
         prompts = self._prompts(number)
         with Telemetry(self.tools.reader) as telemetry:

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from cost_models.errors import ConfigError
 from executor.backend import (
     Availability,
-    Deployment,
     Failure,
+    Launch,
     Server,
     ServerFailedError,
     ServingBackend,
@@ -87,7 +87,7 @@ class EndpointBackend(ServingBackend):
         """It needs nothing but the server."""
         return Availability(can_run=True)
 
-    def start(self, deployment: Deployment, *, limit_s: float) -> Server:
+    def start(self, deployment: Launch, *, limit_s: float) -> Server:
         """Find out how the server wants to be asked."""
         base = base_endpoint(deployment.options.get("url", ""))
         model = deployment.options.get("model") or served_model(base, limit_s)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.errors import ConfigError
-from executor.backend import Deployment, Failure, Server, ServerFailedError
+from executor.backend import Failure, Launch, Server, ServerFailedError
 from executor.load_generator import Endpoint
 from executor.process import ServerProcess, http_get
 
@@ -81,7 +81,7 @@ class LaunchedServer(Server):
 
 def launch(
     command: Sequence[str],
-    deployment: Deployment,
+    deployment: Launch,
     *,
     port: int,
     limit_s: float,
@@ -204,11 +204,11 @@ def facts_of_log(text: str, patterns: Mapping[str, LogPattern]) -> dict[str, flo
     return facts
 
 
-def program(deployment: Deployment, default: str) -> list[str]:
+def program(deployment: Launch, default: str) -> list[str]:
     """Return the engine's program: option `command` where given, split at spaces."""
     return deployment.options.get("command", default).split()
 
 
-def model_argument(deployment: Deployment, folder: Path | None) -> str:
+def model_argument(deployment: Launch, folder: Path | None) -> str:
     """Return what the engine is told to load: a local folder, or the name on the hub."""
     return str(folder or deployment.model.folder or deployment.model.hub_name)

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from executor.backend import Availability, Deployment, Server, ServingBackend
+from executor.backend import Availability, Launch, Server, ServingBackend
 from executor.backends.launched import LaunchedServer, launch
 from executor.backends.random_model import write_config_folder
 from executor.load_generator import Endpoint
@@ -54,7 +54,7 @@ class TransformersBackend(ServingBackend):
         """Return the versions that decide about speed."""
         return installed_versions(("torch", "transformers", "flash-attn", "kernels", "triton"))
 
-    def lacking(self, deployment: Deployment) -> list[str]:
+    def lacking(self, deployment: Launch) -> list[str]:
         """Return the knobs that have no counterpart."""
         config = deployment.config
         found = []
@@ -70,7 +70,7 @@ class TransformersBackend(ServingBackend):
             found.append(f"{deployment.model.hub_name} by name: give a folder, or random weights")
         return found
 
-    def start(self, deployment: Deployment, *, limit_s: float) -> Server:
+    def start(self, deployment: Launch, *, limit_s: float) -> Server:
         """Start our server process and wait until the model is warm."""
         port = free_port()
         settings = server_settings(deployment, port)
@@ -96,7 +96,7 @@ class TransformersServer(LaunchedServer):
         return {}
 
 
-def server_settings(deployment: Deployment, port: int) -> dict[str, Any]:
+def server_settings(deployment: Launch, port: int) -> dict[str, Any]:
     """Return what the server process is told, with the knobs in transformers' names."""
     config, model, options = deployment.config, deployment.model, deployment.options
     folder = model.folder
@@ -130,7 +130,7 @@ def server_settings(deployment: Deployment, port: int) -> dict[str, Any]:
     }
 
 
-def cpu_num_blocks(deployment: Deployment) -> int:
+def cpu_num_blocks(deployment: Launch) -> int:
     """Return a cache for a CPU: left alone, transformers takes most of the host's memory."""
     config = deployment.config
     blocks_per_sequence = -(-deployment.max_seq_len // config.tokens_per_block) + 1

@@ -18,7 +18,7 @@ from typing import Any
 
 from cost_models.units import GIB
 from engines.registry import find_engine
-from executor.backend import Availability, Deployment, Server, ServingBackend
+from executor.backend import Availability, Launch, Server, ServingBackend
 from executor.backends.launched import (
     LaunchedServer,
     LogPattern,
@@ -106,12 +106,12 @@ class TrtllmBackend(ServingBackend):
         """Return the versions that decide about speed."""
         return installed_versions(("tensorrt_llm", "tensorrt", "torch", "transformers"))
 
-    def engine_of(self, deployment: Deployment) -> str:
+    def engine_of(self, deployment: Launch) -> str:
         """Keep runs of a TensorRT engine apart: constants of the PyTorch backend are not theirs."""
         engine = super().engine_of(deployment)
         return f"{engine}-{ENGINE_BACKEND}" if uses_engine(deployment) else engine
 
-    def lacking(self, deployment: Deployment) -> list[str]:
+    def lacking(self, deployment: Launch) -> list[str]:
         """Return the options that the installed version does not know."""
         unsent = find_engine(self.engine).rules.unsent(deployment.config)
         if unsent:
@@ -126,7 +126,7 @@ class TrtllmBackend(ServingBackend):
         schema = installed_schema(OPTION_CLASSES[asked])
         return list(unknown_options(deployment.engine_options, schema, schema)) if schema else []
 
-    def prepare(self, deployment: Deployment, *, limit_s: float) -> Deployment:
+    def prepare(self, deployment: Launch, *, limit_s: float) -> Launch:
         """Build what is not there: a checkpoint in the plan's precision, an engine of it."""
         if "engine_dir" in deployment.options:
             return deployment
@@ -141,7 +141,7 @@ class TrtllmBackend(ServingBackend):
             limit_s=deadline.within(limit_s),
         )
 
-    def start(self, deployment: Deployment, *, limit_s: float) -> Server:
+    def start(self, deployment: Launch, *, limit_s: float) -> Server:
         """Start it and wait for it."""
         options, port = write_options(deployment), free_port()
         is_engine = uses_engine(deployment)
@@ -193,7 +193,7 @@ def unknown_options(
             yield f"{prefix}{name}={value}"
 
 
-def prepared(deployment: Deployment, *, limit_s: float) -> Deployment:
+def prepared(deployment: Launch, *, limit_s: float) -> Launch:
     """Run the deployment's build script, unless a checkpoint is given or made before.
 
     Raises:
@@ -223,7 +223,7 @@ def prepared(deployment: Deployment, *, limit_s: float) -> Deployment:
     return replace(deployment, model=replace(deployment.model, folder=target))
 
 
-def write_options(deployment: Deployment) -> Path:
+def write_options(deployment: Launch) -> Path:
     """Write the options file and return it; it beats every flag of the command line."""
     import yaml  # noqa: PLC0415  only when files are written
 
@@ -236,7 +236,7 @@ def write_options(deployment: Deployment) -> Path:
     return path
 
 
-def checkpoint(deployment: Deployment) -> str:
+def checkpoint(deployment: Launch) -> str:
     """Return what the engine loads: a folder, or a name on the hub."""
     folder = None
     if deployment.model.has_random_weights:
@@ -244,7 +244,7 @@ def checkpoint(deployment: Deployment) -> str:
     return model_argument(deployment, folder)
 
 
-def _checkpoint_name(deployment: Deployment) -> str:
+def _checkpoint_name(deployment: Launch) -> str:
     """Return what a checkpoint's folder is called; an engine's is split over its GPUs."""
     config = deployment.config
     name = f"{deployment.model.label}-{config.quantization}-kv-{config.kv_cache_dtype}"

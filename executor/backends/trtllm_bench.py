@@ -16,8 +16,8 @@ from executor.backend import (
     Availability,
     BenchmarkBackend,
     BenchmarkResult,
-    Deployment,
     Failure,
+    Launch,
     ServerFailedError,
 )
 from executor.backends.launched import program
@@ -55,21 +55,21 @@ class TrtllmBenchBackend(BenchmarkBackend):
         """Return the versions that decide about speed."""
         return self._serving.versions()
 
-    def engine_of(self, deployment: Deployment) -> str:
+    def engine_of(self, deployment: Launch) -> str:
         """Return what the serving backend calls it."""
         return self._serving.engine_of(deployment)
 
-    def lacking(self, deployment: Deployment) -> list[str]:
+    def lacking(self, deployment: Launch) -> list[str]:
         """Return the options that the installed version does not know."""
         return self._serving.lacking(deployment)
 
-    def prepare(self, deployment: Deployment, *, limit_s: float) -> Deployment:
+    def prepare(self, deployment: Launch, *, limit_s: float) -> Launch:
         """Build what is not there: a checkpoint in the plan's precision, an engine of it."""
         return self._serving.prepare(deployment, limit_s=limit_s)
 
     def benchmark(
         self,
-        deployment: Deployment,
+        deployment: Launch,
         prompts: Sequence[Prompt],
         *,
         protocol: LoadProtocol,
@@ -135,7 +135,7 @@ class BenchFiles:
         )
 
 
-def bench_command(deployment: Deployment, files: BenchFiles, protocol: LoadProtocol) -> list[str]:
+def bench_command(deployment: Launch, files: BenchFiles, protocol: LoadProtocol) -> list[str]:
     """Return the command line; the options file beats its flags, so both say the same."""
     config = deployment.config
     loaded, options = checkpoint(deployment), write_options(deployment)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cost_models.engine import EngineConfig
-from executor.backend import Deployment
+from executor.backend import Launch
 from executor.backends.launched import model_argument, run_build, whole_folder
 
 ENGINE_BACKEND = "tensorrt"
@@ -30,12 +30,12 @@ WITHOUT_COUNTERPART = (
 """Knobs that only the PyTorch backend has; their defaults ask nothing of an engine."""
 
 
-def uses_engine(deployment: Deployment) -> bool:
+def uses_engine(deployment: Launch) -> bool:
     """Return whether the engine backend is asked for."""
     return deployment.options.get("backend") == ENGINE_BACKEND
 
 
-def engine_lacking(deployment: Deployment, version: str) -> Iterator[str]:
+def engine_lacking(deployment: Launch, version: str) -> Iterator[str]:
     """Yield why this installation cannot build and serve an engine of a configuration."""
     option = f"option backend={ENGINE_BACKEND}"
     if version and _release(version) > LAST_VERSION:
@@ -54,8 +54,8 @@ def engine_lacking(deployment: Deployment, version: str) -> Iterator[str]:
 
 
 def with_engine(
-    deployment: Deployment, *, checkpoint: Path | None, version: str, limit_s: float
-) -> Deployment:
+    deployment: Launch, *, checkpoint: Path | None, version: str, limit_s: float
+) -> Launch:
     """Return the deployment with the folder of its engine, built unless it was built before.
 
     Args:
@@ -82,7 +82,7 @@ def with_engine(
     return replace(deployment, options={**deployment.options, "engine_dir": str(engine)})
 
 
-def build_flags(deployment: Deployment) -> list[str]:
+def build_flags(deployment: Launch) -> list[str]:
     """Return the knobs of a deployment as flags of `trtllm-build`.
 
     Chunked prefill and block reuse need paged context attention; it costs nothing without them.
@@ -109,7 +109,7 @@ PLAIN_GEMM = ("fp8", "nvfp4")
 """Precisions whose GEMMs the documentation leaves to TensorRT, for all but the smallest batches."""
 
 
-def engine_arguments(deployment: Deployment) -> list[str]:
+def engine_arguments(deployment: Launch) -> list[str]:
     """Return what `trtllm-serve` loads: the engine, and the tokenizer that it does not hold."""
     return [deployment.options["engine_dir"], "--tokenizer", model_argument(deployment, None)]
 

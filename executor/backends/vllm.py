@@ -17,7 +17,7 @@ from cost_models.acceptance import stated_chances
 from cost_models.units import GIB
 from engines.registry import find_engine
 from engines.vllm.flags import POLICIES, as_flags, serve_options
-from executor.backend import Availability, Deployment, Server, ServingBackend
+from executor.backend import Availability, Launch, Server, ServingBackend
 from executor.backends.launched import (
     LaunchedServer,
     LogPattern,
@@ -121,7 +121,7 @@ class VllmBackend(ServingBackend):
         """Return the versions that decide about speed."""
         return installed_versions(("vllm", "torch", "transformers", "flashinfer-python"))
 
-    def lacking(self, deployment: Deployment) -> list[str]:
+    def lacking(self, deployment: Launch) -> list[str]:
         """Return the knobs that vLLM cannot be told."""
         config, rules = deployment.config, find_engine(self.engine).rules
         wanted = (
@@ -138,7 +138,7 @@ class VllmBackend(ServingBackend):
         lacking = [words for is_lacking, words in wanted if is_lacking]
         return lacking + [str(violation) for violation in rules.unsent(config)]
 
-    def start(self, deployment: Deployment, *, limit_s: float) -> Server:
+    def start(self, deployment: Launch, *, limit_s: float) -> Server:
         """Start it and wait for it; compilation and graph capture take one to two minutes."""
         folder = None
         if deployment.model.has_random_weights:
@@ -185,7 +185,7 @@ class VllmServer(LaunchedServer):
         }
 
 
-def flags(deployment: Deployment, *, draft: str = "") -> list[str]:
+def flags(deployment: Launch, *, draft: str = "") -> list[str]:
     """Return the flags of `vllm serve` for a deployment.
 
     Args:
@@ -204,9 +204,7 @@ def flags(deployment: Deployment, *, draft: str = "") -> list[str]:
     return as_flags(said) + deployment.options.get("arguments", "").split()
 
 
-def _speculative_options(
-    deployment: Deployment, said: Mapping[str, Any], draft: str
-) -> dict[str, Any]:
+def _speculative_options(deployment: Launch, said: Mapping[str, Any], draft: str) -> dict[str, Any]:
     """Return what `--speculative-config` says; empty where nothing drafts.
 
     Raises:
@@ -226,7 +224,7 @@ def _synthetic(text: str, max_draft_len: int) -> dict[str, Any]:
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
 
 
-def _draft_argument(deployment: Deployment) -> str:
+def _draft_argument(deployment: Launch) -> str:
     """Return what vLLM loads as the draft; of a model without weights, a folder like the target's.
 
     vLLM loads the draft as it loads the target, so with dummy weights where that has them.
@@ -240,14 +238,14 @@ def _draft_argument(deployment: Deployment) -> str:
     return str(folder or draft.folder or draft.hub_name)
 
 
-def _endpoint(deployment: Deployment, *, port: int, model: str) -> Endpoint:
+def _endpoint(deployment: Launch, *, port: int, model: str) -> Endpoint:
     endpoint = Endpoint(port=port, model=model)
     sampling = REQUEST_OPTIONS if "--speculative-config" in flags(deployment) else {}
     asked = json_option(deployment.options, "request")
     return replace(endpoint, options={**endpoint.options, **sampling, **asked})
 
 
-def _write_logging(deployment: Deployment) -> Path:
+def _write_logging(deployment: Launch) -> Path:
     """Write the logging configuration under which the worker tells its memory account."""
     deployment.workdir.mkdir(parents=True, exist_ok=True)
     path = deployment.workdir / "vllm_logging.json"

@@ -16,7 +16,7 @@ from cost_models.model import ModelSpec
 from cost_models.profile_io import load_model, read_json_object, read_yaml_object
 from engines.base import LaunchFiles
 from engines.registry import DEFAULT_ENGINE, defaults_of, find_engine, is_engine
-from executor.backend import Backend, Deployment, ModelSource
+from executor.backend import Backend, Launch, ModelSource
 from executor.case import Case
 from executor.traffic import Traffic, protocol_of
 from planner.knobs import apply_engine_settings
@@ -178,12 +178,12 @@ def deployment_of(
     spec: ModelSpec,
     request: MeasureRequest,
     engine: str,
-) -> Deployment:
+) -> Launch:
     """Return what a backend is asked to bring up, with the files that its engine is given."""
     given = LaunchFiles()
     if is_engine(engine):
         given = find_engine(engine).launch_files(config, spec, request.backend_options)
-    return Deployment(
+    return Launch(
         model=model,
         config=config,
         workdir=Path(request.workdir).resolve(),

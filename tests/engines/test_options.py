@@ -17,7 +17,7 @@ from cost_models.model import ModelSpec
 from cost_models.profile_io import load_gpu, load_model
 from engines.base import EngineSpec
 from engines.registry import find_engine, list_engines
-from executor.backend import Deployment, ModelSource, load_backend
+from executor.backend import Launch, ModelSource, load_backend
 from executor.backends.vllm import flags
 
 DENSE, EXPERTS = load_model("llama-3.1-8b"), load_model("mixtral-8x7b")
@@ -172,8 +172,8 @@ def test_vllm_is_told_by_flags(knobs: dict[str, Any], words: str, tmp_path: Path
     assert words in " ".join(flags(deployment(config, tmp_path)))
 
 
-def deployment(config: EngineConfig, folder: Path) -> Deployment:
-    return Deployment(
+def deployment(config: EngineConfig, folder: Path) -> Launch:
+    return Launch(
         model=ModelSource(
             name="one", hub_name="one/one", vocab_size=1000, max_position_embeddings=4096
         ),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cost_models.engine import EngineConfig
-from executor.backend import Deployment, ModelSource
+from executor.backend import Launch, ModelSource
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 
@@ -35,7 +35,7 @@ TINY_MODEL = ModelSource(
 )
 
 
-def tiny_deployment(workdir: Path, **changes: Any) -> Deployment:
+def tiny_deployment(workdir: Path, **changes: Any) -> Launch:
     config = EngineConfig(
         max_batch_size=4,
         max_num_tokens=128,
@@ -48,11 +48,11 @@ def tiny_deployment(workdir: Path, **changes: Any) -> Deployment:
         cuda_graph_padding=True,
     )
     fields: dict[str, Any] = {"model": TINY_MODEL, "config": config, "workdir": workdir}
-    return Deployment(**{**fields, **changes})
+    return Launch(**{**fields, **changes})
 
 
 @pytest.fixture
-def deployment(tmp_path: Path) -> Deployment:
+def deployment(tmp_path: Path) -> Launch:
     return tiny_deployment(tmp_path / "work")
 
 

@@ -23,8 +23,8 @@ from cost_models.errors import ConfigError
 from executor.backend import (
     Backend,
     BenchmarkBackend,
-    Deployment,
     Failure,
+    Launch,
     Server,
     ServerFailedError,
     ServingBackend,
@@ -81,18 +81,18 @@ class BackendContract:
     """Whether it brings the engine up itself, and so can refuse what the engine cannot do."""
 
     @pytest.fixture
-    def prepared(self, deployment: Deployment) -> Deployment:
+    def prepared(self, deployment: Launch) -> Launch:
         return deployment
 
     def test_it_is_found_by_name(self) -> None:
         assert self.backend.name in backend_names()
         assert type(load_backend(self.backend.name)) is type(self.backend)
 
-    def test_its_runs_name_their_engine(self, prepared: Deployment) -> None:
+    def test_its_runs_name_their_engine(self, prepared: Launch) -> None:
         assert self.backend.availability().can_run
         assert self.backend.engine_of(prepared).startswith(self.backend.engine)
 
-    def test_what_it_lacks_is_one_line_before_anything_starts(self, prepared: Deployment) -> None:
+    def test_what_it_lacks_is_one_line_before_anything_starts(self, prepared: Launch) -> None:
         before = marked_processes()
         wanted = replace(
             prepared,
@@ -116,7 +116,7 @@ class ServingContract(BackendContract):
     backend: ClassVar[ServingBackend]
     starts_processes = True
 
-    def test_it_serves_exact_lengths_and_leaves_nothing(self, prepared: Deployment) -> None:
+    def test_it_serves_exact_lengths_and_leaves_nothing(self, prepared: Launch) -> None:
         check_can_run(self.backend, prepared)
         before = marked_processes()
         ready = self.backend.prepare(prepared, limit_s=30)
@@ -156,7 +156,7 @@ class TestVllm(ServingContract):
         assert server.counters() == counters
 
     def test_a_start_that_fails_leaves_nothing(
-        self, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+        self, deployment: Launch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = marked_processes()
         for failure, kind in (
@@ -174,7 +174,7 @@ class TestVllm(ServingContract):
             self.backend.start(deployment, limit_s=30.0)
         assert "architecture is not supported" in caught.value.log_tail
 
-    def test_knobs_become_flags(self, deployment: Deployment) -> None:
+    def test_knobs_become_flags(self, deployment: Launch) -> None:
         config = replace(
             deployment.config,
             quantization="fp8",
@@ -221,7 +221,7 @@ class TestVllm(ServingContract):
     )
     def test_drafts_are_configured_and_counted(
         self,
-        deployment: Deployment,
+        deployment: Launch,
         knobs: dict[str, Any],
         options: dict[str, str],
         said: dict[str, Any],
@@ -244,16 +244,14 @@ class TestVllm(ServingContract):
         assert counters["num_accepted_draft_tokens_at.0"] == 8.0
         assert counters["num_accepted_draft_tokens_at.1"] == 0.0
 
-    def test_synthetic_acceptance_that_does_not_fit_is_refused(
-        self, deployment: Deployment
-    ) -> None:
+    def test_synthetic_acceptance_that_does_not_fit_is_refused(self, deployment: Launch) -> None:
         config = replace(deployment.config, decoding_type="NGram", max_draft_len=3)
         options = {"synthetic_acceptance": "0.8,0.5"}
         with pytest.raises(ConfigError, match="synthetic_acceptance") as caught:
             flags(replace(deployment, config=config, options=options))
         assert "3 numbers" in caught.value.hint
 
-    def test_what_it_lacks_is_said_before_anything_starts(self, deployment: Deployment) -> None:
+    def test_what_it_lacks_is_said_before_anything_starts(self, deployment: Launch) -> None:
         config = replace(deployment.config, kv_cache_dtype="nvfp4", enable_attention_dp=True)
         with pytest.raises(ServerFailedError, match=r"nvfp4.*enable_attention_dp") as caught:
             check_can_run(self.backend, replace(deployment, config=config))
@@ -269,7 +267,7 @@ class TestTrtllm(ServingContract):
         monkeypatch.setenv("PYTHONPATH", str(STAND_INS / "packages"))
 
     @pytest.fixture
-    def prepared(self, deployment: Deployment) -> Deployment:
+    def prepared(self, deployment: Launch) -> Launch:
         return replace(deployment, engine_options=TRTLLM_OPTIONS)
 
     def check_serving(self, server: Server) -> None:
@@ -278,7 +276,7 @@ class TestTrtllm(ServingContract):
         assert facts["kv_cache_tokens"] == 370688
         assert facts["kv_cache_bytes_per_gpu"] == pytest.approx(45.25 * 2**30)
 
-    def test_options_that_the_installed_version_lacks_are_named(self, prepared: Deployment) -> None:
+    def test_options_that_the_installed_version_lacks_are_named(self, prepared: Launch) -> None:
         options = {
             **TRTLLM_OPTIONS,
             "disagg_config": {},
@@ -291,7 +289,7 @@ class TestTrtllm(ServingContract):
             assert name in str(caught.value)
         assert "max_batch_size" not in str(caught.value)
 
-    def test_a_checkpoint_is_quantized_once(self, prepared: Deployment) -> None:
+    def test_a_checkpoint_is_quantized_once(self, prepared: Launch) -> None:
         script = 'mkdir "$CHECKPOINT" && echo "{}" > "$CHECKPOINT/config.json"'
         real = replace(TINY_MODEL, has_random_weights=False)
         wanted = replace(prepared, model=real, build_script=script)
@@ -303,7 +301,7 @@ class TestTrtllm(ServingContract):
         ("script", "limit_s"), [("echo no space left; exit 4", 30), ("sleep 600", 0.5)]
     )
     def test_a_build_that_fails_is_an_error(
-        self, prepared: Deployment, script: str, limit_s: float
+        self, prepared: Launch, script: str, limit_s: float
     ) -> None:
         real = replace(TINY_MODEL, has_random_weights=False)
         before = marked_processes()
@@ -314,7 +312,7 @@ class TestTrtllm(ServingContract):
         assert caught.value.kind is Failure.PREPARE_FAILED
         assert marked_processes() == before
 
-    def test_a_checkpoint_of_the_person_is_taken(self, prepared: Deployment) -> None:
+    def test_a_checkpoint_of_the_person_is_taken(self, prepared: Launch) -> None:
         given = replace(prepared, options={"checkpoint": "/data/mine"}, build_script="exit 1")
         assert self.backend.prepare(given, limit_s=1).model.folder == Path("/data/mine")
 
@@ -337,7 +335,7 @@ class TestTransformers(ServingContract):
         assert result.requests[0].status is RequestStatus.REFUSED
         assert "120 + 20 tokens are over 128" in result.requests[0].error
 
-    def test_knobs_keep_their_meaning(self, deployment: Deployment) -> None:
+    def test_knobs_keep_their_meaning(self, deployment: Launch) -> None:
         config = replace(deployment.config, cuda_graph_max_batch_size=0, enable_block_reuse=False)
         settings = server_settings(replace(deployment, config=config), 1)
         batching = settings["continuous_batching"]
@@ -348,7 +346,7 @@ class TestTransformers(ServingContract):
         assert batching["use_cuda_graph"] is False
         assert batching["allow_block_sharing"] is False
 
-    def test_it_lacks_quantization_and_several_gpus(self, deployment: Deployment) -> None:
+    def test_it_lacks_quantization_and_several_gpus(self, deployment: Launch) -> None:
         config = replace(deployment.config, quantization="fp8", tensor_parallel_size=2)
         lacking = self.backend.lacking(replace(deployment, config=config))
         assert any("fp8" in line for line in lacking)
@@ -378,7 +376,7 @@ class TestEndpoint(ServingContract):
     checks_configurations = False
 
     @pytest.fixture
-    def prepared(self, deployment: Deployment) -> Iterator[Deployment]:
+    def prepared(self, deployment: Launch) -> Iterator[Launch]:
         with served(OpenAiServer()) as url:
             yield replace(deployment, options={"url": url})
 
@@ -460,7 +458,7 @@ class BenchmarkContract(BackendContract):
 
     backend: ClassVar[BenchmarkBackend]
 
-    def test_it_measures_every_request_and_leaves_nothing(self, prepared: Deployment) -> None:
+    def test_it_measures_every_request_and_leaves_nothing(self, prepared: Launch) -> None:
         before = marked_processes()
         check_can_run(self.backend, prepared)
         ready = self.backend.prepare(prepared, limit_s=30)
@@ -474,7 +472,7 @@ class BenchmarkContract(BackendContract):
         assert marked_processes() == before
 
     def test_one_that_never_ends_is_hung_and_leaves_nothing(
-        self, prepared: Deployment, monkeypatch: pytest.MonkeyPatch
+        self, prepared: Launch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = marked_processes()
         monkeypatch.setenv("STAND_IN_FAILURE", "never_ends")
@@ -489,7 +487,7 @@ class TestTrtllmBench(BenchmarkContract):
     backend = TrtllmBenchBackend()
 
     @pytest.fixture
-    def prepared(self, deployment: Deployment) -> Deployment:
+    def prepared(self, deployment: Launch) -> Launch:
         return replace(deployment, engine_options=TRTLLM_OPTIONS)
 
     @pytest.fixture(autouse=True)
@@ -497,7 +495,7 @@ class TestTrtllmBench(BenchmarkContract):
         monkeypatch.setenv("PYTHONPATH", str(STAND_INS / "packages"))
 
     @pytest.mark.parametrize("mode", ["throughput", "latency"])
-    def test_it_reads_what_the_program_writes(self, deployment: Deployment, mode: str) -> None:
+    def test_it_reads_what_the_program_writes(self, deployment: Launch, mode: str) -> None:
         wanted = replace(deployment, engine_options=TRTLLM_OPTIONS, options={"mode": mode})
         backend: BenchmarkBackend = self.backend
         check_can_run(backend, wanted)
@@ -510,14 +508,14 @@ class TestTrtllmBench(BenchmarkContract):
             assert result.requests[0].ttft_s == pytest.approx(0.05)
             assert result.requests[0].e2el_s == pytest.approx(0.05 + 7 * 0.01)
 
-    def test_an_open_loop_is_refused(self, deployment: Deployment) -> None:
+    def test_an_open_loop_is_refused(self, deployment: Launch) -> None:
         with pytest.raises(ServerFailedError, match="arrival times"):
             self.backend.benchmark(
                 deployment, PROMPTS, protocol=OpenLoop(arrival_s=[0.0] * 4), limit_s=60
             )
 
     def test_its_failure_is_named(
-        self, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+        self, deployment: Launch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("STAND_IN_FAILURE", "runs_out_of_memory")
         wanted = replace(deployment, engine_options=TRTLLM_OPTIONS)
@@ -544,7 +542,7 @@ def test_names_are_listed_without_importing_backends() -> None:
 
 
 def test_what_is_missing_names_its_install_line(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+    deployment: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ServerFailedError, match="pip install 'trtllm-planner") as caught:

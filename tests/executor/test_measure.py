@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cost_models.errors import MeasurementError
-from executor.backend import Deployment
+from executor.backend import Launch
 from executor.backends.endpoint import EndpointBackend
 from executor.backends.trtllm import TrtllmBackend
 from executor.backends.trtllm_bench import TrtllmBenchBackend
@@ -75,7 +75,7 @@ def store(tmp_path: Path) -> RunStore:
 
 
 @pytest.fixture
-def case(deployment: Deployment) -> Case:
+def case(deployment: Launch) -> Case:
     return Case(deployment=deployment, traffic=TRAFFIC, gpu="h200_sxm")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.backend import Deployment
+from executor.backend import Launch
 from executor.case import Case
 from executor.measure import measure, measure_together
 from executor.store import RunStore
@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> RunStore:
 
 
 @pytest.fixture
-def cases(deployment: Deployment) -> list[Case]:
+def cases(deployment: Launch) -> list[Case]:
     longer = replace(TRAFFIC, osl=[12] * 8, workload={**TRAFFIC.workload, "osl": 12})
     return [
         Case(deployment=deployment, traffic=traffic, gpu="h200_sxm")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from executor.backend import Deployment
+from executor.backend import Launch
 from executor.case import Case
 from executor.http_stream import Reply
 from executor.load_generator import (
@@ -29,7 +29,7 @@ from tests.executor.test_measure import TRAFFIC, tools
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_measurement_is_seen_as_it_runs(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_measurement_is_seen_as_it_runs(deployment: Launch, tmp_path: Path) -> None:
     seen: list[Observation] = []
     case = Case(deployment=deployment, traffic=TRAFFIC, gpu="h200_sxm")
     measure(case, tools(RunStore(str(tmp_path / "runs.db")), observe=seen.append))

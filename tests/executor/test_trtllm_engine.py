@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cost_models.engine import EngineConfig
-from executor.backend import Deployment, Failure, Server, ServerFailedError, check_can_run
+from executor.backend import Failure, Launch, Server, ServerFailedError, check_can_run
 from executor.backends.trtllm import TrtllmBackend
 from executor.backends.trtllm_bench import TrtllmBenchBackend
 from executor.backends.trtllm_engine import build_flags
@@ -43,7 +43,7 @@ def _installed(stand_ins: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noq
 
 
 @pytest.fixture(name="wanted")
-def engine_deployment(deployment: Deployment) -> Deployment:
+def engine_deployment(deployment: Launch) -> Launch:
     return replace(
         deployment,
         model=replace(TINY_MODEL, has_random_weights=False, folder=Path("/models/tiny")),
@@ -61,7 +61,7 @@ class TestTrtllmEngine(ServingContract):
     backend = TrtllmBackend()
 
     @pytest.fixture
-    def prepared(self, wanted: Deployment) -> Deployment:
+    def prepared(self, wanted: Launch) -> Launch:
         return wanted
 
     def check_serving(self, server: Server) -> None:
@@ -70,9 +70,9 @@ class TestTrtllmEngine(ServingContract):
         assert " --backend tensorrt " in server.command
 
     def test_it_is_built_once_for_each_configuration_and_version(
-        self, prepared: Deployment, monkeypatch: pytest.MonkeyPatch
+        self, prepared: Launch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def engine_of(deployment: Deployment) -> Path:
+        def engine_of(deployment: Launch) -> Path:
             return Path(self.backend.prepare(deployment, limit_s=30).options["engine_dir"])
 
         first = engine_of(prepared)
@@ -89,7 +89,7 @@ class TestTrtllmEngine(ServingContract):
         assert checkpoint["source"] == "/models/tiny"
         assert checkpoint["quantization"]["qformat"] == "int8_sq"
 
-    def test_an_engine_of_the_person_is_taken(self, prepared: Deployment) -> None:
+    def test_an_engine_of_the_person_is_taken(self, prepared: Launch) -> None:
         built = self.backend.prepare(prepared, limit_s=30).options["engine_dir"]
         mine = {"backend": "tensorrt", "engine_dir": built}
         given = replace(prepared, options=mine, build_script="exit 1")
@@ -97,7 +97,7 @@ class TestTrtllmEngine(ServingContract):
 
     @pytest.mark.parametrize("failure", ["builds_for_ever", "no_memory_to_build"])
     def test_a_build_that_fails_leaves_no_half_engine(
-        self, prepared: Deployment, monkeypatch: pytest.MonkeyPatch, failure: str
+        self, prepared: Launch, monkeypatch: pytest.MonkeyPatch, failure: str
     ) -> None:
         before = marked_processes()
         monkeypatch.setenv("STAND_IN_FAILURE", failure)
@@ -110,9 +110,7 @@ class TestTrtllmEngine(ServingContract):
             "tiny-bf16-kv-bf16-tensorrt-tp1-pp1"
         ]
 
-    def test_a_build_killed_half_way_is_made_anew(
-        self, prepared: Deployment, tmp_path: Path
-    ) -> None:
+    def test_a_build_killed_half_way_is_made_anew(self, prepared: Launch, tmp_path: Path) -> None:
         program = (
             "from executor.backends.launched import whole_folder\n"
             "import pathlib, sys, time\n"
@@ -146,7 +144,7 @@ class TestTrtllmEngine(ServingContract):
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_starts(
-    wanted: Deployment,
+    wanted: Launch,
     monkeypatch: pytest.MonkeyPatch,
     version: str,
     changes: dict[str, Any],
@@ -162,7 +160,7 @@ def test_what_cannot_be_is_one_line_before_anything_starts(
 
 
 def test_a_missing_builder_random_weights_and_unknown_backends_are_named(
-    wanted: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    wanted: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert "trtllm-build is not installed" not in TrtllmBackend().lacking(wanted)
     random = replace(wanted, model=TINY_MODEL)
@@ -178,7 +176,7 @@ def test_a_missing_builder_random_weights_and_unknown_backends_are_named(
     ]
 
 
-def test_options_of_the_pytorch_backend_are_refused(wanted: Deployment) -> None:
+def test_options_of_the_pytorch_backend_are_refused(wanted: Launch) -> None:
     options = {**OPTIONS, "cuda_graph_config": {}, "kv_cache_config": {"tokens_per_block": 32}}
     assert TrtllmBackend().lacking(replace(wanted, engine_options=options)) == [
         "kv_cache_config.tokens_per_block",
@@ -186,7 +184,7 @@ def test_options_of_the_pytorch_backend_are_refused(wanted: Deployment) -> None:
     ]
 
 
-def test_knobs_become_build_flags(wanted: Deployment) -> None:
+def test_knobs_become_build_flags(wanted: Launch) -> None:
     config = EngineConfig(
         quantization="fp8",
         kv_cache_dtype="fp8",
@@ -209,7 +207,7 @@ def test_knobs_become_build_flags(wanted: Deployment) -> None:
         assert part in line
 
 
-def test_the_benchmark_program_runs_an_engine(wanted: Deployment) -> None:
+def test_the_benchmark_program_runs_an_engine(wanted: Launch) -> None:
     backend = TrtllmBenchBackend()
     # A name that is a folder too is refused by the program.
     wanted = replace(wanted, model=replace(wanted.model, hub_name=str(wanted.workdir)))

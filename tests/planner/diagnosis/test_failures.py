@@ -10,7 +10,7 @@ import pytest
 
 from cost_models.engine import EngineConfig
 from engines.registry import find_engine
-from executor.backend import Deployment
+from executor.backend import Launch
 from executor.backends.endpoint import EndpointBackend
 from executor.backends.vllm import VllmBackend
 from executor.case import Case, MeasureOptions, Tools
@@ -41,7 +41,7 @@ Measure = Callable[..., Diagnosis]
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
 
-def diagnosed(folder: Path, deployment: Deployment, tools: Tools) -> Diagnosis:
+def diagnosed(folder: Path, deployment: Launch, tools: Tools) -> Diagnosis:
     case = Case(deployment=deployment, traffic=TRAFFIC, gpu="h100_sxm")
     (record,) = measure(case, tools).records
     (diagnosis,) = diagnose(str(record["run_id"]), store=str(folder / "runs.db"))
