@@ -25,7 +25,7 @@ from executor.drive import interrupts_as_errors
 from executor.machine import memory_used_bytes
 from executor.observe import Observer
 from executor.outcome import Outcome, failed
-from executor.session import Session, Stay
+from executor.session import ServerLease, Session
 
 
 def measure(case: Case, tools: Tools) -> Measurement:
@@ -69,7 +69,7 @@ class _Campaign:
     def __init__(self, cases: Sequence[Case], tools: Tools) -> None:
         self.tools = tools
         self.deployment = cases[0].deployment
-        self.stay = Stay(
+        self.stay = ServerLease(
             tools=tools,
             deadline=Deadline.after(tools.options.time_budget_s),
             memory_before=memory_used_bytes(tools.reader),

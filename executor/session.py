@@ -31,7 +31,7 @@ from executor.traffic import Warmth, random_prompts, warm_up_rounds, warmth_for
 
 
 @dataclass(slots=True, kw_only=True)
-class Stay:
+class ServerLease:
     """What the cases behind one start of a backend have in common."""
 
     tools: Tools
@@ -91,7 +91,7 @@ class Session:
         name: Before what is said of it, where there are others; empty for one alone.
     """
 
-    def __init__(self, case: Case, stay: Stay, *, name: str = "") -> None:
+    def __init__(self, case: Case, stay: ServerLease, *, name: str = "") -> None:
         self.case = case
         self.stay = stay
         self.tools = tools = stay.tools

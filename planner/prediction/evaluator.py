@@ -317,7 +317,7 @@ class Evaluator:
         columns = {knob: rows.column(knob) for knob in self._seen(base, CURVE_KNOBS)}
         graphs, batches = columns["cuda_graph_max_batch_size"], rows.column("max_batch_size")
         pairs = list(zip(graphs.tolist(), batches.tolist(), strict=True))
-        felt = {pair: self._felt_graphs(base, *pair) for pair in set(pairs)}
+        felt = {pair: self._effective_graph_size(base, *pair) for pair in set(pairs)}
         columns["cuda_graph_max_batch_size"] = np.array([felt[pair] for pair in pairs])
         keys = list(zip(*(column.tolist() for column in columns.values()), strict=True))
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -331,10 +331,12 @@ class Evaluator:
         """Return the configuration with only those inner knobs that matter to a curve."""
         bare = replace(config, **_kept(EngineConfig(), INNER_KNOBS), **_SCHEDULED)
         key = replace(bare, **_kept(config, self._seen(config, knobs)))
-        felt = self._felt_graphs(config, config.cuda_graph_max_batch_size, config.max_batch_size)
+        felt = self._effective_graph_size(
+            config, config.cuda_graph_max_batch_size, config.max_batch_size
+        )
         return replace(key, cuda_graph_max_batch_size=felt)
 
-    def _felt_graphs(self, base: EngineConfig, graphs: int, batch: int) -> int:
+    def _effective_graph_size(self, base: EngineConfig, graphs: int, batch: int) -> int:
         """Return up to which batch graphs are felt.
 
         Those that cover the whole batch are all alike, unless steps with prompts are replayed in

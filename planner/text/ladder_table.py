@@ -67,7 +67,7 @@ def ladder_lines(ladder: Ladder) -> Iterator[str]:
     if ladder.stopped_because:
         yield f"Stopped: {ladder.stopped_because}"
     if ladder.best:
-        yield f"Stay on: {_title(ladder.best)} ({ladder.best.engine})"
+        yield f"ServerLease on: {_title(ladder.best)} ({ladder.best.engine})"
 
 
 def _title(step: Step) -> str:

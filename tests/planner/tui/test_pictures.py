@@ -102,7 +102,7 @@ async def diagnosis(pilot: Pilot[int]) -> None:
 
 async def ladder(pilot: Pilot[int]) -> None:
     await pilot.press("ctrl+l")
-    await sees(pilot, "Stay on: BF16", "OVER")
+    await sees(pilot, "ServerLease on: BF16", "OVER")
 
 
 async def keys(pilot: Pilot[int]) -> None:

@@ -106,4 +106,4 @@ async def test_palette_has_the_ladder_on_both_screens(
             titles = {command.title for command in pilot.app.get_system_commands(screen)}
             assert {"Ladder", "Export"} <= titles
         await pilot.press("ctrl+l")
-        await sees(pilot, "Stay on: BF16", "planner quantize")
+        await sees(pilot, "ServerLease on: BF16", "planner quantize")
