@@ -25,6 +25,7 @@ from planner.measuring.predicted import prediction_of
 from planner.measuring.request import MeasureRequest
 from planner.search.objective import DECIDING, Deciding
 from planner.workloads.change import changed_workload
+from planner.workloads.demand import workload_demand
 from planner.workloads.model import Workload
 from planner.workloads.workload import load_workload
 
@@ -141,14 +142,10 @@ def _hf_config(path: Path) -> Mapping[str, Any]:
 
 def traffic_of(workload: Workload, *, num_requests: int = 0, seed: int = 0) -> Traffic:
     """Return a workload as requests, with the `workload` section of their run."""
-    rng = np.random.default_rng(seed)
-    trace, arrival = workload.trace, workload.arrival
+    arrival = workload.arrival
     count = num_requests or _num_requests(workload)
-    if trace is not None:
-        isl, osl = trace.isl[:count], trace.osl[:count]
-    else:
-        isl = workload.isl.sample(rng, count)
-        osl = np.minimum(workload.osl.sample(rng, count), workload.max_output_tokens)
+    demand = workload_demand(workload, seed=seed, num_requests=count)
+    isl, osl = demand.requests.isl, np.minimum(demand.requests.osl, workload.max_output_tokens)
     section: dict[str, Any] = {"protocol": str(arrival.protocol), "num_requests": len(isl)}
     if workload.shared_prefix_tokens:
         section["shared_prefix_tokens"] = workload.shared_prefix_tokens
@@ -156,7 +153,7 @@ def traffic_of(workload: Workload, *, num_requests: int = 0, seed: int = 0) -> T
     if section["protocol"] == "closed_loop":
         section["concurrency"] = arrival.concurrency
     elif section["protocol"] == "open_loop":
-        arrival_s = _arrivals(workload, rng, len(isl))
+        arrival_s = demand.arrival_s.tolist()
         section |= {"arrival": arrival.process, "rate_per_s": round(arrival.rate_per_s, 6)}
         section |= {"burstiness": round(arrival.cv**-2, 6)} if arrival.cv != 1 else {}
     for name, lengths in (("isl", isl), ("osl", osl)):
@@ -279,14 +276,3 @@ def _num_requests(workload: Workload) -> int:
         return min(arrival.num_requests, MOST_REQUESTS)
     wanted = arrival.concurrency * REQUESTS_PER_CLIENT or int(arrival.rate_per_s * OPEN_LOOP_S)
     return min(max(wanted, FEWEST_REQUESTS), MOST_REQUESTS)
-
-
-def _arrivals(workload: Workload, rng: np.random.Generator, count: int) -> list[float]:
-    from planner.simulator.arrivals import gamma_arrivals  # noqa: PLC0415
-
-    if workload.trace is not None:
-        times = workload.trace.arrival_s[:count]
-    else:
-        arrival = workload.arrival
-        times = gamma_arrivals(rng, rate_per_s=arrival.rate_per_s, cv=arrival.cv, count=count)
-    return [float(value) for value in times]

@@ -14,6 +14,7 @@ import numpy as np
 from cost_models.errors import ProfileError
 from engines.base import SampledLoad
 from engines.registry import find_engine, list_engines
+from planner.workloads.demand import workload_demand
 
 if TYPE_CHECKING:
     from planner.plans.plan import Plan
@@ -58,11 +59,12 @@ def write_plan_files(
 
 def sampled_load(workload: Workload, *, seed: int = 0) -> SampledLoad:
     """Return requests of a workload, as an engine's own benchmark takes them."""
-    rng = np.random.default_rng(seed)
-    isl = workload.isl.sample(rng, SAMPLED_REQUESTS)
-    osl = np.minimum(workload.osl.sample(rng, SAMPLED_REQUESTS), workload.max_output_tokens)
+    requests = workload_demand(workload, seed=seed, num_requests=SAMPLED_REQUESTS).requests
     return SampledLoad(
-        isl=isl.tolist(), osl=osl.tolist(), concurrency=workload.arrival.concurrency, rng=rng
+        isl=requests.isl.tolist(),
+        osl=np.minimum(requests.osl, workload.max_output_tokens).tolist(),
+        concurrency=workload.arrival.concurrency,
+        rng=np.random.default_rng([seed, 2]),
     )
 
 

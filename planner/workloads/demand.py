@@ -94,20 +94,30 @@ class Demand:
 
 
 def workload_demand(
-    workload: Workload, *, seed: int = 0, most_requests: int = MOST_REQUESTS
+    workload: Workload,
+    *,
+    seed: int = 0,
+    num_requests: int = 0,
+    most_requests: int = MOST_REQUESTS,
 ) -> Demand:
     """Draw as many requests of a workload as its percentiles need; a trace is taken whole.
 
+    Simulations, load generators and datasets of engines' own benchmarks take requests from here.
+
     Args:
         workload: What is asked.
-        seed: Same seed, same requests.
+        seed: Same seed and number, same requests.
+        num_requests: Another number of requests; of a trace, the first so many.
         most_requests: Bound on a workload that states how many requests it has.
     """
     rng = np.random.default_rng(seed)
     protocol = workload.arrival.protocol
-    count = _num_requests(workload, most_requests)
+    count = num_requests or _num_requests(workload, most_requests)
     if workload.trace is not None:
         requests, arrival_s = _of_trace(workload.trace, workload.max_output_tokens)
+        if num_requests:
+            rows = np.arange(min(num_requests, len(requests)))
+            requests, arrival_s = requests.at(rows), arrival_s[rows]
     else:
         requests = Requests.of(
             workload.isl.sample(rng, count),
