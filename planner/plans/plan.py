@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cost_models.deployment import Deployment
+from planner.percent import probability_words
 from planner.plans.decide import (
     Finalist,
     best_of_each_split,
@@ -19,7 +20,7 @@ from planner.plans.decide import (
 from planner.plans.growth import GrowthStep, growth_of
 from planner.plans.scheduling import Scheduling, scheduling_of
 from planner.prediction.evaluator import Evaluator
-from planner.prediction.intervals import probability_within, probability_words
+from planner.prediction.intervals import probability_within
 from planner.prediction.predict import (
     HostUncertainty,
     Prediction,

@@ -301,11 +301,3 @@ def _log_interval(name: str, calibration: Calibration, regime: str) -> tuple[flo
                 # Cost is one over a rate: what is cheap for one is fast for the other.
                 return (-ends[1], -ends[0]) if name == COST else ends
     return -DEFAULT_LOG_ERROR, DEFAULT_LOG_ERROR
-
-
-def probability_words(probability: float) -> str:
-    """Return a probability in whole percent; none is called certain."""
-    percent = round(100 * probability)
-    if percent in (0, 100):
-        return ">99 %" if percent else "<1 %"
-    return f"{percent} %"

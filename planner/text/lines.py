@@ -5,20 +5,11 @@ Nothing here is coloured or laid out: every function returns plain lines, the fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-from planner.prediction.predict import Prediction
-
-if TYPE_CHECKING:
-    from planner.plans.scheduling import Scheduling
-    from planner.search.study import Candidate
-
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from planner.prediction.intervals import probability_words
+from planner.percent import probability_words
 
 if TYPE_CHECKING:
     from cost_models.speculation import Speculation

@@ -28,8 +28,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from engines.registry import as_run
+from planner.percent import probability_words
 from planner.plans.decide import Finalist
-from planner.prediction.intervals import probability_words
 from planner.prediction.predict import predict_deployment
 from planner.question import Problem, load_problem
 from planner.search.study import evaluated

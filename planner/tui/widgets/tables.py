@@ -8,8 +8,8 @@ from rich.text import Text
 
 from cost_models.deployment import Deployment
 from cost_models.engine import EngineConfig
+from planner.percent import probability_words
 from planner.plans.plan import Plan
-from planner.prediction.intervals import probability_words
 from planner.prediction.predict import Prediction
 from planner.text.lines import (
     FRONT_TITLE,

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.percent import probability_words
 from planner.prediction.evaluator import Slice
 from planner.prediction.highest_rate import highest_rate
 from planner.prediction.intervals import (
     least_served,
     probability_of_all,
     probability_within,
-    probability_words,
     upper_end,
 )
 from planner.prediction.predict import HostUncertainty, Prediction, predict_deployment

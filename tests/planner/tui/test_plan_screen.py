@@ -58,7 +58,7 @@ async def test_shows_form_and_recommendation_at_both_sizes(
     async with planner_at(tmp_path, size) as pilot:
         await planned(pilot)
         await sees(pilot, "GPU", "Objective", "★ Recommended", "max_batch_size", "? Keys")
-        assert ("Why not the others" in shown(pilot)) == (size == WIDE)
+        assert ("Binding limit" in shown(pilot)) == (size == WIDE)
 
 
 async def test_small_screen_scrolls_to_the_reasons(tmp_path: Path) -> None:
