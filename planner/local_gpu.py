@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cost_models.errors import ProfileError
 from cost_models.profile_io import load_gpu
 from executor.machine import NvmlReader
-
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def _detected_gpu() -> str:
