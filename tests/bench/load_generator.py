@@ -1,6 +1,6 @@
 """How many tokens a second one core reads: `python -m tests.bench.load_generator`.
 
-The server runs in a process of its own and streams as fast as it can; what limits the
+First what reading a chunk costs without a socket. Then the whole: the server runs in a process of its own and streams as fast as it can; what limits the
 rate is the client or, where its share of a core is below 1, the server.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import sys
+import time
 from multiprocessing.connection import Connection
 
+from executor.http_stream import ResponseReader
 from executor.load_generator import Endpoint, Prompt, run_load
 from executor.protocols import ClosedLoop
 from tests.bench import run_bench
@@ -36,12 +38,31 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
             writer.write(HEAD)
             for count in range(1, OSL + 1):
-                event = EVENT % (8 + count, count)
-                writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+                writer.write(chunk_of(count))
                 await asyncio.sleep(STEP_S)
             writer.write(b"0\r\n\r\n")
     except asyncio.IncompleteReadError:
         writer.close()
+
+
+def chunk_of(count: int) -> bytes:
+    """Return the chunk of a token."""
+    event = EVENT % (8 + count, count)
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+def chunk_cost_s() -> float:
+    """Return the processor time that one chunk takes, each in a read of its own."""
+    reads = [chunk_of(count) for count in range(1, OSL + 1)]
+    costs_s = []
+    for _ in range(NUM_REQUESTS):
+        reader = ResponseReader()
+        reader.feed(HEAD)
+        start_s = time.thread_time()
+        for data in reads:
+            reader.feed(data)
+        costs_s.append((time.thread_time() - start_s) / OSL)
+    return min(costs_s)
 
 
 def serve(port: Connection) -> None:
@@ -56,7 +77,8 @@ def serve(port: Connection) -> None:
 
 
 def main() -> None:
-    """Print rate, share of a core and lag."""
+    """Print the cost of a chunk; then rate, share of a core and lag."""
+    sys.stdout.write(f"{chunk_cost_s() * 1e6:.2f} µs a chunk in the reader\n")
     parent, child = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(child,), daemon=True)
     server.start()
