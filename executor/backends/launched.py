@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from cost_models.errors import ConfigError
 from executor.backend import Failure, Launch, Server, ServerFailedError
@@ -165,18 +169,33 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def metric_values(text: str, metric: str) -> list[float]:
-    """Return the values of a Prometheus metric over all labels."""
-    pattern = rf"^{re.escape(metric)}(?:\{{.*\}})? ([\d.e+-]+)$"
-    return [float(value) for value in re.findall(pattern, text, re.MULTILINE)]
+    """Return the finite values of a Prometheus metric over all labels."""
+    return [sample.value for sample in _samples(text, metric)]
 
 
 def labelled_values(text: str, metric: str, *, label: str) -> dict[str, float]:
     """Return the sums of a Prometheus metric by the value of one label."""
-    pattern = rf'^{re.escape(metric)}\{{.*\b{re.escape(label)}="([^"]*)".*\}} ([\d.e+-]+)$'
     found: dict[str, float] = {}
-    for name, value in re.findall(pattern, text, re.MULTILINE):
-        found[name] = found.get(name, 0.0) + float(value)
+    for sample in _samples(text, metric):
+        if label in sample.labels:
+            name = sample.labels[label]
+            found[name] = found.get(name, 0.0) + sample.value
     return found
+
+
+def _samples(text: str, metric: str) -> list[Sample]:
+    """Return a metric's finite samples; none where its lines are not Prometheus'.
+
+    Only its own lines are parsed: the whole page of an engine takes milliseconds, in which the
+    load generator beside it could not read.
+    """
+    lines = "\n".join(line for line in text.split("\n") if line.startswith(metric))
+    try:
+        families = list(text_string_to_metric_families(lines))
+    except ValueError:
+        return []
+    samples = (sample for family in families for sample in family.samples)
+    return [found for found in samples if found.name == metric and math.isfinite(found.value)]
 
 
 def json_option(options: Mapping[str, str], name: str) -> dict[str, Any]:

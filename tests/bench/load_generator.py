@@ -1,7 +1,8 @@
 """How many tokens a second one core reads: `python -m tests.bench.load_generator`.
 
-First what reading a chunk costs without a socket. Then the whole: the server runs in a process of its own and streams as fast as it can; what limits the
-rate is the client or, where its share of a core is below 1, the server.
+First what reading a chunk costs without a socket. Then the whole: the server runs in a process
+of its own and streams as fast as it can; what limits the rate is the client or, where its share
+of a core is below 1, the server.
 """
 
 from __future__ import annotations

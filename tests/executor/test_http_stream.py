@@ -88,9 +88,7 @@ def test_a_response_that_stops_early_is_incomplete(data: bytes) -> None:
     ],
 )
 @given(cuts=st.lists(st.integers(0, 1000), max_size=8))
-def test_what_is_not_http_is_refused_in_one_line(
-    data: bytes, words: str, cuts: list[int]
-) -> None:
+def test_what_is_not_http_is_refused_in_one_line(data: bytes, words: str, cuts: list[int]) -> None:
     with pytest.raises(ProtocolViolationError, match=words) as caught:
         feed(ResponseReader(), data, [])
     assert "\n" not in str(caught.value)
