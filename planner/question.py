@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cost_models.cluster import Cluster
 from cost_models.deployment import DEPLOYMENT_KNOBS, Deployment
@@ -29,10 +29,6 @@ from planner.workloads.change import changed_workload
 from planner.workloads.demand import Demand, workload_demand
 from planner.workloads.model import OBJECTIVES, Workload, check_slo
 from planner.workloads.workload import load_workload
-
-if TYPE_CHECKING:
-    pass
-
 
 MAX_GPUS = 8
 """One node."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +28,6 @@ from planner.workloads.change import changed_workload
 from planner.workloads.demand import workload_demand
 from planner.workloads.model import Workload
 from planner.workloads.workload import load_workload
-
-if TYPE_CHECKING:
-    pass
-
 
 OPEN_LOOP_S = 60.0
 """Length of an open loop whose workload states no number of requests."""

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from cost_models.engine import EngineConfig
 from executor.observe import Observe
 from executor.store import DEFAULT_URL
-
-if TYPE_CHECKING:
-    pass
-
 
 COMPARED_METRICS = (
     "ttft_ms.mean", "ttft_ms.p99", "tpot_ms.mean", "tpot_ms.p99", "itl_ms.p99", "e2el_ms.mean",

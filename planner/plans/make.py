@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from planner.plans.plan import Plan, make_plan
 from planner.question import (
@@ -16,9 +16,6 @@ from planner.question import (
 )
 from planner.search.study import SearchOptions
 from planner.workloads.demand import workload_demand
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(request: PlanRequest) -> Plan:
