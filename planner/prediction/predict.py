@@ -523,7 +523,9 @@ def _economy(
     usd_per_s = num_gpus * gpu.usd_per_hour / 3600
     return {
         "output_tok_per_s_per_gpu": tokens_per_s / num_gpus,
-        "usd_per_million_output_tokens": usd_per_s / tokens_per_s * 1e6,
+        "usd_per_million_output_tokens": (
+            usd_per_s / tokens_per_s * 1e6 if tokens_per_s > 0 else math.inf
+        ),
         "output_tokens_per_joule": tokens_per_s / watts,
     }
 

@@ -322,7 +322,7 @@ def operator_seconds(result: SimulationResult, step: AnyStep) -> dict[str, float
     prefill attention of chunked prompts comes out low.
     """
     totals: dict[str, float] = {}
-    for log in (trace.log for trace in result.engines):
+    for log in (trace.log for trace in result.engines if len(trace.log.steps)):
         rows = np.unique(np.linspace(0, len(log.steps) - 1, LOGGED_ROWS).astype(np.int64))
         steps, decoding = log.steps[rows], log.decoding[rows].astype(np.float64)
         grown = log.context_tokens[rows] + decoding * (steps - 1) / 2

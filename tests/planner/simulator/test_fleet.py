@@ -100,7 +100,11 @@ def test_a_router_before_one_server_changes_nothing(workload, limits, front_end,
     model = ServerModel(clock=clock, limits=limits, front_end=front_end)
     alone = simulate(requests, arrivals, model)
     routed = _through_a_fleet(requests, arrivals, model)
-    assert_identical(alone, routed)
+    # A span that is shortened twice may end a rounding apart.
+    for name in COLUMNS:
+        np.testing.assert_allclose(
+            getattr(alone.requests, name), getattr(routed.requests, name), rtol=1e-12
+        )
 
 
 def _through_a_fleet(
