@@ -27,6 +27,9 @@ from planner.search.objective import DECIDING, expected, quality_handicap
 from planner.search.study import Candidate, SearchOptions, evaluated, search
 from planner.workloads.demand import workload_demand
 
+PATIENT_S = 600.0
+"""A budget that no plan here uses up: what is decided must not depend on the clock."""
+
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -59,7 +62,9 @@ def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(
     tmp_path: Path,
 ) -> None:
     crowded = chat_at(42.0, tmp_path)
-    request = PlanRequest(gpu="h200", workload=crowded, engine="vllm", trials=20)
+    request = PlanRequest(
+        gpu="h200", workload=crowded, engine="vllm", trials=20, time_budget_s=PATIENT_S
+    )
     found = plan(request)
     best = found.recommended.deployment
     assert max(found.recommended.slo_excess.values()) > -NEAR_LIMIT  # so the simulation decides
@@ -83,7 +88,7 @@ def test_no_neighbour_of_the_recommendation_is_better_when_both_are_simulated(
 def test_the_closed_forms_first_choice_does_not_win_where_the_simulation_rejects_it(
     busy: str,
 ) -> None:
-    request = PlanRequest(gpu="h200", workload=busy, engine="vllm")
+    request = PlanRequest(gpu="h200", workload=busy, engine="vllm", time_budget_s=PATIENT_S)
     problem = load_problem(gpu="h200", workload=busy, model="", engine="vllm")
     space = search_space(problem, request)
     found = search(space, problem.evaluator, SearchOptions(trials=0))
@@ -102,7 +107,7 @@ def test_the_closed_forms_first_choice_does_not_win_where_the_simulation_rejects
 
 
 def test_a_search_that_is_called_off_decides_by_what_it_has(busy: str) -> None:
-    request = PlanRequest(gpu="h200", workload=busy, engine="vllm")
+    request = PlanRequest(gpu="h200", workload=busy, engine="vllm", time_budget_s=PATIENT_S)
     problem = load_problem(gpu="h200", workload=busy, model="", engine="vllm")
     space = search_space(problem, request)
     found = search(space, problem.evaluator, SearchOptions(trials=0))
@@ -119,7 +124,9 @@ def test_a_search_that_is_called_off_decides_by_what_it_has(busy: str) -> None:
 
 
 def test_a_knob_that_the_engine_does_not_have_is_no_neighbour(busy: str) -> None:
-    found = plan(PlanRequest(gpu="h200", workload=busy, engine="vllm", trials=20))
+    found = plan(
+        PlanRequest(gpu="h200", workload=busy, engine="vllm", trials=20, time_budget_s=PATIENT_S)
+    )
     knobs = {n.knob for n in found.neighbours}
     assert "max_num_tokens" in knobs
     # gpu_memory_utilization divides the memory of vLLM.
@@ -128,13 +135,22 @@ def test_a_knob_that_the_engine_does_not_have_is_no_neighbour(busy: str) -> None
 
 def test_what_changes_nothing_is_not_called_a_miss(busy: str) -> None:
     limits = {"kv_cache_dtype": "bf16"}  # vLLM reads a BF16 cache alike in blocks of any size
-    found = plan(PlanRequest(gpu="h200", workload=busy, engine="vllm", trials=20, limits=limits))
+    found = plan(
+        PlanRequest(
+            gpu="h200",
+            workload=busy,
+            engine="vllm",
+            trials=20,
+            limits=limits,
+            time_budget_s=PATIENT_S,
+        )
+    )
     verdicts = {n.verdict for n in found.neighbours if n.knob == "tokens_per_block"}
     assert verdicts == {"no difference"}
 
 
 def test_an_uncontested_plan_is_decided_by_headroom() -> None:
-    found = plan(PlanRequest(gpu="h100", workload="chat", trials=20))
+    found = plan(PlanRequest(gpu="h100", workload="chat", trials=20, time_budget_s=PATIENT_S))
     assert found.status == "feasible"
     gains = [a.rejected_because for a in found.alternatives]
     assert all(reason.startswith("-") for reason in gains)
@@ -210,7 +226,16 @@ def test_a_plan_says_what_it_turned_down_for_its_odds() -> None:
     """Bursts near the capacity: small steps serve a little more, and wait a little longer."""
     workload = str(REPOSITORY / "docs/regret_h100/code_open.json")
     pins = {"quantization": "fp8_dynamic", "kv_cache_dtype": "fp8"}
-    found = plan(PlanRequest(gpu="h100", workload=workload, engine="vllm", pins=pins, trials=0))
+    found = plan(
+        PlanRequest(
+            gpu="h100",
+            workload=workload,
+            engine="vllm",
+            pins=pins,
+            trials=0,
+            time_budget_s=PATIENT_S,
+        )
+    )
     best, first = found.recommended, found.alternatives[0]
     assert first.prediction.value("goodput_request_per_s") > best.value("goodput_request_per_s")
     assert first.prediction.probability < best.probability

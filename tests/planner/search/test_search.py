@@ -13,6 +13,9 @@ from planner.prediction.feasibility import violation
 from planner.question import load_problem, search_space
 from planner.search.objective import handicapped, score
 
+PATIENT_S = 600.0
+"""A budget that no plan here uses up: what is decided must not depend on the clock."""
+
 SMALL = {
     "quantization": "bf16,fp8",
     "kv_cache_dtype": "bf16,fp8",
@@ -31,7 +34,7 @@ def _best_score(result: Plan) -> float:
 
 @pytest.mark.parametrize("workload", ["chat", "summarization", "offline-batch"])
 def test_within_one_percent_of_the_enumerated_optimum(workload: str) -> None:
-    request = PlanRequest(gpu="h100", workload=workload, limits=SMALL)
+    request = PlanRequest(gpu="h100", workload=workload, limits=SMALL, time_budget_s=PATIENT_S)
     problem = load_problem(gpu="h100", workload=workload)
     optimum = float("-inf")
     for rows in search_space(problem, request).screen(every_inner_knob=True):
@@ -58,13 +61,13 @@ def test_within_one_percent_of_the_enumerated_optimum(workload: str) -> None:
 
 
 def test_refinement_reaches_a_space_too_large_to_enumerate() -> None:
-    coarse = plan(PlanRequest(gpu="h200", workload="chat", trials=0))
-    refined = plan(PlanRequest(gpu="h200", workload="chat", trials=80))
+    coarse = plan(PlanRequest(gpu="h200", workload="chat", trials=0, time_budget_s=PATIENT_S))
+    refined = plan(PlanRequest(gpu="h200", workload="chat", trials=80, time_budget_s=PATIENT_S))
     assert _best_score(refined) >= _best_score(coarse)
 
 
 def test_same_seed_same_plan() -> None:
-    request = PlanRequest(gpu="h100", workload="chat", trials=40, seed=7)
+    request = PlanRequest(gpu="h100", workload="chat", trials=40, seed=7, time_budget_s=PATIENT_S)
     first, second = plan(request).to_json(), plan(request).to_json()
     first["search"].pop("wall_s")
     second["search"].pop("wall_s")
@@ -79,13 +82,16 @@ def test_pinned_knobs_stay_pinned() -> None:
         workload="chat",
         pins={"quantization": "bf16", "max_batch_size": "48"},
         limits={"tokens_per_block": "64"},
+        time_budget_s=PATIENT_S,
     )
     config = plan(request).recommended.config
     assert (config.quantization, config.max_batch_size, config.tokens_per_block) == ("bf16", 48, 64)
 
 
 def test_the_front_trades_throughput_for_speed_and_quality() -> None:
-    found = plan(PlanRequest(gpu="h100", workload="chat", trials=20)).search
+    found = plan(
+        PlanRequest(gpu="h100", workload="chat", trials=20, time_budget_s=PATIENT_S)
+    ).search
     axes = [
         (point.tok_per_s_per_gpu, point.tok_per_s_per_user, -point.quality.loss_pct)
         for point in found.pareto
@@ -105,7 +111,16 @@ def test_the_front_trades_throughput_for_speed_and_quality() -> None:
 
 def test_more_gpus_serve_more() -> None:
     one, four = (
-        plan(PlanRequest(gpu="h100", workload="chat", num_gpus=n, use_all=True, trials=10))
+        plan(
+            PlanRequest(
+                gpu="h100",
+                workload="chat",
+                num_gpus=n,
+                use_all=True,
+                trials=10,
+                time_budget_s=PATIENT_S,
+            )
+        )
         for n in (1, 4)
     )
     assert four.recommended.highest_rate_per_s > 3.8 * one.recommended.highest_rate_per_s
@@ -122,7 +137,7 @@ WORKLOADS = ("chat", "rag", "code-completion", "summarization", "agent")
     [(gpu, WORKLOADS[(at + turn) % 5]) for at, gpu in enumerate(GPUS) for turn in (0, 2, 3)],
 )
 def test_gpus_have_deployable_plans_for_unlike_workloads(gpu: str, workload: str) -> None:
-    result = plan(PlanRequest(gpu=gpu, workload=workload, trials=0))
+    result = plan(PlanRequest(gpu=gpu, workload=workload, trials=0, time_budget_s=PATIENT_S))
     problem = load_problem(gpu=gpu, workload=workload)
     best = result.recommended
     assert best.fits
@@ -131,7 +146,9 @@ def test_gpus_have_deployable_plans_for_unlike_workloads(gpu: str, workload: str
 
 def test_plans_differ_between_gpus() -> None:
     chosen = {
-        gpu: plan(PlanRequest(gpu=gpu, workload="chat", trials=0)).recommended.config
+        gpu: plan(
+            PlanRequest(gpu=gpu, workload="chat", trials=0, time_budget_s=PATIENT_S)
+        ).recommended.config
         for gpu in ("a100", "h100", "b200")
     }
     assert chosen["a100"].quantization in ("bf16", "w4a16_awq")
@@ -140,7 +157,7 @@ def test_plans_differ_between_gpus() -> None:
 
 def test_a_careful_plan_keeps_its_limits_at_the_upper_end_of_the_interval() -> None:
     """A limit inside the interval of a bold plan passes; a careful plan must do better."""
-    asked = PlanRequest(gpu="h100", workload="chat", trials=0)
+    asked = PlanRequest(gpu="h100", workload="chat", trials=0, time_budget_s=PATIENT_S)
     bold = plan(asked).recommended
     high = bold.metrics["tpot_ms.p99"].interval_90[1]
     between = (bold.value("tpot_ms.p99") + high) / 2
